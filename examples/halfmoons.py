@@ -39,7 +39,9 @@ def generated(samples: int, hidden: int) -> Recorded:
     )
 
 
-def measure(case: Recorded, threat: agt.LabelPoisoning | agt.FeaturePoisoning, memory: str) -> None:
+def measure(
+    case: Recorded, threat: agt.LabelPoisoning | agt.FeaturePoisoning, level: str, memory: str
+) -> None:
     begun = time.process_time()
 
     def spent() -> str:
@@ -47,15 +49,15 @@ def measure(case: Recorded, threat: agt.LabelPoisoning | agt.FeaturePoisoning, m
 
     def tell(result: agt.Result, step: int, steps: int) -> None:
         widths = result.steps[-1].chains
-        print(f"{step:4}  {widths['interval']:.6f}  {widths['linear']:.6f}  {spent()}", flush=True)
+        print(f"{step:4}  {widths['interval']:.6f}  {widths[level]:.6f}  {spent()}", flush=True)
 
-    print("step  interval    linear     cpu s")
+    print(f"step  interval  {level:>8}     cpu s")
     result = agt.certify(
         case.model,
         case.train,
         case.training(),
         threat,
-        relaxation="linear",
+        relaxation=level,
         selections="joint",
         memory=memory,
         on_step=tell,
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, help="labels that are flipped")
     parser.add_argument("--features", type=int, help="samples whose features are moved")
     parser.add_argument("--radius", type=float, default=0.01, help="how far, in each coordinate")
+    parser.add_argument("--relaxation", choices=("linear", "zonotope"), default="zonotope")
     parser.add_argument("--memory", default="4GiB")
     arguments = parser.parse_args()
     if arguments.small:
@@ -82,10 +85,10 @@ def main() -> None:
         case = Recorded.load(arguments.case) if arguments.case else generated(1250, 64)
     if arguments.features is None:
         budget = 1 if arguments.labels is None else arguments.labels
-        measure(case, agt.LabelPoisoning(budget), arguments.memory)
+        measure(case, agt.LabelPoisoning(budget), arguments.relaxation, arguments.memory)
     else:
         threat = agt.FeaturePoisoning(arguments.features, arguments.radius)
-        measure(case, threat, arguments.memory)
+        measure(case, threat, arguments.relaxation, arguments.memory)
 
 
 if __name__ == "__main__":

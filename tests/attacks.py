@@ -18,15 +18,14 @@ from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt.attacks.corners import corners_of
+from milp_agt.attacks.goals import TrainedModels
 from milp_agt.attacks.moves import merged, steepest, stepped
-from milp_agt.attacks.pool import random_poisoning
 from milp_agt.attacks.replay import clipped_mean as clipped_mean
 from milp_agt.attacks.replay import confirm, mean_loss, state_dict_of
 from milp_agt.attacks.replay import per_sample_gradients as gradients_in_torch
 from milp_agt.attacks.replay import replay as train_in_torch
-from milp_agt.attacks.selection import Masks, Selector
+from milp_agt.attacks.selection import Selector, random_poisoning
 from milp_agt.attacks.teams import SingleGains
-from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.interval import bound_propagation
@@ -117,7 +116,7 @@ class Attacks:
         return [self._batch(t)[1] for t in range(len(self.unrolled.batches))]
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        return self.unrolled.batch_data(self.poisoning, step)
+        return self.unrolled.batch(self.poisoning, step)[:2]
 
 
 class Replay:
@@ -159,7 +158,7 @@ class Replay:
 
     def outputs_at(self, state: State, features: Tensor) -> Tensor:
         """Outputs of the trained models on test points, (attacks, n, outputs)."""
-        return GraphModels(self.step_graph, state).outputs(features)
+        return TrainedModels(self.step_graph, state).outputs(features)
 
     def random(self, attacks: int, generator: torch.Generator, corners: bool) -> Attacks:
         """Random poisonings: at full strength, or uniform."""
@@ -203,7 +202,7 @@ class Replay:
         table = SingleGains.of(self.unrolled, corners, aims)
         start = self.start(1, generator)
 
-        def attacking(masks: Masks, target: Poisoning) -> Attacks:
+        def attacking(masks: Tensor, target: Poisoning) -> Attacks:
             count = len(target)
             same = {n: v.expand(count, *v.shape[1:]) for n, v in start.items()}
             return Attacks(self.unrolled, merged(masks, target, self.unrolled.nominal(count)), same)
@@ -217,7 +216,7 @@ class Replay:
         alone = self.selector.choose(table.alone(everyone))
         single = attacking(alone, corners.data.unpacked(self.unrolled))
         yield single
-        nobody = tuple(torch.zeros_like(mask[:1]) for mask in alone)
+        nobody = torch.zeros_like(alone[:1])
         nominal = attacking(nobody, self.unrolled.nominal(1))
         table.note(everyone, reached(single) - reached(nominal))
         yield attacking(self.selector.choose(table.worth(aims)), table.at_best(aims))

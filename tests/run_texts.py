@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from milp_agt.cli import main
+
 # What a search for smaller threats finds depends on the time that it has.
 TIMED = ("seconds", "made", "still_proved", "helps", "words")
 DATA: dict[str, Any] = {"path": "d.npz", "test_fraction": 0.25, "seed": 1}
@@ -50,6 +52,21 @@ def write_run(folder: Path, text: str, count: int = 16) -> Path:
     return path
 
 
+def certified(run: Path, *options: str, code: int | None = 0) -> dict[str, Any]:
+    """``result.json`` of ``milp-agt certify`` on a run file, in ``out`` beside it, without a page."""
+    out = run.parent / "out"
+    call = ["certify", str(run), "--out", str(out), "--no-report", "--force", *options]
+    found = main(call)
+    assert code is None or found == code
+    return document(out)
+
+
+def document(folder: Path) -> dict[str, Any]:
+    """``result.json`` of a folder."""
+    loaded: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
+    return loaded
+
+
 def without_time(value: Any) -> Any:
     """The numbers of a result that two runs of the same file share."""
     if isinstance(value, dict):
@@ -60,7 +77,7 @@ def without_time(value: Any) -> Any:
 
 def same_result(folder: Path, other: Path) -> None:
     """Every number of result.json but seconds, and every bit of the arrays."""
-    first, second = (json.loads((f / "result.json").read_bytes()) for f in (folder, other))
+    first, second = document(folder), document(other)
     assert without_time(first) == without_time(second)
     with np.load(folder / "reachable.npz") as a, np.load(other / "reachable.npz") as b:
         assert a.files == b.files

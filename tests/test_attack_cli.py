@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_texts import run_text, write_run
+from run_texts import certified, run_text, write_run
 
 import milp_agt as agt
 from milp_agt.cli import main
@@ -81,13 +81,11 @@ def test_attack_writes_every_step_of_an_adaptive_adversary(tmp_path: Path) -> No
 
 
 def test_certify_shows_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, path = tmp_path / "out", run_file(tmp_path, "labels", "")
-    command = ["certify", str(path), "--out", str(out), "--no-report"]
-    assert main([*command, "--attack"]) == 0
+    path = run_file(tmp_path, "labels", "")
+    document = certified(path, "--attack")
     printed = capsys.readouterr().out
     assert "Attacks: mean width" in printed
     assert "attacks reach" in printed
-    document = json.loads((out / "result.json").read_text())
     both = document["attack"]
     assert both["mean_width"] <= document["parameters"]["mean_width"]
     assert both["ratio"] == document["parameters"]["mean_width"] / both["mean_width"]
@@ -96,9 +94,8 @@ def test_certify_shows_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[
     for row in document["properties"]:
         assert row["lower"] <= row["reached"][0] <= row["reached"][1] <= row["upper"]
         assert row["ratio"] == "inf" or row["ratio"] >= 1.0
-    assert main(command) == 0
+    assert certified(path)["attack"] is None
     assert "Attacks" not in capsys.readouterr().out
-    assert json.loads((out / "result.json").read_text())["attack"] is None
 
 
 def test_the_run_file_can_ask_for_attacks(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ import milp_agt as agt
 from milp_agt import attacks
 from milp_agt.attacks import Search
 from milp_agt.attacks.attacker import Attacker
-from milp_agt.attacks.best import Aim, Best
 from milp_agt.attacks.corners import HiddenUnits, corners_of
-from milp_agt.attacks.local import shrunk, turned
+from milp_agt.attacks.moves import shrunk, turned
+from milp_agt.attacks.packed import Aim, Best
 from milp_agt.attacks.proposed import Favoured, favoured_data
 from milp_agt.attacks.search import Hunt
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
@@ -42,10 +42,12 @@ def assert_room(replay: Replay, restriction: Restriction, poisoning: Poisoning) 
     surely = torch.zeros_like(poison.open)
     surely[sorted(restriction.inside)] = poison.open[sorted(restriction.inside)]
     touched = surely.expand(len(poisoning), -1).clone()
+    x, y = run.changed(poisoning)
     used = []
-    for cover, (x, y) in zip(run.covers, run.changed(poisoning), strict=True):
-        touched[:, cover] |= x | y
-        used.append((x | y | surely[cover]).sum(1))
+    for span in run.spans:
+        moved, cover = (x | y)[:, span], run.cover[span]
+        touched[:, cover] |= moved
+        used.append((moved | surely[cover]).sum(1))
     if not poison.per_batch:
         used = [touched.sum(1)]
     elif poison.static:
@@ -165,7 +167,7 @@ def test_corners_of_the_first_layer_are_signs_of_its_weights() -> None:
     replay = Replay(Problem(model, x, y, agt.Training("bce"), agt.FeaturePoisoning(1, 0.1)))
     corners = corners_of(replay.selector, 1000, 2**30, torch.Generator())
     assert corners is not None
-    moves = corners.data.leaves[0].features[:, 0] - x[corners.sample]
+    moves = corners.data.features[:, 0] - x[corners.sample]
     signs = torch.sign(model[0].weight.detach())
     wanted = {tuple(0.1 * s.numpy()) for s in torch.cat([signs, -signs])}
     for i in range(8):
@@ -194,11 +196,11 @@ def test_local_moves_shrink_and_flip_signs() -> None:
     replay, generator = Replay(case), torch.Generator().manual_seed(0)
     drawn = replay.random(64, generator, corners=True).poisoning
     given_ = replay.poison.features
-    move = drawn.features[0] - given_
-    smaller = shrunk(replay.unrolled, drawn, generator).features[0] - given_
+    move = drawn.features - given_
+    smaller = shrunk(replay.unrolled, drawn, generator).features - given_
     assert (smaller.norm(dim=-1) <= move.norm(dim=-1) + 1e-12).all()
     torch.testing.assert_close((smaller * move).sum(-1), smaller.norm(dim=-1) * move.norm(dim=-1))
-    flipped = turned(replay.unrolled, drawn, generator).features[0] - given_
+    flipped = turned(replay.unrolled, drawn, generator).features - given_
     torch.testing.assert_close(flipped[::2].abs(), move[::2].abs())
     moves = (move != 0).any(-1)
     assert (flipped != move).any(-1)[moves].all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from problems import problem, tiny
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.bounds.cells.plan import Cover, _missing
+from milp_agt.bounds.cells.plan import _missing
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyQuestion
@@ -34,7 +36,7 @@ def test_points_that_bounds_leave_open_are_decided() -> None:
         features = replay.poison.features.expand(len(grid), -1, -1).clone()
         features[:, sample] += grid
         labels = replay.poison.labels.expand(len(grid), -1, -1)
-        poisoning = type(replay.unrolled.nominal(1))((features,), (labels,))
+        poisoning = type(replay.unrolled.nominal(1))(features, labels)
         outputs = replay.outputs_at(replay.unrolled.run(poisoning), points)[..., 0]
         lost |= ((outputs > 0) != nominal).any(0).numpy()
     assert ((after.points.lower == 1.0) == ~lost).all()
@@ -62,27 +64,20 @@ def test_no_time_is_no_looser_and_no_tighter() -> None:
     assert (before.points.lower == after.points.lower).all()
 
 
-def test_restrictions_are_kept() -> None:
-    case = tiny(agt.FeaturePoisoning(1, 0.3), epochs=4)
-    plan = _cells(case, Restriction(inside=frozenset({2})))
-    assert plan.selections.tolist() == [[2]]
-    without = _cells(case, Restriction(outside=frozenset({2})))
-    assert without.selections.tolist() == [[0], [1], [3]]
-
-
-def _cells(case, restriction=UNRESTRICTED) -> Cover:
-    plan = (
-        case.certify(tree=1.0)[0].models.tree
-        if restriction is UNRESTRICTED
-        else (
-            agt.certify(
-                case.model, case.data, case.training, case.threat, restriction=restriction, tree=1.0
-            ).models.tree
-        )
-    )
+@pytest.mark.parametrize(
+    ("restriction", "kept"),
+    [
+        (Restriction(inside=frozenset({2})), [[2]]),
+        (Restriction(outside=frozenset({2})), [[0], [1], [3]]),
+    ],
+    ids=["inside", "outside"],
+)
+def test_restrictions_are_kept(restriction: Restriction, kept: list[list[int]]) -> None:
+    case = replace(tiny(agt.FeaturePoisoning(1, 0.3), epochs=4), restriction=restriction)
+    plan = case.certify(tree=1.0)[0].models.tree
     assert plan is not None
     assert plan.cells is not None
-    return plan.cells
+    assert plan.cells.selections.tolist() == kept
 
 
 REFUSED = {
@@ -152,7 +147,7 @@ def test_narrowed_sets_hold_every_training_and_little_more() -> None:
         features = replay.poison.features.expand(len(grid), -1, -1).clone()
         features[:, sample] += grid
         labels = replay.poison.labels.expand(len(grid), -1, -1)
-        state = replay.unrolled.run(type(replay.unrolled.nominal(1))((features,), (labels,)))
+        state = replay.unrolled.run(type(replay.unrolled.nominal(1))(features, labels))
         for name, reached in ends.items():
             reached.append(state[name])
     for name, reached in ends.items():

@@ -247,7 +247,7 @@ def test_a_case_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ) -> enumerated.ListedSelections:
             return enumerated.ListedSelections(honest(poison, restriction).members[left], None)
 
-        monkeypatch.setattr("milp_agt.certification.chain_list.list_selections", fewer)
+        monkeypatch.setattr("milp_agt.certification.chains.list_selections", fewer)
         try:
             assert_holds_strong_attacks(case)
         except AssertionError:

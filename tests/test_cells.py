@@ -338,13 +338,16 @@ def test_every_training_follows_the_tree_to_a_leaf(name: str) -> None:
     assert_cover(run, search, decided)
 
 
-def test_cells_whose_passes_explode_are_halved() -> None:
+def test_cells_whose_passes_explode_are_cut_by_all_phases_of_a_step() -> None:
     given = ("bce", "features", {"epochs": 12, "learning_rate": 4.0}, (6,))
     case, points, _ = problem(*given, budget=1, radius=1.0)
     run, _ = run_of(case)
     assert bool(passed(run, [run.roots(selections_of(run))]).wild.all())
     search, decided = searched(run, points, Limits(nodes=120))
-    assert {branch.kind for branch in search.tree} >= {Kind.HALF}
+    steps = [branch.what[0] for branch in search.tree if branch.kind is Kind.PHASE]
+    assert len(steps) > 20
+    numbers = search.leaves.keys()
+    assert any(number not in numbers for number in range(len(search.tree))), "one phase at a time"
     assert_cover(run, search, decided, 10)
 
 
@@ -368,6 +371,25 @@ def test_without_a_limit_nothing_is_open_and_witnesses_are_real() -> None:
     assert (search.asked.coefficients[lost, 0, 0] * outputs[row, lost, 0] < 0).all()
     lower, upper = run.moves.ranges(decided.samples[lost])
     assert ((lower <= decided.moves[lost]) & (decided.moves[lost] <= upper)).all()
+
+
+def test_noise_of_fewer_columns_holds_what_it_was_made_of() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 4, 60, generator=generator, dtype=torch.float64) ** 3
+    box = Cells.of([Cell.box(-torch.ones(2).double(), torch.ones(2).double())] * 3)
+    zero = noise[:, :, 0]
+    states = States(box, zero[:, :1].long(), zero, noise[:, :, :2], noise)
+    assert states.reduced(60, 6) is states
+    reduced = states.reduced(40, 6)
+    assert reduced.noise.shape == (3, 4, 10)
+    directions = torch.cat([torch.eye(4), torch.randn(50, 4, generator=generator)]).double()
+    before, after = ((directions @ part).abs().sum(2) for part in (noise, reduced.noise))
+    assert (before <= after).all()
+    # Each coordinate by itself is as it was, and what is kept is what would lose most.
+    assert torch.allclose(before[:, :4], after[:, :4])
+    loss = noise.abs().sum(1) - noise.abs().amax(1)
+    kept = reduced.noise[:, :, :6].abs()
+    assert torch.equal(kept.sum(1) - kept.amax(1), loss.sort(1, descending=True).values[:, :6])
 
 
 def _clipped_too_far(self: Cell, normal: Tensor, offset: float) -> Cell | None:

@@ -179,9 +179,9 @@ def test_a_note_is_no_fallback_and_an_old_file_has_none(tmp_path) -> None:
     result.save(tmp_path / "run")
     loaded = agt.load(tmp_path / "run")
     assert (loaded.notes, loaded.fallbacks) == (result.notes, result.fallbacks)
-    arrays, about = saved.read(tmp_path / "run")
+    arrays, about = saved.FILE.read(tmp_path / "run")
     del about["notes"]
-    saved.write(tmp_path / "old", arrays, about)
+    saved.FILE.write(tmp_path / "old", arrays, about)
     old = agt.load(tmp_path / "old")
     assert (old.notes, old.fallbacks) == ((), result.fallbacks)
 
@@ -395,9 +395,9 @@ def test_small_runs_use_one_thread_and_give_the_others_back() -> None:
     try:
         honest = certification.BoundedRun.advance
 
-        def watched(self, batch) -> None:
+        def watched(self) -> None:
             seen.append(torch.get_num_threads())
-            honest(self, batch)
+            honest(self)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(certification.BoundedRun, "advance", watched)

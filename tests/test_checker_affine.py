@@ -1,4 +1,4 @@
-"""Affine forms of the checker: rules at sampled points, trained models in their boxes, exact cases."""
+"""Affine forms of the checker: rules at sampled points, and exact cases."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from attacks import Replay
-from problems import problem
+from certified import data_of, run_of
 
 from milp_agt.checker import affine, forms, layers, questions, training
 from milp_agt.checker.affine import Pass
@@ -117,13 +115,6 @@ class Chosen:
         return bool(((box.lo[at] <= value) & (value <= box.hi[at])).all())
 
 
-def of_problem(loss: str, *kinds: str) -> layers.Problem:
-    own = tuple(layers.Layer(kind, slope=0.1) for kind in kinds)
-    return layers.Problem(
-        own, loss, (np.arange(SAMPLES),), (layers.Rule(0.1),), layers.ARITHMETICS["float64"]
-    )
-
-
 @pytest.mark.parametrize("size", [0.02, 0.5, 2.0])
 def test_rules_hold_at_sampled_points(size: float) -> None:
     rng = np.random.default_rng(3)
@@ -136,7 +127,7 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
             form.low[1, -1], form.high[1, -1] = form.low[0, -1], form.high[0, -1]
         y = affine.points(np.eye(3)[rng.integers(0, 3, SAMPLES)])
         ones = affine.points(np.ones((SAMPLES, 1)))
-        step = Pass(of_problem("cross_entropy"), symbols, own)
+        step = Pass(run_of("cross_entropy", batches=[range(SAMPLES)]), symbols, own)
         z = step.dense(rows, x, bias)
         total, alone, p = step.summed(delta, x), step.summed(delta, ones), step.loss(z, y)
         near = Form(size * z.c, delta.s, delta.low, delta.high)  # of which many may flip
@@ -147,8 +138,8 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
         leaky, slopes, turns = other.activated(layers.Layer("leaky_relu", slope=0.2), near)
         one = Form(z.c[:, :1], z.s[:, :1], z.low[..., :1], z.high[..., :1])
         target = affine.points(np.ones((SAMPLES, 1)))
-        bce = Pass(of_problem("bce"), symbols, own).loss(one, target)
-        mse = Pass(of_problem("mse"), symbols, own).loss(z, y)
+        bce = Pass(run_of("bce", batches=[range(SAMPLES)]), symbols, own).loss(one, target)
+        mse = Pass(run_of("mse", batches=[range(SAMPLES)]), symbols, own).loss(z, y)
         box, own_box = (
             forms.own_ranges(rows, symbols, np.array([-1]))[0],
             forms.own_ranges(x, symbols, own),
@@ -210,76 +201,13 @@ def test_rules_that_are_too_tight_show(rule: str, monkeypatch: pytest.MonkeyPatc
         test_rules_hold_at_sampled_points(0.5)
 
 
-def bounded(given: Any, loss: str) -> dict[str, Box]:
-    """Boxes of a problem of the test suite with one hidden layer of relu."""
-    replay = Replay(given)
-    poison, order = replay.poison, given.training.batch_order(len(given.features))
-    rules = given.training.update_rules(len(order))
-    own = layers.Problem(
-        (
-            layers.Layer("dense", "0.weight", "0.bias"),
-            layers.Layer("relu"),
-            layers.Layer("dense", "2.weight", "2.bias"),
-        ),
-        loss,
-        order,
-        tuple(layers.Rule(r.rate, r.momentum, r.weight_decay, nesterov=r.nesterov) for r in rules),
-        layers.ARITHMETICS["float64"],
-    )
-    assert affine.covers(own)
-    x, y = poison.features.numpy(), poison.labels.numpy()
-    samples = layers.Samples(Box.point(x[None]), Box.point(y[None]))
-    ends = [box.expand_states(2) for box in (poison.feature_box(), poison.label_box())]
-    moved = layers.Samples(*(Box(b.lower[1:].numpy(), b.upper[1:].numpy()) for b in ends))
-    poisoned = layers.Poisoned(moved, poison.open.numpy(), poison.budget)
-    initial = {n: v.numpy() for n, v in replay.step_graph.initial.items()}
-    once = poison.static and not poison.per_batch
-    forms, symbols = affine.train(own, initial, samples, poisoned, not once)
-    return affine.boxes(forms, symbols)
-
-
-THREATS = {
-    "features": {"kind": "features", "radius": 0.05},
-    "labels": {"kind": "labels"},
-    "both, in every batch": {"kind": "both", "radius": 0.05, "scope": "batch", "budget": 1},
-    "features, anew": {"kind": "features", "radius": 0.05, "static": False},
-}
-
-
-@pytest.mark.parametrize("threat", THREATS)
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy"])
-def test_trained_models_lie_in_the_boxes(loss: str, threat: str) -> None:
-    """Random, corner and unit-flipping attacks, trained in torch, without a tolerance."""
-    run = {"momentum": 0.5, "weight_decay": 0.1, "batch_size": 4, "epochs": 2, "learning_rate": 0.1}
-    options = dict(THREATS[threat])
-    kind = str(options.pop("kind"))
-    given, _, _ = problem(loss, kind, run | {"nesterov": kind == "labels"}, count=6, **options)
-    boxes, replay = bounded(given, loss), Replay(given)
-    generator = torch.Generator().manual_seed(0)
-    attacks = [replay.random(200, generator, corner) for corner in (True, False)]
-    attacks += list(replay.by_units(20, generator, 8)) if kind == "features" else []
-    for attack in attacks:
-        final = replay.run(attack)[-1]
-        for name, box in boxes.items():
-            value = final[name].numpy()
-            assert ((box.lo <= value) & (value <= box.hi)).all(), name
-
-
 def line(budget: int, steps: int) -> tuple[Any, ...]:
     """A linear model whose labels move: its forms are exact."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(4, 2)), rng.normal(size=(4, 1))
-    own = layers.Problem(
-        (layers.Layer("dense", "w", "b"),),
-        "mse",
-        (np.arange(4),) * steps,
-        (layers.Rule(0.1, 0.5),) * steps,
-        layers.ARITHMETICS["float64"],
-    )
-    samples = layers.Samples(Box.point(x[None]), Box.point(y[None]))
-    moved = layers.Samples(samples.x, Box(y[None] - 0.1, y[None] + 0.1))
-    poisoned = layers.Poisoned(moved, np.ones(4, bool), budget)
-    return own, {"w": np.array([[0.5, -0.5]]), "b": np.zeros(1)}, samples, poisoned
+    rule = layers.Rule(0.1, 0.5)
+    own = run_of("mse", layers.Layer("dense", "w", "b"), batches=[range(4)] * steps, rules=[rule])
+    return own, {"w": np.array([[0.5, -0.5]]), "b": np.zeros(1)}, *data_of(x, y, budget, 0.0, 0.1)
 
 
 def test_lines_are_bounded_exactly() -> None:

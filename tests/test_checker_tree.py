@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from certified import certified, forged, statement_in
+from certified import Change, arr, at, certified, forged, put, statement_in
 
 from milp_agt.checker import affine, training
 from milp_agt.checker.boxes import Box
@@ -75,38 +75,19 @@ def test_every_run_lies_in_a_leaf_and_in_its_box(grown: Path) -> None:
                 assert (box.lo <= cases[k].boxes[name].hi).all()
 
 
-def rows(change: Callable[[np.ndarray], np.ndarray]) -> Any:
-    def changed(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        arrays["tree.npy"] = change(arrays["tree.npy"].copy())
-
-    return changed
+def rows(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    return arr("tree.npy", change)
 
 
-def at(place: Any, value: float) -> Any:
-    def change(tree: np.ndarray) -> np.ndarray:
-        tree[place] = value
-        return tree
-
-    return rows(change)
-
-
-def instead(*nodes: tuple[float, float, float]) -> Any:
+def instead(*nodes: tuple[float, float, float]) -> Change:
     return rows(lambda tree: np.array(nodes))
-
-
-def anew(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    claim["threat"]["poisoned"] = "anew in every step"
-
-
-def by_intervals(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    claim["method"] = "interval"
 
 
 FORGERIES = {
     "a leaf dropped": rows(lambda tree: tree[:-1]),
     "a leaf more": rows(lambda tree: np.concatenate([tree, [ENDS]])),
-    "a node that is none": at((0, 0), 3.0),
-    "half a node": at((0, 0), 0.5),
+    "a node that is none": at("tree.npy", (0, 0), lambda v: 3.0),
+    "half a node": at("tree.npy", (0, 0), lambda v: 0.5),
     "no tree": rows(lambda tree: tree[:0]),
     "two columns": rows(lambda tree: tree[:, :2].copy()),
     "cut outside of itself": instead((WHO, 20.0, 0.0), (WHERE, 0.0, 99.0), ENDS, ENDS, ENDS),
@@ -114,9 +95,9 @@ FORGERIES = {
     "a box of several samples": instead((WHERE, 0.0, 0.0), ENDS, ENDS),
     "a tree of one leaf": instead(ENDS),
     "all samples on one side": instead((WHO, 0.0, 0.0), ENDS, ENDS),
-    "no number": at((0, 2), np.nan),
-    "moves anew in every step": anew,
-    "another method": by_intervals,
+    "no number": at("tree.npy", (0, 2), lambda v: np.nan),
+    "moves anew in every step": put("threat/poisoned", "anew in every step"),
+    "another method": put("method", "interval"),
 }
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_texts import run_text, write_run
+from run_texts import certified, document, run_text, write_run
 
-from milp_agt.cli import COMMANDS, _parser, main
+from milp_agt.cli import _parser, main
 from milp_agt.cli.common import EXIT_CODES
 from milp_agt.reports.result_folder import ResultFolder
 from milp_agt.runfile.verdicts import decide
@@ -38,37 +38,24 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path, RUN)
 
 
-def write(folder: Path, text: str) -> Path:
-    path = folder / "run.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def certify(run: Path, *options: str) -> int:
-    return main(
-        ["certify", str(run), "--out", str(run.parent / "out"), "--no-report", "--force", *options]
-    )
-
-
-def document(run: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((run.parent / "out" / "result.json").read_text())
-    return loaded
+def write(run: Path, text: str) -> None:
+    run.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("always")
 def test_a_switch_that_is_gone_is_a_note(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(run.parent, RUN + "[certify.strengthening]\nphases = true\n" + ACCURACY.format(0.0))
-    assert certify(run, "--quiet") == 0
+    write(run, RUN + "[certify.strengthening]\nphases = true\n" + ACCURACY.format(0.0))
+    found = certified(run, "--quiet")
     (note,) = capsys.readouterr().err.splitlines()
     assert note.startswith("milp-agt: note: [certify] strengthening = ")
-    assert "strengthening" not in document(run)["options"]
+    assert "strengthening" not in found["options"]
 
 
 def test_certify_prints_and_writes_everything(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(run.parent, RUN + ACCURACY.format(0.0) + "[[property]]\nkind = 'loss'\n")
-    assert certify(run) == 0
+    write(run, RUN + ACCURACY.format(0.0) + "[[property]]\nkind = 'loss'\n")
+    result = certified(run)
     out, err = capsys.readouterr()
     assert all(line.startswith("milp-agt: ") for line in err.splitlines())  # of a slow machine
     assert "Claim: " in out
@@ -81,7 +68,6 @@ def test_certify_prints_and_writes_everything(
     assert "result.json" in out
     assert "reachable.npz" in out
 
-    result = document(run)
     assert result["schema_version"] == 1
     assert result["complete"] is True
     assert result["claim"] in out
@@ -97,6 +83,8 @@ def test_certify_prints_and_writes_everything(
     assert result["seconds"] > 0
     assert result["run"]["training"]["epochs"] == 4
 
+    found = {p.name for p in (run.parent / "out").iterdir()}  # and no file is half written
+    assert found == {"result.json", "reachable.npz", "certificate"}
     with np.load(run.parent / "out" / "reachable.npz") as arrays:
         names = {key.split("/")[1] for key in arrays.files}
         assert names == {"0.weight", "0.bias", "2.weight", "2.bias"}
@@ -109,26 +97,18 @@ def test_certify_prints_and_writes_everything(
             assert width["mean_width"] == pytest.approx((upper - lower).mean(), rel=1e-12)
 
 
-def test_no_file_is_left_half_written(run: Path) -> None:
-    assert certify(run) == 0
-    found = {p.name for p in (run.parent / "out").iterdir()}
-    assert found == {"result.json", "reachable.npz", "certificate"}
-
-
 def test_not_proved_is_exit_code_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(run.parent, RUN + ACCURACY.format(0.0) + ACCURACY.format(1.0))
-    assert certify(run) == 1
-    assert "REFUTED" in capsys.readouterr().out
-    assert [p["status"] for p in document(run)["properties"]] == ["PROVED", "REFUTED"]
-    assert certify(run, "--refute", "none") == 1
-    assert [p["status"] for p in document(run)["properties"]] == ["PROVED", "OPEN"]
+    write(run, RUN + ACCURACY.format(0.0) + ACCURACY.format(1.0))
+    for options, open_or_refuted in (((), "REFUTED"), (("--refute", "none"), "OPEN")):
+        found = certified(run, *options, code=1)
+        assert open_or_refuted in capsys.readouterr().out
+        assert [p["status"] for p in found["properties"]] == ["PROVED", open_or_refuted]
 
 
 def test_a_limit_before_the_proof_is_exit_code_4(run: Path) -> None:
     limited = RUN + "time_limit = 1e-9\n"
-    write(run.parent, limited + ACCURACY.format(1.0))
-    assert certify(run) == 4
-    result = document(run)
+    write(run, limited + ACCURACY.format(1.0))
+    result = certified(run, code=4)
     assert result["complete"] is True
     assert result["relaxation"]["limit_reached"] is True
     assert result["relaxation"]["used"] == ["interval"]
@@ -137,18 +117,15 @@ def test_a_limit_before_the_proof_is_exit_code_4(run: Path) -> None:
     assert all("more than" in note for note in result["relaxation"]["notes"])
     assert result["resolved"]["selections"] == "joint"
     assert result["made"]["at"].endswith("+00:00")
-    write(run.parent, limited + ACCURACY.format(0.0))
-    assert certify(run) == 0
-
-
-def test_without_properties_nothing_fails(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert certify(run) == 0
-    assert "No property was asked for" in capsys.readouterr().out
+    write(run, limited + ACCURACY.format(0.0))
+    certified(run)
 
 
 def test_quiet_prints_the_verdicts_only(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(run.parent, RUN + ACCURACY.format(0.0))
-    assert certify(run, "--quiet") == 0
+    certified(run, "--quiet")
+    assert capsys.readouterr().out == "No property was asked for.\n"
+    write(run, RUN + ACCURACY.format(0.0))
+    certified(run, "--quiet")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[-1].endswith("PROVED")
@@ -180,11 +157,8 @@ def test_a_terminal_shows_step_widths_relaxation_and_time_left(run: Path) -> Non
 
 
 def test_options_of_the_command_line_win(run: Path) -> None:
-    assert certify(run, "--window", "T") == 0
-    wide = document(run)
+    wide, interval = certified(run, "--window", "T"), certified(run, "--relaxation", "interval")
     assert wide["options"]["window"] == "T"
-    assert certify(run, "--relaxation", "interval") == 0
-    interval = document(run)
     assert interval["relaxation"]["asked"] == "interval"
     assert wide["parameters"]["mean_width"] < interval["parameters"]["mean_width"]
 
@@ -229,52 +203,21 @@ BAD_RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_RUNS)
-def test_bad_input_is_one_message_and_exit_code_2(
-    run: Path, capsys: pytest.CaptureFixture[str], name: str
+def test_bad_input_is_one_message_and_leaves_an_earlier_result_alone(
+    run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text, pieces = BAD_RUNS[name]
-    write(run.parent, text)
-    options = ("--relaxation", "lp") if name == "unknown solver" else ()
-    assert certify(run, *options) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("milp-agt: ")
-    assert "Traceback" not in err
-    assert "Found: " in err
-    assert "What to do: " in err
-    for piece in pieces:
-        assert piece in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "piece"),
-    [
-        ([], "COMMAND"),
-        (["certify", "run.toml"], "--out"),
-        (
-            ["certify", "run.toml", "--out", "o", "--relaxation", "crown"],
-            "choose from interval, zonotope, linear",
-        ),
-        (
-            ["certify", "run.toml", "--out", "o", "--window", "0"],
-            "window should be greater than or equal to 1 or 'T'",
-        ),
-        (["compare", "run.toml", "--relaxations", "lp,crown"], "'crown' is not one of"),
-        (["compare", "run.toml", "--windows", "1,x"], "'x' is neither a number of steps"),
-        (["certify", "absent.toml", "--out", "o"], "No such file"),
-    ],
-)
-def test_bad_arguments(
-    arguments: list[str],
-    piece: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    assert piece in capsys.readouterr().err
+    before = certified(run, "--quiet")
+    for name, (text, pieces) in BAD_RUNS.items():
+        write(run, text)
+        capsys.readouterr()
+        options = ("--relaxation", "lp") if name == "unknown solver" else ()
+        assert certified(run, *options, code=2) == before
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("milp-agt: ")
+        assert "Traceback" not in err
+        for piece in ("Found: ", "What to do: ", *pieces):
+            assert piece in err
 
 
 def test_help_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,7 +228,7 @@ def test_help_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_output_folder_that_cannot_be(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run.parent / "out").write_text("a file")
-    assert certify(run) == 2
+    assert main(["certify", str(run), "--out", str(run.parent / "out")]) == 2
     assert "Write the result to" in capsys.readouterr().err
 
 
@@ -303,9 +246,8 @@ def test_interrupt_keeps_the_finished_steps(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ResultFolder, "save_step", interrupted)
-    assert certify(run) == 4
+    result = certified(run, code=4)
     assert "interrupted after 2 of 4 steps" in capsys.readouterr().err
-    result = document(run)
     assert result["complete"] is False
     assert len(result["steps"]) == 2
     assert result["properties"] == []
@@ -320,38 +262,31 @@ def test_a_float32_model_is_converted_and_said_once(
     (run.parent / "m.py").write_text(
         "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Linear(2, 2))\n"
     )
-    write(run.parent, RUN.replace("layers = [2, 3, 2]", "factory = 'm.py:make'"))
-    assert certify(run) == 0
+    write(run, RUN.replace("layers = [2, 3, 2]", "factory = 'm.py:make'"))
+    certified(run)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("milp-agt: note: ")
     assert "float64" in line
 
 
-def test_bad_input_leaves_an_earlier_result_alone(run: Path) -> None:
-    assert certify(run) == 0
-    before = document(run)
-    write(run.parent, BAD_RUNS["budget above the samples"][0])
-    assert certify(run) == 2
-    assert document(run) == before
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_a_real_interrupt(run: Path) -> None:
-    write(run.parent, RUN.replace("epochs = 4", "epochs = 100000"))
+    write(run, RUN.replace("epochs = 4", "epochs = 100000"))
     command = [sys.executable, "-c", "import sys; from milp_agt.cli import main; sys.exit(main())"]
     command += ["certify", str(run), "--out", str(run.parent / "out")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if (run.parent / "out" / "result.json").exists() and document(run)["steps"]:
+        out = run.parent / "out"
+        if (out / "result.json").exists() and document(out)["steps"]:
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
     assert "Traceback" not in err
-    result = document(run)
+    result = document(out)
     assert result["complete"] is False
     assert f"interrupted after {len(result['steps'])} of 100000 steps" in err
 
@@ -394,24 +329,39 @@ def test_solvers_lists_every_back_end(capsys: pytest.CaptureFixture[str]) -> Non
     assert "yes" in rows["highs"]
 
 
+CHOICES = "choose from interval, zonotope, linear"
+
+
 @pytest.mark.parametrize(
     ("command", "found", "remedy"),
     [
         ("certfy x", "argument COMMAND: 'certfy'", "did you mean 'certify'?"),
         ("certify a --out b --relaxation linaer", "'linaer'", "did you mean 'linear'?"),
+        ("certify a --out b --relaxation crown", "'crown'", CHOICES),
         ("certify a --out b --relaxatoin lp", "--relaxatoin lp", "did you mean '--relaxation'?"),
         ("certify a --out b --window 0", "window = 0", "milp-agt certify --help"),
+        ("certify a --out b --window 0", "greater than or equal to 1 or 'T'", "milp-agt certify"),
+        ("certify a", "--out", "for example: milp-agt certify examples/"),
+        ("certify absent.toml --out o", "No such file", "give the path of a RUN.toml"),
+        ("compare a --relaxations lp,crown", "'crown' is not one of", "milp-agt compare"),
+        ("compare a --windows 1,x", "'x' is neither a number of steps", "milp-agt compare"),
         ("attack a", "required: --out", "for example: milp-agt attack examples/"),
         ("solvers x", "unrecognized arguments: x", "milp-agt COMMAND --help"),
         ("solvers ", "unrecognized arguments: ", "milp-agt COMMAND --help"),
     ],
 )
 def test_a_mistyped_command_is_told_in_three_parts(
-    command: str, found: str, remedy: str, capsys: pytest.CaptureFixture[str]
+    command: str,
+    found: str,
+    remedy: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(command.split(" ")) == 2
     err = capsys.readouterr().err
-    assert err.startswith("milp-agt: Run 'milp-agt")
+    assert err.startswith("milp-agt: R")
     assert found in err.partition("Found: ")[2].partition("What to do: ")[0]
     assert remedy in err.partition("What to do: ")[2]
 
@@ -423,20 +373,16 @@ def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.startswith("milp_agt ")
 
 
-@pytest.mark.parametrize("command", [c.__name__.rpartition(".")[2] for c in COMMANDS])
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert len(shown.split("\n\n")[1]) > 60
-    if command != "solvers":
-        assert f"For example: milp-agt {command} " in shown
-
-
-def test_every_argument_has_help() -> None:
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     kind = argparse._SubParsersAction
     (commands,) = [action for action in _parser()._actions if isinstance(action, kind)]
-    for command in commands.choices.values():
-        assert all(action.help for action in command._actions), command.prog
+    assert len(commands.choices) == 9
+    for name, command in commands.choices.items():
+        assert main([name, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert len(shown.split("\n\n")[1]) > 60
+        assert name == "solvers" or f"For example: milp-agt {name} " in shown
+        assert all(action.help for action in command._actions), name
 
 
 def test_a_full_disk_is_no_traceback(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from refusals import refused
-from run_texts import DATA, run_text
+from run_texts import DATA, certified, run_text
 
-from milp_agt.cli import main
 from milp_agt.errors import ConfigurationError
 from milp_agt.properties.models import ReachableModels
 from milp_agt.runfile.run_file import load_config, table_fields
@@ -52,17 +49,10 @@ def write(folder: Path, *properties: str, regression: bool = False) -> Path:
     return path
 
 
-def certified(path: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    code = main(["certify", str(path), "--out", str(path.parent / "out"), "--force", *options])
-    loaded: dict[str, Any] = json.loads((path.parent / "out" / "result.json").read_text())
-    return code, loaded
-
-
 def test_every_kind_reaches_result_json_and_the_terminal(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, document = certified(write(folder, *KINDS.values()), "--points")
-    assert code == 0
+    document = certified(write(folder, *KINDS.values()), "--points")
     out = capsys.readouterr().out
     by_name = {p["name"]: p for p in document["properties"]}
     assert list(by_name) == [
@@ -92,14 +82,12 @@ def test_every_kind_reaches_result_json_and_the_terminal(
 
 def test_the_threshold_of_a_subgroup_counts(folder: Path) -> None:
     path = write(folder, "kind = 'accuracy'\ngroups = 'class'")
-    _, document = certified(path)
+    document = certified(path)
     whole, *parts = (p["lower"] for p in document["properties"])
     worst = min(parts)
     assert worst < whole
-    code, document = certified(
-        write(folder, f"kind = 'accuracy'\ngroups = 'class'\nat_least = {whole}")
-    )
-    assert code == 1
+    text = f"kind = 'accuracy'\ngroups = 'class'\nat_least = {whole}"
+    document = certified(write(folder, text), code=1)
     assert document["properties"][0]["status"] == "PROVED"
     assert "OPEN" in {p["status"] for p in document["properties"][1:]}
 
@@ -110,7 +98,7 @@ def test_the_threshold_of_a_subgroup_counts(folder: Path) -> None:
 )
 def test_unsafe_outputs_of_a_regression(folder: Path, ends: str, detail: str) -> None:
     path = write(folder, f"kind = 'targeted'\n{ends}", "kind = 'loss'", regression=True)
-    _, document = certified(path, "--quiet")
+    document = certified(path, "--quiet")
     found = document["properties"][0]
     assert found["detail"] == detail
     assert 0.0 <= found["lower"] <= found["upper"] <= 1.0

@@ -15,7 +15,6 @@ import milp_agt as agt
 from milp_agt.bounds.linear import window_bounds
 from milp_agt.properties import models as models_room
 from milp_agt.properties.accuracy import AccuracyQuestion
-from milp_agt.properties.question import bounds_of
 
 N, TEST = 20, 40
 
@@ -64,7 +63,7 @@ def test_only_open_points_are_walked(monkeypatch: pytest.MonkeyPatch) -> None:
         return walk(*arguments, **named)
 
     monkeypatch.setattr(window_bounds, "propagate_backward", counted)
-    bounds_of(result.models, question)
+    question.bounds(result.models)
     steps = len(result.models.reached[0].window)
     assert 0 < open_ < TEST
     assert sum(rows) == 2 * open_ * steps  # both ends of one form for two classes

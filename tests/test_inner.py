@@ -19,7 +19,7 @@ from draws import poison_of
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.attacks.pool import all_ways
+from milp_agt.attacks.ways import all_ways
 from milp_agt.bounds.adversary import worst_case
 from milp_agt.bounds.linear import intermediate
 from milp_agt.bounds.linear.linearized_step import LinearizedStep

@@ -127,17 +127,18 @@ def test_a_batch_system_that_ends_a_run(run: Path, start: Callable[[list[str]], 
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("command", "code", "said"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
-        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "Read-only file system"),
+        ("certify", errno.ENOSPC, "No space left on device"),
+        ("attack", errno.EROFS, "Read-only file system"),
+        ("compare", errno.EROFS, "Read-only file system"),
+        ("sweep", errno.ENOSPC, "No space left on device"),
     ],
 )
-@pytest.mark.parametrize("command", ["certify", "attack", "compare", "sweep"])
 def test_a_disk_that_takes_nothing_is_one_error(
     run: Path,
     command: str,
-    error: OSError,
+    code: int,
     said: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -152,7 +153,7 @@ def test_a_disk_that_takes_nothing_is_one_error(
     (out / f"{command}.json").write_text("{}", encoding="utf-8")
 
     def full(*_: object) -> None:
-        raise error
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(files.os, "fsync", full)
     force = ["--force"] if command in ("certify", "attack") else []
@@ -166,15 +167,17 @@ def test_a_disk_that_takes_nothing_is_one_error(
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "said"),
+    ("command", "raised", "code", "said"),
     [
-        (MemoryError(), 4, "MemoryError"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 EiB"), 4, "8 EiB"),
-        (RuntimeError("a case nobody thought of"), 2, "please report"),
-        (KeyboardInterrupt(), 4, "nothing was written"),
+        ("certify", MemoryError(), 4, "MemoryError"),
+        ("certify", RuntimeError("a case nobody thought of"), 2, "please report"),
+        ("certify", KeyboardInterrupt(), 4, "nothing was written"),
+        ("compare", RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 EiB"), 4, "8 EiB"),
+        ("compare", KeyboardInterrupt(), 4, "nothing was written"),
+        ("sweep", RuntimeError("a case nobody thought of"), 2, "please report"),
+        ("sweep", KeyboardInterrupt(), 4, "nothing was written"),
     ],
 )
-@pytest.mark.parametrize("command", ["certify", "compare", "sweep"])
 def test_what_ends_a_command_has_its_code(
     run: Path,
     command: str,

@@ -26,7 +26,7 @@ from milp_agt.errors import SoundnessError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.formulations.loss_planes import LossPlanes
 from milp_agt.properties import models as room
-from milp_agt.properties.mean_loss import MeanLoss, mean_loss
+from milp_agt.properties.mean_loss import MeanLoss
 
 FORMS = {"mse": 2, "hinge": 1, "bce": 1, "cross_entropy": 3}
 Exact = np.longdouble
@@ -323,6 +323,6 @@ def test_a_run_that_has_blown_up_is_unbounded_and_no_error() -> None:
     state["0.bias"] = Interval(centre[2:, None] - torch.inf, centre[2:, None] + torch.inf)
     wide = replace(known, reached=(replace(known.reached[0], state=state),))
     question = MeanLoss.of(wide, TEST, LABELS[:, None].double())
-    answer = mean_loss(wide, question)
+    answer = question.answer(wide)
     assert answer.lower == 0.0
     assert answer.upper == np.inf

@@ -101,9 +101,13 @@ def test_what_is_stored_counts_once() -> None:
 
 def test_a_walk_has_room_for_the_moves_of_samples_that_can_be_poisoned() -> None:
     graph = trace(network((9, 8, 1), seed=0), "mse", (9,))
-    few, all_ = (Sizes(graph, 100, exposed, momentum=False) for exposed in (150, 10**6))
-    assert few.form(8, 0) == all_.form(8, 0) < few.form(8, 1) == all_.form(8, 1)
-    assert few.form(8, 3) < all_.form(8, 2) < all_.form(8, 3)
+
+    def form(exposed: int, window: int) -> int:
+        return Sizes(graph, 100, exposed, False, 3, window, 1, 2**30).form(8)
+
+    few, many = 150, 10**6
+    assert form(few, 0) == form(many, 0) < form(few, 1) == form(many, 1)
+    assert form(few, 3) < form(many, 2) < form(many, 3)
 
 
 def test_hashes_are_those_of_whole_arrays(monkeypatch: pytest.MonkeyPatch) -> None:

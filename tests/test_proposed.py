@@ -59,32 +59,30 @@ def made_up(replay: Replay, seed: int, points: int = 5) -> list[Incumbents]:
 
 def assert_admissible(replay: Replay, restriction: Restriction, data: Any) -> None:
     """Nobody but open samples, within all budgets, by moves of the set; who must be gone is gone."""
-    run, poison = replay.unrolled, replay.unrolled.poison
+    run, poison, own = replay.unrolled, replay.unrolled.poison, replay.unrolled.moves
     changed = run.changed(data)
-    for leaf, (own, cover) in enumerate(zip(run.leaf_poisons, run.covers, strict=True)):
-        for kind, (moves, moved, nominal) in enumerate(
-            (
-                (own.feature_moves, data.features[leaf], own.features),
-                (own.label_moves, data.labels[leaf], own.labels),
-            )
-        ):
-            if moves is None:
-                assert torch.equal(moved, nominal.expand(moved.shape))
-            else:
-                assert float(moves.excess((moved - nominal).flatten(2)).max()) <= 1e-11
-            quota = own.quotas[-1 if kind else 0]
-            assert not changed[leaf][kind][:, ~quota.open].any()
-            if poison.per_batch and not poison.static:
-                assert int(changed[leaf][kind].sum(1).max()) <= quota.budget
-            hidden = torch.isin(cover, torch.tensor(sorted(restriction.outside)))
-            assert not changed[leaf][kind][:, hidden].any()
-            surely = torch.isin(cover, torch.tensor(sorted(restriction.inside)))
-            if data.there and run.middle is None:  # removals
-                assert changed[leaf][kind][:, surely].all()
+    hidden = torch.isin(run.cover, torch.tensor(sorted(restriction.outside)))
+    surely = torch.isin(run.cover, torch.tensor(sorted(restriction.inside)))
     touched = torch.zeros(len(data), len(poison.features), 2, dtype=torch.bool)
-    for cover, both in zip(run.covers, changed, strict=True):
-        for kind, own_changed in enumerate(both):
-            touched[:, cover, kind] |= own_changed
+    for kind, (moves, moved, nominal) in enumerate(
+        (
+            (own.feature_moves, data.features, own.features),
+            (own.label_moves, data.labels, own.labels),
+        )
+    ):
+        if moves is None:
+            assert torch.equal(moved, nominal.expand(moved.shape))
+        else:
+            assert float(moves.excess((moved - nominal).flatten(2)).max()) <= 1e-11
+        quota = own.quotas[-1 if kind else 0]
+        assert not changed[kind][:, ~quota.open | hidden].any()
+        if data.there is not None and run.middle is None:  # removals
+            assert changed[kind][:, surely].all()
+        for span in run.spans:
+            one = changed[kind][:, span]
+            if poison.per_batch and not poison.static:
+                assert int(one.sum(1).max()) <= quota.budget
+            touched[:, run.cover[span], kind] |= one
     if poison.label_quota is None:
         touched = touched.any(-1, keepdim=True)
     for kind, quota in enumerate(poison.quotas):
@@ -124,7 +122,7 @@ def test_what_programs_propose_changes_something_and_stays_in_the_set(name: str)
     assert len(packed) == sum(len(window[0].gates) for window in found)
     data = packed.unpacked(replay.unrolled)
     assert_admissible(replay, UNRESTRICTED, data)
-    assert any(bool(kind.any()) for leaf in replay.unrolled.changed(data) for kind in leaf)
+    assert any(bool(kind.any()) for kind in replay.unrolled.changed(data))
     final = replay.unrolled.path(data)[-1]
     for key, low in boxes[-1].lower.items():
         assert (final[key].numpy() >= low).all()
@@ -153,9 +151,9 @@ def test_a_part_of_a_sample_stands_for_the_whole_move(name: str, share: float) -
     every = np.arange(4)
     window = [Incumbents(0, every, every, gates, *(m.numpy() for m in mixed))]
     found = poisoning_of(replay.selector, window)
-    assert torch.equal(found.features[0] != own.features, x != own.features)
-    torch.testing.assert_close(found.features[0], x, rtol=0.0, atol=1e-12)
-    torch.testing.assert_close(found.labels[0], y, rtol=0.0, atol=1e-12)
+    assert torch.equal(found.features != own.features, x != own.features)
+    torch.testing.assert_close(found.features, x, rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(found.labels, y, rtol=0.0, atol=1e-12)
     assert bool((x != own.features).any() | (y != own.labels).any())
 
 
@@ -167,7 +165,7 @@ def test_the_samples_that_are_poisoned_most_are_taken() -> None:
     moved = replay.poison.features.numpy()[None] + 0.05 * gates
     window = [Incumbents(0, every, every, gates, moved, replay.poison.labels.numpy()[None])]
     changed = replay.unrolled.changed(poisoning_of(replay.selector, window))
-    assert changed[0][0][0].tolist() == [False, False, False, True]
+    assert changed[0][0].tolist() == [False, False, False, True]
 
 
 def test_columns_say_what_the_data_are() -> None:
@@ -279,5 +277,5 @@ def test_packed_attacks_are_put_together() -> None:
     ]
     packed = Packed.cat([Packed.of(part, replay.unrolled) for part in parts])
     whole = packed.unpacked(replay.unrolled)
-    assert torch.equal(whole.features[0], torch.cat([part.features[0] for part in parts]))
-    assert torch.equal(whole.labels[0], torch.cat([part.labels[0] for part in parts]))
+    assert torch.equal(whole.features, torch.cat([part.features for part in parts]))
+    assert torch.equal(whole.labels, torch.cat([part.labels for part in parts]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_texts import run_text, same_result, write_run
+from run_texts import document, run_text, same_result, write_run
 
 from milp_agt.cli import main
 from milp_agt.reports.result_folder import ResultFolder
@@ -54,20 +53,15 @@ def interrupt(
         assert main(command) == 4
 
 
-def test_an_interrupt_says_how_to_go_on(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("resume", [True, False])
+def test_an_interrupt_says_how_to_go_on_and_so_does_the_same_command(
+    run: Path, resume: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run.parent / "out"
-    interrupt(run, out, 2, monkeypatch)
+    interrupt(run, out, 2 if resume else 3, monkeypatch)
     assert f"milp-agt certify --resume {out}" in capsys.readouterr().err
-    assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0
-    same_result(out, whole(run))
-
-
-def test_the_same_command_goes_on_as_well(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = run.parent / "out"
-    interrupt(run, out, 3, monkeypatch)
-    assert main(["certify", str(run), "--out", str(out), "--quiet", "--no-report"]) == 0
+    where = ["--resume", str(out)] if resume else [str(run), "--out", str(out)]
+    assert main(["certify", *where, "--quiet", "--no-report"]) == 0
     same_result(out, whole(run))
 
 
@@ -75,8 +69,7 @@ def test_options_of_the_first_command_are_kept(run: Path, monkeypatch: pytest.Mo
     out = run.parent / "out"
     interrupt(run, out, 1, monkeypatch, "--relaxation", "interval")
     assert main(["certify", "--resume", str(out), "--quiet", "--no-report"]) == 0
-    document = json.loads((out / "result.json").read_text())
-    assert document["relaxation"]["asked"] == "interval"
+    assert document(out)["relaxation"]["asked"] == "interval"
 
 
 def test_another_run_does_not_overwrite_an_unfinished_one(

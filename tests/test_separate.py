@@ -132,7 +132,7 @@ def every_poisoning(case: Problem, corners: int = 4) -> Attacks:
             xs.append(shifted)
             ys.append((y - flipped).abs())
     unrolled = Replay(case).unrolled
-    poisoning = Poisoning((torch.stack(xs),), (torch.stack(ys),))
+    poisoning = Poisoning(torch.stack(xs), torch.stack(ys))
     return Attacks(unrolled, poisoning, unrolled.start(len(xs)))
 
 

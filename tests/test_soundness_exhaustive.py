@@ -36,7 +36,7 @@ def enumerated(case: Problem, moves: list[list[tuple[Any, Any]]], budget: int) -
                 features.append(x)
                 labels.append(y)
     start = replay.start(len(features), torch.Generator())
-    poisoning = Poisoning((torch.stack(features),), (torch.stack(labels),))
+    poisoning = Poisoning(torch.stack(features), torch.stack(labels))
     return Attacks(replay.unrolled, poisoning, start)
 
 

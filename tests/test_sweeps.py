@@ -338,44 +338,37 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
-def test_curves_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def swept(run: Path, *options: str) -> Any:
+    """The document that a sweep writes."""
     out = run.parent / "out"
-    options = ["--budgets", "1,2", "--radii", "0.001,0.5", "--out", str(out)]
-    assert main(["sweep", str(run), *options]) == 0
-    text = capsys.readouterr().out
-    assert "accuracy on test" in text
-    document = json.loads((out / "sweep.json").read_text())
+    assert main(["sweep", str(run), "--out", str(out), *options]) == 0
+    return json.loads((out / "sweep.json").read_text())
+
+
+def test_curves_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = swept(run, "--budgets", "1,2", "--radii", "0.001,0.5")
+    assert "accuracy on test" in capsys.readouterr().out
     assert document["sha256"]["config"] == hashlib.sha256(run.read_bytes()).hexdigest()
     assert set(document["sha256"]) == {"config", "data"}
     rows = document["rows"]
     assert len(rows) == 8
     assert {r["question"] for r in rows} == {"accuracy on test", "backdoor (radius 0.1) on test"}
-    assert len((out / "sweep.csv").read_text().splitlines()) == 9
+    assert len((run.parent / "out" / "sweep.csv").read_text().splitlines()) == 9
 
 
 def test_triggers_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = run.parent / "out"
-    options = ["--triggers", "0.5,0,0.1", "--budgets", "1,2", "--out", str(out)]
-    assert main(["sweep", str(run), *options]) == 0
+    rows = swept(run, "--triggers", "0.5,0,0.1", "--budgets", "1,2")["rows"]
     assert "backdoor (radius 0.5) on test" in capsys.readouterr().out
-    rows = json.loads((out / "sweep.json").read_text())["rows"]
     for budget in (1, 2):
         own = {r["question"]: r for r in rows if r["budget"] == budget}
         curve = [own[f"backdoor (radius {r}) on test"]["upper"] for r in ("0", "0.1", "0.5")]
         assert curve == sorted(curve)
         assert curve[0] == pytest.approx(1.0 - own["accuracy on test"]["lower"])
-    run.write_text(RUN.split('[[property]]\nkind = "backdoor"')[0], encoding="utf-8")
-    assert main(["sweep", str(run), "--triggers", "0.1"]) == 2
-    assert "0 backdoors with a radius" in capsys.readouterr().err
 
 
 def test_the_largest_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = run.parent / "out"
-    options = ["--largest", "budget", "--between", "0,4", "--points", "--out", str(out)]
-    assert main(["sweep", str(run), *options]) == 0
-    text = capsys.readouterr().out
-    assert "accuracy on test >= 0.5" in text
-    document = json.loads((out / "sweep.json").read_text())
+    document = swept(run, "--largest", "budget", "--between", "0,4", "--points")
+    assert "accuracy on test >= 0.5" in capsys.readouterr().out
     names = set(document["brackets"])
     row = load_config(run).build().dataset.rows.test[0]
     assert {f"accuracy on test: row {row}", f"backdoor (radius 0.1) on test: row {row}"} <= names
@@ -384,29 +377,31 @@ def test_the_largest_on_the_command_line(run: Path, capsys: pytest.CaptureFixtur
     assert "largest radius proved" in capsys.readouterr().out
 
 
+LARGEST = ["--largest", "budget", "--between", "1,2"]
+
+
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "said", "text"),
     [
-        ([], "neither --budgets, --radii, --triggers nor --largest"),
-        (["--budgets", "1", "--largest", "budget", "--between", "1,2"], "curves and --largest"),
-        (["--largest", "budget"], "give both"),
-        (["--largest", "budget", "--between", "1"], "give both"),
-        (["--budgets", "1", "--points"], "--points without --largest"),
-        (["--budgets", "one"], "no list of counts"),
-        (["--radii", "x"], "no list of numbers"),
+        ([], "neither --budgets, --radii, --triggers nor --largest", RUN),
+        (["--budgets", "1", *LARGEST], "curves and --largest", RUN),
+        (["--largest", "budget"], "give both", RUN),
+        (["--largest", "budget", "--between", "1"], "give both", RUN),
+        (["--budgets", "1", "--points"], "--points without --largest", RUN),
+        (["--budgets", "one"], "is not a whole number >= 0", RUN),
+        (["--radii", "x"], "is no number", RUN),
+        (["--budgets", "1"], "no [[property]]", RUN.split("[[property]]")[0]),
+        (LARGEST, "without at_least or at_most", RUN.replace("at_least = 0.5", "")),
+        (
+            ["--triggers", "0.1"],
+            "0 backdoors with a radius",
+            RUN.split('[[property]]\nkind = "back')[0],
+        ),
     ],
 )
-def test_contradictory_options(
-    run: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_swept_is_refused(
+    run: Path, options: list[str], said: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run.write_text(text, encoding="utf-8")
     assert main(["sweep", str(run), *options]) == 2
     assert said in capsys.readouterr().err
-
-
-def test_nothing_to_sweep(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run.write_text(RUN.split("[[property]]")[0], encoding="utf-8")
-    assert main(["sweep", str(run), "--budgets", "1"]) == 2
-    assert "no [[property]]" in capsys.readouterr().err
-    run.write_text(RUN.replace("at_least = 0.5", ""), encoding="utf-8")
-    assert main(["sweep", str(run), "--largest", "budget", "--between", "1,2"]) == 2
-    assert "without at_least or at_most" in capsys.readouterr().err

@@ -320,14 +320,14 @@ def test_refute_none_attacks_nothing() -> None:
 def test_attacks_on_a_question_end_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 60 seconds, what ends in time counts, and what does not is told; a run takes ``needed``."""
     now, needed = [0.0], 0.0
-    honest = Unrolled._stepped
+    honest = Unrolled.stepped
 
     def stepped(self: Unrolled, state: Any, step: int, data: Any) -> Any:
         now[0] += needed * len(data[1]) / len(self.updates)
         return honest(self, state, step, data)
 
     monkeypatch.setattr(core_deadline, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Unrolled, "_stepped", stepped)
+    monkeypatch.setattr(Unrolled, "stepped", stepped)
     monkeypatch.setattr(Unrolled, "pace", lambda _: Pace(needed, needed))
     result = certified(agt.FeaturePoisoning(2, 0.3))
     whole = result.accuracy(TEST, LABELS)

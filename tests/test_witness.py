@@ -81,7 +81,7 @@ def test_runs_keep_to_the_budgets_of_batches_to_come(seed: int) -> None:
     case = problem(threat, "bce", (2,), samples=6, batch_size=3, epochs=2, shuffle_seed=seed)
     witnesses = _witnesses(case)
     witnesses.after(1)
-    (in_features, _), *_ = witnesses.unrolled.changed(witnesses._data)
+    in_features, _ = witnesses.unrolled.changed(witnesses._data)
     for batch in witnesses.unrolled.batches:
         assert int(in_features[:, batch].sum(1).max()) <= 1
 

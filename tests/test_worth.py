@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from run_texts import run_text, write_run
+from run_texts import certified, run_text, write_run
 
 from milp_agt.certification.worth import BoxWorth, Worth
-from milp_agt.cli import main
 from milp_agt.core.reachable import StepRecord
 from milp_agt.experiments import still_proved
+from milp_agt.reports import page, write_page
 from milp_agt.runfile.verdicts import Verdict
 
 
 def records(*widths: float) -> list[StepRecord]:
     return [
-        StepRecord(
-            step=t,
-            mean_width=width,
-            max_width=width,
-            seconds=0.0,
-            relaxation="interval",
-            adversary="static, dataset",
-            batch=1,
-            chains={},
-            program=None,
-        )
+        StepRecord(t, width, width, 0.0, "interval", "static, dataset", 1, {})
         for t, width in enumerate(widths, 1)
     ]
 
@@ -70,8 +59,14 @@ def test_bounds_that_hold_for_every_model(
 
 @pytest.mark.parametrize(("rate", "budget", "worth"), [(0.001, 1, "useful"), (30.0, 12, "vacuous")])
 def test_the_word_stands_in_the_file_and_on_the_screen(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float, budget: int, worth: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    rate: float,
+    budget: int,
+    worth: str,
 ) -> None:
+    monkeypatch.setattr(page, "pictures", lambda _: {})  # drawing takes seconds
     text = run_text(
         [{"kind": "accuracy"}],
         model={"layers": [2, 4, 4, 4, 2]},
@@ -80,16 +75,15 @@ def test_the_word_stands_in_the_file_and_on_the_screen(
         certify={"relaxation": "interval"},
     )
     path = write_run(tmp_path, text)
-    assert main(["certify", str(path), "--out", str(tmp_path / "out")]) == 0
-    document = json.loads((tmp_path / "out" / "result.json").read_text())
-    page = (tmp_path / "out" / "report.html").read_text()
-    shown = capsys.readouterr().out
-    assert document["worth"]["boxes"] == worth
+    found, shown = certified(path), capsys.readouterr().out
+    write_page(tmp_path / "out")
+    told = (tmp_path / "out" / "report.html").read_text()
+    assert found["worth"]["boxes"] == worth
     vacuous = worth == "vacuous"
-    assert document["properties"][0]["vacuous"] is vacuous
+    assert found["properties"][0]["vacuous"] is vacuous
     for text, said in (
         (shown, "worth: vacuous: after step"),
-        (page, "some parameters have no bound"),
+        (told, "some parameters have no bound"),
     ):
         assert (said in text) is vacuous
     assert ("bounds of accuracy on test hold for every model" in shown) is vacuous
@@ -99,34 +93,31 @@ def test_the_largest_smaller_threat_that_still_proves(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is told of a smaller budget or radius is what a run under it proves, with the data as given."""
-    out = tmp_path / "out"
     monkeypatch.setattr(still_proved, "seconds_without_limit", lambda _: 1e4)
 
-    def certified(threat: dict[str, Any], *options: str) -> dict[str, Any]:
+    def under(threat: dict[str, Any], *options: str) -> dict[str, Any]:
         text = run_text(
             [{"kind": "accuracy", "at_least": 0.75}],
-            training={"learning_rate": 0.3, "epochs": 25},
+            training={"learning_rate": 0.3, "epochs": 12},
             threat=threat,
             certify={"relaxation": "interval"},
         )
         path, y = write_run(tmp_path, text), np.arange(16) % 2
         x = np.random.default_rng(0).normal(size=(16, 2)) / 2 + 4 * y[:, None] - 2
         np.savez(tmp_path / "d.npz", X=x, y=y)
-        main(["certify", str(path), "--out", str(out), "--no-report", "--force", *options])
-        found: dict[str, Any] = json.loads((out / "result.json").read_text())
-        return found
+        return certified(path, *options, code=None)
 
     name, features = "accuracy on test >= 0.75", {"kind": "features", "budget": 12}
     labels = {"kind": "labels", "budget": 12}
     for wide, what in ((labels, "budget"), (features | {"radius": 100.0}, "radius")):
-        found = certified(wide)
+        found = under(wide)
         assert found["properties"][0]["status"] != "PROVED"
         bracket = found["still_proved"][what][name]
         assert 0 < bracket["proved"] < bracket["unproved"]
         assert f"{what} = {bracket['proved']:g}" in " ".join(found["worth"]["helps"])
         assert f"{what} = {bracket['proved']:g}" in capsys.readouterr().out
     # The last one was searched by the level of the run itself.
-    near, far = (certified(features | {"radius": bracket[end]}) for end in ("proved", "unproved"))
+    near, far = (under(features | {"radius": bracket[end]}) for end in ("proved", "unproved"))
     assert [run["properties"][0]["status"] for run in (near, far)] == ["PROVED", "OPEN"]
-    assert certified(labels, "--time-limit", "0")["still_proved"] is None
-    assert certified(labels | {"budget": 0})["still_proved"] is None
+    assert under(labels, "--time-limit", "0")["still_proved"] is None
+    assert under(labels | {"budget": 0})["still_proved"] is None

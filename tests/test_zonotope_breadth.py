@@ -78,9 +78,7 @@ def choices(case: Problem, budget: int) -> Attacks:
                 labels.append(own_y)
     replay = Replay(case)
     start = replay.start(len(features), torch.Generator().manual_seed(0))
-    return Attacks(
-        replay.unrolled, Poisoning((torch.stack(features),), (torch.stack(labels),)), start
-    )
+    return Attacks(replay.unrolled, Poisoning(torch.stack(features), torch.stack(labels)), start)
 
 
 @pytest.mark.parametrize(

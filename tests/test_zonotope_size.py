@@ -50,6 +50,19 @@ def test_a_batch_in_pieces_is_the_batch(monkeypatch, run: Any) -> None:
     assert 0.999 * width(whole) <= width(found)
 
 
+def test_what_noise_of_a_sample_moves_is_the_sum_over_its_sources() -> None:
+    """``Phi^+ up + Phi^- down`` of every coordinate, held against rows of the same directions."""
+    found = passed(RUNS[0]).last.zonotope
+    terms = found.terms()
+    ends = found.coordinates(slice(0, found.size), terms)
+    rows = found.spread(torch.eye(found.size, dtype=torch.float64), terms)
+    for name in ("on_moves", "on_bend", "charge", "below", "above", "down", "up"):
+        torch.testing.assert_close(getattr(ends, name), getattr(rows, name), rtol=1e-11, atol=1e-18)
+    both = ends.both()
+    torch.testing.assert_close(both.up, torch.cat([rows.up, rows.down]), rtol=1e-11, atol=1e-18)
+    assert bool((ends.up != ends.down).any())
+
+
 def test_pieces_whose_units_are_all_off_leave_others_their_moves(monkeypatch) -> None:
     """In closed form: v relu(w x + b) + c at w = v = c = 1, b = 0, x = -1 and 1, targets 0. The unit is off
     at one sample, and c becomes 1 - 0.1 (1 + 2 + d) for moves d of the other."""

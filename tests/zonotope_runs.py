@@ -79,7 +79,7 @@ def corners_of_units(replay: Replay) -> Attacks:
     features = features.flatten(0, 1)
     labels = poison.labels.expand(len(features), *poison.labels.shape)
     start = replay.start(len(features), torch.Generator().manual_seed(0))
-    return Attacks(replay.unrolled, Poisoning((features,), (labels,)), start)
+    return Attacks(replay.unrolled, Poisoning(features, labels), start)
 
 
 def assert_in_boxes(passed: Passed, attacks: Attacks) -> None:
@@ -113,7 +113,7 @@ class Generators:
     def of(passed: Passed, attacks: Attacks) -> Generators:
         replay, last = passed.replay, passed.last
         samples, flips = last.zonotope.samples, last.zonotope.flips
-        features, labels = attacks.poisoning.features[0], attacks.poisoning.labels[0]
+        features, labels = attacks.poisoning.features, attacks.poisoning.labels
         parts = []
         if samples.poison.feature_moves is not None:
             parts.append((features - replay.poison.features).flatten(2))

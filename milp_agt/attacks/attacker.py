@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from milp_agt.attacks.best import Aim
-from milp_agt.attacks.goals import Goal
 from milp_agt.attacks.objectives import Direction, Envelope, Objective
-from milp_agt.attacks.packed import Packed
+from milp_agt.attacks.packed import Aim, Packed
 from milp_agt.attacks.proposed import Favoured, packed_of
 from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Hunt
 from milp_agt.attacks.search_settings import Search
-from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
+from milp_agt.attacks.unrolled import State, Unrolled
 from milp_agt.bounds.program import Incumbents
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.torch_modes import own_modes
@@ -73,14 +71,11 @@ class Runs:
     state: State
     origin: Origin | None = None
 
-    @property
-    def models(self) -> ModuleModels:
-        """All trained models."""
-        return ModuleModels(self.unrolled.step_graph, self.state)
-
-    def part(self, runs: Tensor) -> ModuleModels:
-        """The models of some runs."""
-        return ModuleModels(self.unrolled.step_graph, {n: v[runs] for n, v in self.state.items()})
+    def parts(self, most: int) -> Iterator[ModuleModels]:
+        """The trained models, at most so many at a time."""
+        for part in torch.arange(len(self)).split(most):
+            state = {n: v[part] for n, v in self.state.items()}
+            yield ModuleModels(self.unrolled.step_graph, state)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -97,37 +92,28 @@ class Runs:
                 "an adaptive adversary, whose data differ from step to step",
                 "read attack.best.batches, one pair for each step",
             )
-        whole = self.data.rows(torch.tensor([index])).unpacked(self.unrolled)
-        kept = whole.there[0][0] > 0 if whole.there else slice(None)
-        return whole.features[0][0][kept].cpu().numpy(), self.unrolled.decoded(
-            whole.labels[0][0][kept]
-        )
+        data = self.data.rows(torch.tensor([index])).unpacked(self.unrolled)
+        return self._present(data.features, data.labels, data.there)
 
     def describe(self, index: int) -> PoisonedRun:
         """Everything about one run."""
-        part = self.data.rows(torch.tensor([index]))
-        whole = part.unpacked(self.unrolled)
-        steps = range(len(self.unrolled.batches))
-        batches = [self._trained_on(whole, step) for step in steps]
-        changed: set[int] = set()
-        for leaf, cover in zip(part.leaves, self.unrolled.covers, strict=True):
-            changed |= set(cover[leaf.index[leaf.index >= 0]].tolist())
+        run, part = self.unrolled, self.data.rows(torch.tensor([index]))
+        data = part.unpacked(run)
+        positions = sorted(set(run.cover[part.index[part.index >= 0]].tolist()))
+        rows = positions if self.origin is None else map(self.origin.row, positions)
         return PoisonedRun(
-            poisoned=tuple(sorted(map(self._row, changed))),
-            batches=tuple((x.cpu().numpy(), self.unrolled.decoded(y)) for x, y in batches),
-            state_dict=state_dict_of(self.unrolled.step_graph, self.state, index),
-            positions=tuple(sorted(changed)),
+            poisoned=tuple(sorted(rows)),
+            batches=tuple(self._present(*run.batch(data, t)) for t in range(len(run.batches))),
+            state_dict=state_dict_of(run.step_graph, self.state, index),
+            positions=tuple(positions),
         )
 
-    def _row(self, position: int) -> int:
-        """The row of a sample in the user's file; its position without one."""
-        return position if self.origin is None else self.origin.row(position)
-
-    def _trained_on(self, whole: Poisoning, step: int) -> tuple[Tensor, Tensor]:
-        """Features and encoded labels of the samples of a batch that are there."""
-        x, y = self.unrolled.batch_data(whole, step)
-        there = self.unrolled.batch_present(whole, step)
-        return (x[0], y[0]) if there is None else (x[0][there[0] > 0], y[0][there[0] > 0])
+    def _present(
+        self, features: Tensor, labels: Tensor, there: Tensor | None
+    ) -> tuple[Array, npt.NDArray[Any]]:
+        """Features and labels, as users give them, of the samples of one run (1, n, ...) that are there."""
+        kept = slice(None) if there is None else there[0] > 0
+        return features[0][kept].cpu().numpy(), self.unrolled.decoded(labels[0][kept])
 
 
 @dataclass(frozen=True)
@@ -256,22 +242,29 @@ class Attacker:
             SoundnessError: plain torch does not confirm a run.
         """
         begun = time.perf_counter()
-        self._check_moves()
+        if not self.has_moves:
+            raise UnsupportedOperationError(
+                "An attack needs moves of the features or labels of samples",
+                "a threat that names none, and nothing that happens to whole samples either",
+                "bound it with certify, without attack=, or give its Poison moves",
+            )
         goal = objective.bind(self.unrolled)
-        directions = directions or objective.directions
-        hunt = Hunt(self.unrolled, goal, self._aim(goal, directions), self.search, self.restriction)
+        signs = [1.0 if d == "max" else -1.0 for d in directions or objective.directions]
+        device, count = self.unrolled.cover.device, len(goal.names)
+        sign = torch.tensor(signs, dtype=torch.float64, device=device).repeat_interleave(count)
+        aim = Aim(torch.arange(count, device=device).repeat(len(signs)), sign)
+        hunt = Hunt(self.unrolled, goal, aim, self.search, self.restriction)
         proposed = packed_of(hunt.selector, incumbents, hunt.chunk)
         found = None if known is None else known.data
         starts = [data for data in (found, proposed) if data is not None]
         best = hunt.run(Packed.cat(starts) if starts else None)
         runs = self.trained_again(best.data.rows(best.first_of_each_run()), hunt.chunk)
         nominal = self.trained_again(Packed.of(self.unrolled.nominal(1), self.unrolled), hunt.chunk)
-        parts = torch.arange(len(runs)).split(hunt.chunk)
-        values = torch.cat([goal.values(runs.part(part)) for part in parts])
-        as_given = goal.values(nominal.models)
+        as_given, *each = [goal.values(m) for r in (nominal, runs) for m in r.parts(hunt.chunk)]
+        values = torch.cat(each)
         everything = torch.cat([as_given, values])
         low, high = everything.amin(0), everything.amax(0)
-        lower, upper = _box(nominal.models, runs.models)
+        ends = {n: torch.cat([nominal.state[n], v]) for n, v in runs.state.items()}
         if isinstance(objective, Envelope):
             widths = high - low
             value, nominal_value = float(widths.mean()), 0.0
@@ -287,8 +280,8 @@ class Attacker:
             value=value,
             nominal=nominal_value,
             reached=reached,
-            lower=lower,
-            upper=upper,
+            lower={n: v.amin(0).cpu().numpy() for n, v in ends.items()},
+            upper={n: v.amax(0).cpu().numpy() for n, v in ends.items()},
             trained=best.runs,
             proposed=0 if proposed is None or hunt.exhaustive else len(proposed),
             exhaustive=hunt.exhaustive,
@@ -306,21 +299,6 @@ class Attacker:
         poison = self.unrolled.poison
         still = poison.feature_moves is None and poison.label_moves is None
         return not (poison.budget and still and self.unrolled.present is None)
-
-    def _check_moves(self) -> None:
-        if not self.has_moves:
-            raise UnsupportedOperationError(
-                "An attack needs moves of the features or labels of samples",
-                "a threat that names none, and nothing that happens to whole samples either",
-                "bound it with certify, without attack=, or give its Poison moves",
-            )
-
-    def _aim(self, goal: Goal, directions: tuple[Direction, ...]) -> Aim:
-        device, count = self.unrolled.poison.features.device, len(goal.names)
-        signs = [1.0 if direction == "max" else -1.0 for direction in directions]
-        sign = torch.tensor(signs, dtype=torch.float64, device=device)
-        quantity = torch.arange(count, device=device)
-        return Aim(quantity.repeat(len(signs)), sign.repeat_interleave(count))
 
     def trained_again(self, data: Packed, chunk: int) -> Runs:
         """The runs in plain torch, compared with the ones of the search."""
@@ -397,13 +375,3 @@ def attack(
 def _check_objective(objective: object) -> None:
     remedy = "give agt.attacks.Accuracy(x, y), for instance, or leave it out"
     inputs.of_kind(objective, Objective, "The objective of an attack", remedy)
-
-
-def _box(*models: ModuleModels) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Ends of each parameter over all models."""
-    lower, upper = {}, {}
-    for name in models[0].state:
-        values = torch.cat([m.state[name] for m in models])
-        lower[name] = values.amin(0).cpu().numpy()
-        upper[name] = values.amax(0).cpu().numpy()
-    return lower, upper

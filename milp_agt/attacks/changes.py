@@ -20,27 +20,22 @@ def in_words(
     and what it is in the first of these.
     """
     told: dict[int, tuple[str, int]] = {}
-    for leaf, own in enumerate(unrolled.leaf_poisons):
-        x, y = data.features[leaf][0], data.labels[leaf][0]
-        moved = (x != own.features).flatten(1).any(1) | (y != own.labels).any(-1)
-        turned = None
-        if data.there:
-            turned = data.there[leaf][0] != unrolled.leaf_present[leaf]
-            moved = turned | (moved & (data.there[leaf][0] > 0))
-        labels = unrolled.decoded(own.labels), unrolled.decoded(y)
-        for place in moved.nonzero()[:, 0].tolist():
-            position = int(unrolled.covers[leaf][place])
-            before, steps = told.get(position, ("", 0))
-            if not before:
-                flat = own.features[place].flatten().cpu().numpy(), x[place].flatten().cpu().numpy()
-                gone = turned is not None and bool(turned[place])
-                if gone and float(data.there[leaf][0, place]) == 0.0:
-                    before = "removed"
-                else:
-                    kinds = [_features(*flat, origin), _label(labels[0][place], labels[1][place])]
-                    lead = "inserted, " if gone else ""
-                    before = lead + ", ".join(kind for kind in kinds if kind)
-            told[position] = before, steps + 1
+    own, x, y = unrolled.moves, data.features[0], data.labels[0]
+    moved = (x != own.features).flatten(1).any(1) | (y != own.labels).any(-1)
+    turned = unrolled.turned(data)[0]
+    if data.there is not None:
+        moved = turned | (moved & (data.there[0] > 0))
+    labels = unrolled.decoded(own.labels), unrolled.decoded(y)
+    for entry in moved.nonzero()[:, 0].tolist():
+        sample = int(unrolled.cover[entry])
+        what, steps = told.get(sample, ("", 0))
+        if not what:
+            flat = own.features[entry].flatten().cpu().numpy(), x[entry].flatten().cpu().numpy()
+            kinds = [_features(*flat, origin), _label(labels[0][entry], labels[1][entry])]
+            what = ", ".join(kind for kind in kinds if kind)
+            if bool(turned[entry]) and data.there is not None:
+                what = f"inserted, {what}" if float(data.there[0, entry]) else "removed"
+        told[sample] = what, steps + 1
     lines, rows = [], []
     for position in sorted(told):
         row = position if origin is None else origin.row(position)

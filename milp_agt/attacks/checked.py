@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from milp_agt.attacks.replay import clipped_mean, mean_loss, per_sample_gradients
+from milp_agt.attacks.replay import PlainSteps, clipped_mean, mean_loss, per_sample_gradients
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import MoveSet
@@ -24,31 +24,21 @@ def violation(unrolled: Unrolled, data: Poisoning) -> str:
     Everything is compared exactly: who was changed against the samples that are open and the budgets, and how
     far against the sets of moves (``MoveSet.admits``) and the domain.
     """
-    poison = unrolled.poison
-    nobody = torch.zeros(len(unrolled.covers), len(poison.features), dtype=torch.bool)
-    chosen = [nobody.clone() for _ in poison.quotas]
-    for leaf, own in enumerate(unrolled.leaf_poisons):
-        x, y = data.features[leaf][0], data.labels[leaf][0]
-        in_x = (x != own.features).flatten(1).any(1)
-        in_y = (y != own.labels).any(-1)
-        turned = torch.zeros_like(in_x)
-        if data.there:
-            turned = data.there[leaf][0] != unrolled.leaf_present[leaf]
-        at = unrolled.covers[leaf].cpu()
-        apart = len(chosen) > 1
-        chosen[0][leaf, at] = (in_x | turned | (in_y & (not apart))).cpu()
-        if apart:
-            chosen[1][leaf, at] = in_y.cpu()
-    for quota, masks in zip(poison.quotas, chosen, strict=True):
-        closed = (masks & ~quota.open.cpu()).any(0)
+    poison, own = unrolled.poison, unrolled.moves
+    x, y = data.features[0], data.labels[0]
+    in_x, in_y = (x != own.features).flatten(1).any(1), (y != own.labels).any(-1)
+    in_x = in_x | unrolled.turned(data)[0]
+    both = [in_x, in_y] if unrolled.quotas > 1 else [in_x | in_y]
+    for quota, mask in zip(poison.quotas, both, strict=True):
+        chosen = torch.zeros(len(unrolled.spans), len(poison.features), dtype=torch.bool)
+        chosen[unrolled.span.cpu(), unrolled.cover.cpu()] = mask.cpu()
+        closed = (chosen & ~quota.open.cpu()).any(0)
         if bool(closed.any()):
             return f"sample {int(closed.nonzero()[0])} is changed, which the threat leaves alone"
-        count = _most_at_once(unrolled, masks)
+        count = _most_at_once(unrolled, chosen)
         if count > quota.budget:
             return f"{count} samples are changed at once, more than the budget of {quota.budget}"
-    leaves = zip(unrolled.leaf_poisons, data.features, data.labels, strict=True)
-    found = (_wrong_moves(own, x[0], y[0]) for own, x, y in leaves)
-    return next((words for words in found if words), "")
+    return _wrong_moves(own, unrolled.cover, x, y)
 
 
 def _most_at_once(unrolled: Unrolled, masks: Tensor) -> int:
@@ -60,8 +50,8 @@ def _most_at_once(unrolled: Unrolled, masks: Tensor) -> int:
     return max(int(masks[0][batch.cpu()].sum()) for batch in unrolled.batches)
 
 
-def _wrong_moves(own: Poison, x: Tensor, y: Tensor) -> str:
-    """A sample whose move is not admitted, in words."""
+def _wrong_moves(own: Poison, samples: Tensor, x: Tensor, y: Tensor) -> str:
+    """An entry of some sample whose move is not admitted, in words."""
     in_x = (x != own.features).flatten(1).any(1)
     for what, moves, nominal, given in (
         ("features", own.feature_moves, own.features.flatten(1), x.flatten(1)),
@@ -69,8 +59,9 @@ def _wrong_moves(own: Poison, x: Tensor, y: Tensor) -> str:
     ):
         if not bool(torch.isfinite(given).all()):
             return f"a {what} that is not a finite number"
-        for sample in (given != nominal).any(1).nonzero()[:, 0].tolist():
-            if moves is None or not moves.admits(sample, nominal[sample], given[sample]):
+        for entry in (given != nominal).any(1).nonzero()[:, 0].tolist():
+            if moves is None or not moves.admits(entry, nominal[entry], given[entry]):
+                sample = int(samples[entry])
                 return f"the {what} of sample {sample} moved farther than the threat admits"
     if own.domain is not None:
         outside = (x < own.domain.lower) | (x > own.domain.upper)
@@ -101,10 +92,10 @@ def _nearer(unrolled: Unrolled, data: Poisoning, factor: float, dtype: torch.dty
         back = torch.nextafter(rounded.to(dtype), start.expand(flat.shape).to(dtype)).to(flat)
         return torch.where(beyond, back, rounded).reshape(given.shape)
 
-    leaves = list(zip(unrolled.leaf_poisons, data.features, data.labels, strict=True))
+    own = unrolled.moves
     return Poisoning(
-        tuple(moved(own.feature_moves, own.features, x) for own, x, _ in leaves),
-        tuple(moved(own.label_moves, own.labels, y) for own, _, y in leaves),
+        moved(own.feature_moves, own.features, data.features),
+        moved(own.label_moves, own.labels, data.labels),
         data.there,
     )
 
@@ -126,26 +117,15 @@ def train_plainly(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> nn
     own = {name: p for name, p in module.named_parameters() if name in graph.parameters}
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in own)
-    first, loss = unrolled.updates[0], mean_loss(graph.loss)
-    optimiser = torch.optim.SGD(
-        [
-            {"params": [p], "momentum": first.of(n).momentum, "nesterov": first.of(n).nesterov}
-            for n, p in own.items()
-        ],
-        lr=first.rate,
-    )
+    loss, optimiser = mean_loss(graph.loss), PlainSteps(own, unrolled.updates[0])
     for step, update in enumerate(unrolled.updates):
-        for name, group in zip(own, optimiser.param_groups, strict=True):
-            rule = update.of(name)
-            group |= {"lr": rule.rate, "momentum": rule.momentum, "nesterov": rule.nesterov}
-            group |= {"weight_decay": rule.weight_decay, "dampening": rule.dampening}
-        x, y = (values[0].to(dtype) for values in unrolled.batch_data(data, step))
-        there = unrolled.batch_present(data, step)
+        features, labels, there = unrolled.batch(data, step)
+        x, y = features[0].to(dtype), labels[0].to(dtype)
         if there is not None:
             x, y = x[there[0] > 0], y[there[0] > 0]
         if not len(x):
             continue
-        optimiser.zero_grad()
+        module.zero_grad()
         if graph.clipping is None:
             loss(module(x), y).backward()
         else:
@@ -156,14 +136,7 @@ def train_plainly(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> nn
                 parameter.grad = found[name]
         if update.clip_total is not None:
             nn.utils.clip_grad_norm_(list(own.values()), update.clip_total)
-        if update.l1:
-            penalty = sum((p.abs().sum() for p in own.values()), torch.zeros((), dtype=dtype))
-            (update.l1 * penalty).backward()
-        optimiser.step()
-        if update.projection is not None:
-            with torch.no_grad():
-                for parameter in own.values():
-                    parameter.clamp_(*update.projection)
+        optimiser.step(update)
     return module
 
 

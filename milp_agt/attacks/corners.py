@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.packed import Packed, PackedLeaf
+from milp_agt.attacks.packed import Packed, first_of_each
 from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.unrolled import State, Unrolled
 from milp_agt.core.graph import evaluate
@@ -67,7 +67,7 @@ class Corners:
 
     Attributes:
         sample: index of the sample of each attack, (attacks,).
-        data: the attacks; one place in each leaf.
+        data: the attacks; one place for each span of entries.
     """
 
     sample: Tensor
@@ -94,28 +94,20 @@ def corners_of(
     still = run.poison.feature_moves is None or run.present is not None or run.middle is not None
     if still or not units.names or not most:
         return None
-    places = len(run.covers) * run.poison.features[0].numel()
-    most = max(1, min(most, memory // (32 * places)))
+    most = max(1, min(most, memory // (32 * len(run.spans) * run.poison.features[0].numel())))
     chunk = max(1, memory // units.bytes_per_sample)
     with torch.no_grad():
-        nominal = run.nominal(1)
-        states = [run.start(1), *run.path(nominal)[:-1]]
+        states = [run.start(1), *run.path(run.nominal(1))[:-1]]
+    index = run.poison.open.nonzero()[:, 0]
+    hidden = torch.tensor(sorted(selector.restriction.outside), dtype=index.dtype)
+    index = index[~torch.isin(index, hidden.to(index.device))]
+    index = index[torch.randperm(len(index), generator=generator)[:most].sort().values]
     steps = torch.linspace(0, len(states) - 1, min(TIMES, len(states))).round().long().tolist()
-    open_ = _open(selector)
-    order = torch.randperm(len(open_), generator=generator)[:most].sort().values
-    sample, unit = _nearest(run, units, [states[t] for t in steps], open_[order], most, chunk)
+    some = [states[step] for step in steps]
+    sample, unit = _nearest(run, units, some, index, most, chunk)
     if not len(sample):
         return None
-    pairs = _Pairs(run, units, sample, unit, chunk)
-    return pairs.static(states, steps, most) if run.poison.static else pairs.adaptive(states, most)
-
-
-def _open(selector: Selector) -> Tensor:
-    """Indices of the samples whose features may be moved."""
-    poison = selector.unrolled.poison
-    index = poison.open.nonzero()[:, 0]
-    hidden = torch.tensor(sorted(selector.restriction.outside), dtype=index.dtype)
-    return index[~torch.isin(index, hidden.to(index.device))]
+    return _flips(run, units, some if run.poison.static else states, sample, unit, chunk, most)
 
 
 def _nearest(
@@ -150,69 +142,47 @@ def _root_mean_square(units: HiddenUnits, state: State, features: Tensor, chunk:
     return (torch.as_tensor(total) / len(features)).sqrt().clamp(min=1e-300)
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Pairs of a sample and a unit of it, (pairs,) each."""
+def _flips(
+    run: Unrolled,
+    units: HiddenUnits,
+    states: Sequence[State],
+    sample: Tensor,
+    unit: Tensor,
+    chunk: int,
+    most: int,
+) -> Corners:
+    """The best moves up and down the slopes of pairs (pairs,) of a sample and a unit, at each state.
 
-    run: Unrolled
-    units: HiddenUnits
-    sample: Tensor
-    unit: Tensor
-    chunk: int
-
-    def static(self, states: Sequence[State], steps: Sequence[int], most: int) -> Corners:
-        found = [self._slopes(states[step]) for step in steps]
-        values = torch.stack([value for value, _ in found])
-        slopes = torch.stack([slope for _, slope in found])
-        moves = torch.stack([self._moves(slope) for slope in slopes])  # steps, 2, pairs, size
+    A static adversary has an attack for each move, an adaptive one moves in each step by that step's.
+    """
+    features, own = run.poison.features, run.poison.feature_moves
+    assert own is not None
+    pairs = list(zip(sample.split(chunk), unit.split(chunk), strict=True))
+    found = [[units.slopes(state, features[s], u) for s, u in pairs] for state in states]
+    values = torch.stack([torch.cat([value for value, _ in parts]) for parts in found])
+    slopes = torch.stack([torch.cat([g for _, g in parts]).flatten(1) for parts in found])
+    taken = own.take(sample)
+    moves = torch.stack(
+        [taken.maximise(torch.stack([g, -g])) for g in slopes]
+    )  # (t, 2, pairs, size)
+    if run.poison.static:
         shifts = torch.einsum("tpj,kspj->tksp", slopes, moves)
         worth = _worth(values[:, None, None], shifts).flatten()
-        sample = self.sample.repeat(len(steps) * 2)
-        flat = moves.flatten(0, 2)
-        kept = _distinct(sample, flat)
+        sample, moves = sample.repeat(2 * len(states)), moves.flatten(0, 2)[None]
+        kept = _distinct(sample, moves[0])
         kept = kept[worth[kept].argsort(descending=True, stable=True)[:most]]
-        leaf = self._leaf(sample[kept], sample[kept], flat[kept])
-        return Corners(sample[kept], Packed((leaf,)))
-
-    def adaptive(self, states: Sequence[State], most: int) -> Corners:
-        found = [self._slopes(state) for state in states]
-        moves = [self._moves(slope) for _, slope in found]
-        shifts = [torch.einsum("pj,spj->sp", s, m) for (_, s), m in zip(found, moves, strict=True)]
-        values = torch.stack([value for value, _ in found])
-        worth = _worth(values[:, None], torch.stack(shifts)).flatten()
+    else:
+        shifts = torch.einsum("tpj,tspj->tsp", slopes, moves)
+        worth = _worth(values[:, None], shifts).flatten()
+        sample, moves = sample.repeat(2), moves.flatten(1, 2)
         kept = worth.argsort(descending=True, stable=True)[:most]
-        sample = self.sample.repeat(2)[kept]
-        leaves = []
-        for cover, move in zip(self.run.covers, moves, strict=True):
-            place = torch.full_like(self.run.poison.open, -1, dtype=torch.int64)
-            place[cover] = torch.arange(len(cover), device=cover.device)
-            leaves.append(self._leaf(sample, place[sample], move.flatten(0, 1)[kept]))
-        return Corners(sample, Packed(tuple(leaves)))
-
-    def _slopes(self, state: State) -> tuple[Tensor, Tensor]:
-        """Pre-activations (pairs,) and their gradients (pairs, size)."""
-        features = self.run.poison.features
-        found = [
-            self.units.slopes(state, features[sample], unit)
-            for sample, unit in zip(
-                self.sample.split(self.chunk), self.unit.split(self.chunk), strict=True
-            )
-        ]
-        return torch.cat([z for z, _ in found]), torch.cat([g for _, g in found]).flatten(1)
-
-    def _moves(self, slope: Tensor) -> Tensor:
-        """The best moves up and down a slope (pairs, size), (2, pairs, size)."""
-        moves = self.run.poison.feature_moves
-        assert moves is not None
-        own = moves.take(self.sample)
-        return own.maximise(torch.stack([slope, -slope]))
-
-    def _leaf(self, sample: Tensor, place: Tensor, moves: Tensor) -> PackedLeaf:
-        """The samples at their moves (attacks, size), at these places of a leaf."""
-        own = self.run.poison.take(sample)
-        moved = (own.features + moves.reshape(own.features.shape)).unsqueeze(0)
-        features, labels = own.project(moved, own.labels.unsqueeze(0))
-        return PackedLeaf(place[:, None], features[0][:, None], labels[0][:, None])
+    sample, moves = sample[kept], moves[:, kept]
+    given = run.poison.take(sample)
+    labels = given.labels.expand(len(moves), *given.labels.shape)
+    x, _ = given.project(given.features + moves.reshape(-1, *given.features.shape), labels)
+    place = torch.full((len(features), len(run.spans)), -1, device=sample.device)
+    place[run.cover, run.span] = torch.arange(len(run.cover), device=sample.device)
+    return Corners(sample, Packed(place[sample], x.transpose(0, 1), labels.transpose(0, 1)))
 
 
 def _worth(values: Tensor, shifts: Tensor) -> Tensor:
@@ -228,7 +198,4 @@ def _distinct(sample: Tensor, moves: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(moves.shape[1], generator=generator, dtype=torch.float64).to(moves)
     key = torch.stack([sample.to(moves), (moves * weights).sum(1)], 1)
-    _, group = key.unique(dim=0, return_inverse=True)
-    index = torch.arange(len(sample), device=sample.device)
-    first = torch.full((int(group.max()) + 1,), len(sample), device=sample.device)
-    return first.scatter_reduce(0, group, index, "amin").sort().values
+    return first_of_each(key.unique(dim=0, return_inverse=True)[1])

@@ -1,37 +1,63 @@
-"""Goals on parameters and on the loss; what every goal can do."""
+"""Goals of attacks on trained models: parameters, the loss, and what every goal can do."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from milp_agt.attacks.trained import TrainedModels
+from milp_agt.core.graph import evaluate
 from milp_agt.formulations.loss import LossFunction
-from milp_agt.training.tracing import StepGraph
+from milp_agt.training.tracing import FEATURES, StepGraph
 
 
-class Goal(Protocol):
-    """An objective bound to a model: quantities of the trained model, to be raised or lowered."""
+@dataclass(frozen=True)
+class TrainedModels:
+    """The ends of many training runs, as values of the step graph; differentiable in their parameters.
+
+    ``state`` holds stacked parameters by name, (attacks, *shape).
+    """
+
+    step_graph: StepGraph
+    state: Mapping[str, Tensor]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What each quantity is."""
-        ...
+    def parameters(self) -> Tensor:
+        """All trainable parameters one after the other, (attacks, P)."""
+        return torch.cat([self.state[n].flatten(1) for n in self.step_graph.parameters], 1)
 
-    @property
-    def points(self) -> int:
-        """How many test points every model is evaluated on."""
-        ...
+    def outputs(self, features: Tensor) -> Tensor:
+        """Outputs (attacks, n, outputs) on features (n, *shape), or (attacks, n, *shape)."""
+        names = self.step_graph.parameters
+        if features.dim() == 1 + len(self.step_graph.graph[FEATURES].shape):
+            features = features.expand(len(self.state[names[0]]), *features.shape)
+        leaves = {n: self.state[n] for n in names} | {FEATURES: features}
+        nodes = self.step_graph.graph.needed_for([self.step_graph.output])
+        return evaluate(nodes, leaves)[self.step_graph.output]
 
+
+class Goal(ABC):
+    """An objective bound to a model: quantities of the trained model, to be raised or lowered.
+
+    Attributes:
+        names: what each quantity is.
+        points: how many test points every model is evaluated on.
+    """
+
+    names: tuple[str, ...]
+    points: int = 0
+
+    @abstractmethod
     def values(self, models: TrainedModels) -> Tensor:
         """Exact values, (attacks, quantities)."""
-        ...
 
     def scores(self, models: TrainedModels) -> Tensor:
         """What attacks are ranked by, (attacks, quantities): the values, or what tells more attacks apart."""
-        ...
+        return self.values(models)
 
     def surrogate(
         self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
@@ -40,13 +66,11 @@ class Goal(Protocol):
 
         Attack a aims at ``quantity[a]``; ``trial[a]`` numbers its attempts, for scales to vary.
         """
-        ...
+        return sign * self.values(models).gather(1, quantity[:, None])[:, 0]
 
 
-class Parameters:
+class Parameters(Goal):
     """Every trainable parameter."""
-
-    points = 0
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
@@ -54,19 +78,9 @@ class Parameters:
     def values(self, models: TrainedModels) -> Tensor:
         return models.parameters
 
-    def scores(self, models: TrainedModels) -> Tensor:
-        return self.values(models)
 
-    def surrogate(
-        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
-    ) -> Tensor:
-        return sign * models.parameters.gather(1, quantity[:, None])[:, 0]
-
-
-class LinearForm:
+class LinearForm(Goal):
     """``c . theta + constant``, coefficients (P,)."""
-
-    points = 0
 
     def __init__(self, name: str, coefficients: Tensor, constant: float = 0.0) -> None:
         self.names, self.coefficients, self.constant = (name,), coefficients, constant
@@ -75,16 +89,8 @@ class LinearForm:
         theta = models.parameters
         return (theta @ self.coefficients.to(theta) + self.constant)[:, None]
 
-    def scores(self, models: TrainedModels) -> Tensor:
-        return self.values(models)
 
-    def surrogate(
-        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
-    ) -> Tensor:
-        return sign * self.values(models)[:, 0]
-
-
-class MeanLossGoal:
+class MeanLossGoal(Goal):
     """Mean loss over test points with encoded labels (n, width)."""
 
     names = ("loss",)
@@ -97,14 +103,6 @@ class MeanLossGoal:
         out = models.outputs(self.features.to(models.parameters))
         encoded = self.encoded.to(out).expand(len(out), *self.encoded.shape)
         return self.loss.value(out, encoded).mean(-1, keepdim=True)
-
-    def scores(self, models: TrainedModels) -> Tensor:
-        return self.values(models)
-
-    def surrogate(
-        self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
-    ) -> Tensor:
-        return sign * self.values(models)[:, 0]
 
 
 def parameter_names(step_graph: StepGraph) -> tuple[str, ...]:

@@ -1,39 +1,31 @@
-"""Moves of poisoned data as a whole: the best ones for a gradient, steps, mixtures."""
+"""Moves of poisoned data as a whole: the best ones for a gradient, steps, mixtures, random and local ones."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.selection import Masks
 from milp_agt.attacks.unrolled import Poisoning, Unrolled, same
 
 SCALES = 7.0  # new samples are drawn out to their reach, halved up to so many times
 
 
-def steepest(unrolled: Unrolled, gradient: Poisoning) -> tuple[Poisoning, Masks]:
-    """Every sample at its best move for a gradient, and what that gains to first order.
+def steepest(unrolled: Unrolled, gradient: Poisoning) -> tuple[Poisoning, Tensor]:
+    """Every entry at its best move for a gradient, and what that gains to first order.
 
-    A sample comes, or goes, where that is a gain.
+    A sample comes, or goes, where that is a gain. Gains (attacks, entries, quotas).
     """
-    pairs = zip(gradient.features, gradient.labels, strict=True)
-    best = [own.steepest(x, y) for own, (x, y) in zip(unrolled.leaf_poisons, pairs, strict=True)]
-    apart = unrolled.poison.label_quota is not None
-    gains = [
-        torch.stack([b.feature_gain, b.label_gain], -1)
-        if apart
-        else (b.feature_gain + b.label_gain).unsqueeze(-1)
-        for b in best
-    ]
-    there = []
-    for leaf, (present, slope) in enumerate(
-        zip(unrolled.leaf_present, gradient.there, strict=True)
-    ):
-        gains[leaf] = (gains[leaf] + (slope * (1.0 - 2.0 * present)).unsqueeze(-1)).clamp(min=0.0)
-        there.append(torch.where(gains[leaf][..., 0] > 0, 1.0 - present, present))
-    return _poisoning(((b.features, b.labels) for b in best), there), tuple(gains)
+    best = unrolled.moves.steepest(gradient.features, gradient.labels)
+    gain = torch.stack([best.feature_gain, best.label_gain], -1)
+    if unrolled.quotas == 1:
+        gain = gain.sum(-1, keepdim=True)
+    if gradient.there is None or unrolled.given_there is None:
+        return Poisoning(best.features, best.labels), gain
+    present = unrolled.given_there
+    slope = gradient.there * (1.0 - 2.0 * present)
+    gain = (gain + slope.unsqueeze(-1)).clamp(min=0.0)
+    there = torch.where(gain[..., 0] > 0, 1.0 - present, present)
+    return Poisoning(best.features, best.labels, there), gain
 
 
 def stepped(unrolled: Unrolled, data: Poisoning, target: Poisoning, stride: float) -> Poisoning:
@@ -41,63 +33,49 @@ def stepped(unrolled: Unrolled, data: Poisoning, target: Poisoning, stride: floa
 
     Who has come or gone stays so.
     """
-    leaves = zip(
-        unrolled.leaf_poisons,
-        data.features,
-        data.labels,
-        target.features,
-        target.labels,
-        strict=True,
+    own, there = unrolled.moves, data.there
+    features, labels = own.project(
+        data.features + stride * (target.features - own.features),
+        data.labels + stride * (target.labels - own.labels),
     )
-    there = zip(data.there, target.there, unrolled.leaf_present, strict=True)
-    return _poisoning(
-        (
-            own.project(x + stride * (to_x - own.features), y + stride * (to_y - own.labels))
-            for own, x, y, to_x, to_y in leaves
-        ),
-        [torch.where(now != given, now, to) for now, to, given in there],
-    )
+    if there is not None and target.there is not None:
+        there = torch.where(unrolled.turned(data), there, target.there)
+    return Poisoning(features, labels, there)
 
 
 def random_moves(
-    unrolled: Unrolled, masks: Masks, generator: torch.Generator, corners: bool = True
+    unrolled: Unrolled, mask: Tensor, generator: torch.Generator, corners: bool = True
 ) -> Poisoning:
-    """Random moves of the samples in the masks: extreme ones, or from all over their sets.
+    """Random moves of the entries in a mask: extreme ones, or from all over their sets.
 
     Samples that can come or go do, or, without ``corners``, every other time. New samples lie at all
     distances from the middle.
     """
-    there = []
-    for present, mask in zip(unrolled.leaf_present, masks, strict=bool(unrolled.leaf_present)):
+    there = unrolled.given_there
+    if there is not None:
         turned = mask[..., 0]
         if not corners:
-            coin = torch.rand(turned.shape, generator=generator, dtype=torch.float64)
-            turned = turned & (coin < 0.5).to(turned.device)
-        there.append(torch.where(turned, 1.0 - present, present))
-    leaves = []
-    for own, mask in zip(unrolled.leaf_poisons, masks, strict=True):
-        x, y = own.sample_moves(generator, mask, corners)
-        leaves.append((_nearer(unrolled, x, mask[..., 0], generator), y))
-    return _repeated(unrolled, _poisoning(leaves, there), generator)
+            turned = turned & (_uniform(turned.shape, generator) < 0.5).to(turned.device)
+        there = torch.where(turned, 1.0 - there, there)
+    features, labels = unrolled.moves.sample_moves(generator, mask, corners)
+    features = _nearer(unrolled, features, mask[..., 0], generator)
+    return _repeated(unrolled, Poisoning(features, labels, there), generator)
 
 
 def _repeated(unrolled: Unrolled, data: Poisoning, generator: torch.Generator) -> Poisoning:
     """Every other run inserts the samples of its first step in all others, too."""
-    if unrolled.present is None or unrolled.poison.static:
+    if unrolled.given_there is None or unrolled.poison.static:
         return data
-    places = unrolled.poison.budget
-    coin = torch.rand(len(data), generator=generator, dtype=torch.float64) < 0.5
-    again = coin.to(data.labels[0].device)
+    new = (unrolled.given_there == 0).nonzero().reshape(len(unrolled.spans), -1)
+    again = (_uniform((len(data),), generator) < 0.5).to(new.device).nonzero()[:, :, None]
+    # Nobody comes where the threat only removes: then nothing is copied.
 
-    def copied(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first = leaves[0][:, leaves[0].shape[1] - places :]
-        made = []
-        for leaf in leaves:
-            same = torch.cat([leaf[:, : leaf.shape[1] - places], first], 1)
-            made.append(torch.where(again.reshape(-1, *[1] * (leaf.dim() - 1)), same, leaf))
-        return tuple(made)
+    def copied(values: Tensor) -> Tensor:
+        found = values.clone()
+        found[again, new] = values[again, new[:1]].expand(-1, *new.shape, *values.shape[2:])
+        return found
 
-    return Poisoning(copied(data.features), copied(data.labels), copied(data.there))
+    return data.map(copied)
 
 
 def _nearer(unrolled: Unrolled, x: Tensor, new: Tensor, generator: torch.Generator) -> Tensor:
@@ -105,37 +83,61 @@ def _nearer(unrolled: Unrolled, x: Tensor, new: Tensor, generator: torch.Generat
     middle = unrolled.middle
     if middle is None:
         return x
-    drawn = torch.rand(new.shape, generator=generator, dtype=torch.float64).to(x.device)
-    ones = [1] * (x.dim() - 2)
-    factor = (2.0 ** (-SCALES * drawn)).reshape(*new.shape, *ones)
-    return torch.where(new.reshape(*new.shape, *ones), middle + factor * (x - middle), x)
+    shape = (*new.shape, *[1] * (x.dim() - 2))
+    factor = (2.0 ** (-SCALES * _uniform(new.shape, generator).to(x.device))).reshape(shape)
+    return torch.where(new.reshape(shape), middle + factor * (x - middle), x)
 
 
-def moved(unrolled: Unrolled, data: Poisoning) -> Masks:
-    """The samples that differ from the data as given."""
-    apart = unrolled.poison.label_quota is not None
-    return tuple(
-        torch.stack([x, y], -1) if apart else (x | y).unsqueeze(-1)
-        for x, y in unrolled.changed(data)
-    )
+def moved(unrolled: Unrolled, data: Poisoning) -> Tensor:
+    """The entries that differ from the data as given, (attacks, entries, quotas)."""
+    in_x, in_y = unrolled.changed(data)
+    return torch.stack([in_x, in_y], -1) if unrolled.quotas > 1 else (in_x | in_y).unsqueeze(-1)
 
 
-def merged(masks: Masks, inside: Poisoning, outside: Poisoning) -> Poisoning:
-    """``inside`` for the samples in the masks, ``outside`` for the others."""
+def merged(mask: Tensor, inside: Poisoning, outside: Poisoning) -> Poisoning:
+    """``inside`` for the entries in a mask (attacks, entries, quotas), ``outside`` for the others."""
 
     def at(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
         if same(a, b):  # features that nobody moves, say: as large as the data set, for each attack
             return a
         return torch.where(mask.reshape(*mask.shape, *[1] * (a.dim() - 2)), a, b)
 
-    first, last = [m[..., 0] for m in masks], [m[..., -1] for m in masks]
+    there = inside.there
+    if there is not None and outside.there is not None:
+        there = at(mask[..., 0], there, outside.there)
     return Poisoning(
-        tuple(map(at, first, inside.features, outside.features)),
-        tuple(map(at, last, inside.labels, outside.labels)),
-        tuple(map(at, first, inside.there, outside.there)),
+        at(mask[..., 0], inside.features, outside.features),
+        at(mask[..., -1], inside.labels, outside.labels),
+        there,
     )
 
 
-def _poisoning(leaves: Iterable[tuple[Tensor, Tensor]], there: Iterable[Tensor]) -> Poisoning:
-    pairs = list(leaves)
-    return Poisoning(tuple(x for x, _ in pairs), tuple(y for _, y in pairs), tuple(there))
+def turned(unrolled: Unrolled, data: Poisoning, generator: torch.Generator) -> Poisoning:
+    """Some coordinates of every feature move times a number from -1 (a flipped sign) to 1.
+
+    Between one coordinate and all, at all scales; every other attack flips signs only. Back on the
+    admissible set. Labels, and who has come or gone, stay.
+    """
+    attacks, size = len(data), data.features[0, 0].numel()
+    share = size ** -_uniform((attacks, 1, 1), generator)
+    drawn = _uniform((*data.features.shape[:2], size), generator)
+    chosen = (drawn < share) | (drawn == drawn.amin(-1, keepdim=True))
+    scale = 2.0 * _uniform((attacks, 1, 1), generator) - 1.0
+    scale[::2] = -1.0
+    return _scaled(unrolled, data, torch.where(chosen, scale, 1.0))
+
+
+def shrunk(unrolled: Unrolled, data: Poisoning, generator: torch.Generator) -> Poisoning:
+    """Every feature move times a number between 0 and 1, one for each attack; otherwise likewise."""
+    return _scaled(unrolled, data, _uniform((len(data), 1, 1), generator))
+
+
+def _scaled(unrolled: Unrolled, data: Poisoning, factor: Tensor) -> Poisoning:
+    own = unrolled.moves
+    move = (data.features - own.features).flatten(2)
+    near = own.features + (factor.to(move) * move).reshape(data.features.shape)
+    return Poisoning(own.project(near, data.labels)[0], data.labels, data.there)
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=torch.float64)

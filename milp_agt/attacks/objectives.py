@@ -14,11 +14,12 @@ from torch import Tensor
 from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal, Parameters, parameter_names
 from milp_agt.attacks.question_goal import ShareGoal
 from milp_agt.attacks.unrolled import Unrolled
-from milp_agt.core.arguments import array_of, listed
+from milp_agt.core.arguments import listed
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyQuestion, AccuracyTable
 from milp_agt.properties.backdoor import BackdoorQuestion, BackdoorTable
 from milp_agt.properties.collective import CollectiveTable
+from milp_agt.properties.functional import FunctionalQuestion
 from milp_agt.properties.mean_loss import LossTable
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import (
@@ -27,13 +28,12 @@ from milp_agt.properties.property_table import (
     TableOfParameters,
     TableOfPoints,
 )
-from milp_agt.properties.question import Question
+from milp_agt.properties.question import Question, features_at
 from milp_agt.properties.stable import StableQuestion, StableTable
 from milp_agt.properties.targeted import TargetedTable, Targets, targeted
 from milp_agt.properties.triggers import Trigger, check_trigger
 from milp_agt.properties.unbounded import UnboundedModels
 from milp_agt.training import inputs
-from milp_agt.training.tracing import FEATURES, StepGraph
 
 Direction = Literal["max", "min"]
 
@@ -97,42 +97,16 @@ class Functional(Objective):
     coefficients: Mapping[str, inputs.ArrayLike]
 
     def bind(self, unrolled: Unrolled) -> Goal:
-        given_as = "give coefficients by name: {'0.bias': c}"
-        inputs.of_kind(self.coefficients, Mapping, "A functional", given_as)
-        graph = unrolled.step_graph
-        known = {*graph.parameters, *graph.frozen, *graph.aliases}
-        unknown = sorted(set(self.coefficients) - known)
-        if unknown or not self.coefficients:
+        graph, device = unrolled.step_graph, unrolled.cover.device
+        asked = FunctionalQuestion.of(graph, self.coefficients, device)
+        if len(asked.constant) != 1:
             raise InvalidInputError(
-                "A functional needs coefficients of parameters",
-                f"{unknown or 'none at all'}, where there are {sorted(known)}",
-                "use the names of model.state_dict()",
+                "An attack aims at one functional",
+                f"{len(asked.constant)} rows of coefficients",
+                "attack one row after another",
             )
-        parts = {n: torch.zeros_like(v) for n, v in graph.initial.items()}
-        constant = 0.0
-        for name, values in self.coefficients.items():
-            own = graph.aliases.get(name, name)
-            given = self._checked(name, values, {**parts, **graph.frozen}[own].shape)
-            if own in parts:
-                parts[own] = parts[own] + given
-            else:
-                constant += float((given * graph.frozen[own]).sum())
-        flat = torch.cat([parts[n].flatten() for n in graph.parameters])
-        return LinearForm("c . theta", flat, constant)
-
-    def _checked(self, name: str, values: inputs.ArrayLike, shape: tuple[int, ...]) -> Tensor:
-        what, remedy = f"Coefficients of '{name}'", "match the shape of the parameter"
-        given = array_of(values, what, remedy)
-        if given.dtype.kind not in "fiub":
-            raise InvalidInputError(f"{what} are numbers", f"type {given.dtype}", remedy)
-        given = given.astype(np.float64)
-        if given.shape != shape or not np.isfinite(given).all():
-            raise InvalidInputError(
-                f"{what} need shape {tuple(shape)} and finite numbers",
-                f"shape {given.shape}",
-                remedy,
-            )
-        return torch.from_numpy(given)
+        flat = torch.cat([asked.coefficients[n].flatten() for n in graph.parameters])
+        return LinearForm("c . theta", flat, float(asked.constant))
 
 
 @dataclass(frozen=True)
@@ -166,7 +140,7 @@ class Loss(Objective):
 
     def bind(self, unrolled: Unrolled) -> Goal:
         graph = unrolled.step_graph
-        x = _features(self.features, graph)
+        x = features_at(self.features, graph)
         encoded = inputs.labels_of(self.labels, len(x), graph.loss, graph.outputs, "Test labels")
         return MeanLossGoal(graph.loss, x, encoded)
 
@@ -192,7 +166,7 @@ class ShareObjective(Objective):
 
     def bind(self, unrolled: Unrolled) -> Goal:
         graph, device = unrolled.step_graph, unrolled.poison.features.device
-        x = _features(self.features, graph)
+        x = features_at(self.features, graph)
         if self.needs_classes and not graph.loss.is_classification:
             raise InvalidInputError(
                 "An attack on predictions needs a classifier",
@@ -303,19 +277,6 @@ def objective_of(asked: PropertyTable, at: PickedPoints | None) -> Objective:
     own = _OWN.get(type(asked))
     assert isinstance(asked, TableOfPoints)
     return Asked(at.features, asked, at.labels) if own is None else own(asked, at)
-
-
-def _features(values: inputs.ArrayLike, step_graph: StepGraph) -> Tensor:
-    """Test features (n, *shape), float64."""
-    x = inputs.features_of(values, "Test features")
-    wanted = step_graph.graph[FEATURES].shape
-    if tuple(x.shape[1:]) != wanted:
-        raise InvalidInputError(
-            f"Test features need shape {wanted} for each sample",
-            f"{tuple(x.shape[1:])}",
-            "use the features that the model was trained on",
-        )
-    return x
 
 
 def _labels(labels: inputs.ArrayLike, features: Tensor, models: ReachableModels) -> Tensor:

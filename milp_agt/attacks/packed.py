@@ -1,4 +1,4 @@
-"""Poisoned data as the samples that were changed: what is kept of the best runs."""
+"""Poisoned data as the samples that were changed: what is kept of the best runs of every aim."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from milp_agt.attacks.unrolled import Poisoning, Unrolled
 
 
 @dataclass(frozen=True)
-class PackedLeaf:
-    """Changed samples of one leaf, those that came or went among them; unused places have the index -1.
+class Packed:
+    """Changed entries of many attacks, those that came or went among them.
 
     Attributes:
-        index: positions in the leaf, (attacks, places).
+        index: of the entries, (attacks, places); -1 in places that are not used.
         features: (attacks, places, *shape).
         labels: (attacks, places, width).
     """
@@ -25,87 +25,63 @@ class PackedLeaf:
     features: Tensor
     labels: Tensor
 
-    def rows(self, rows: Tensor) -> PackedLeaf:
-        return PackedLeaf(self.index[rows], self.features[rows], self.labels[rows])
+    @staticmethod
+    def of(data: Poisoning, unrolled: Unrolled) -> Packed:
+        """Keep what differs from the data as given."""
+        in_x, in_y = unrolled.changed(data)
+        moved = in_x | in_y
+        places = int(moved.sum(1).max()) if len(moved) else 0
+        order = (~moved).to(torch.int8).argsort(dim=1, stable=True)[:, :places]
+        rows = torch.arange(len(data), device=order.device)[:, None]
+        index = torch.where(moved.gather(1, order), order, -1)
+        return Packed(index, data.features[rows, order], data.labels[rows, order])
 
-    def padded(self, places: int) -> PackedLeaf:
-        """The same with more unused places."""
+    @staticmethod
+    def cat(parts: Sequence[Packed]) -> Packed:
+        """Some attacks after others."""
+        places = max(part.index.shape[1] for part in parts)
+        even = [part._padded(places) for part in parts]
+        return Packed(
+            torch.cat([part.index for part in even]),
+            torch.cat([part.features for part in even]),
+            torch.cat([part.labels for part in even]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def rows(self, rows: Tensor) -> Packed:
+        """These attacks only."""
+        return Packed(self.index[rows], self.features[rows], self.labels[rows])
+
+    def _padded(self, places: int) -> Packed:
         missing = places - self.index.shape[1]
 
         def pad(tensor: Tensor, value: int) -> Tensor:
             shape = (tensor.shape[0], missing, *tensor.shape[2:])
             return torch.cat([tensor, tensor.new_full(shape, value)], 1)
 
-        return PackedLeaf(pad(self.index, -1), pad(self.features, 0), pad(self.labels, 0))
-
-
-@dataclass(frozen=True)
-class Packed:
-    """One :class:`PackedLeaf` for each leaf."""
-
-    leaves: tuple[PackedLeaf, ...]
-
-    @staticmethod
-    def of(poisoning: Poisoning, unrolled: Unrolled) -> Packed:
-        """Keep what differs from the data as given."""
-        leaves = []
-        changed = unrolled.changed(poisoning)
-        for x, y, (in_x, in_y) in zip(poisoning.features, poisoning.labels, changed, strict=True):
-            moved = in_x | in_y
-            places = int(moved.sum(1).max()) if len(moved) else 0
-            order = (~moved).to(torch.int8).argsort(dim=1, stable=True)[:, :places]
-            rows = torch.arange(len(x), device=x.device)[:, None]
-            index = torch.where(moved.gather(1, order), order, -1)
-            leaves.append(PackedLeaf(index, x[rows, order], y[rows, order]))
-        return Packed(tuple(leaves))
-
-    @staticmethod
-    def cat(parts: Sequence[Packed]) -> Packed:
-        """Some attacks after others."""
-        leaves = []
-        for own in zip(*(part.leaves for part in parts), strict=True):
-            places = max(leaf.index.shape[1] for leaf in own)
-            even = [leaf.padded(places) for leaf in own]
-            leaves.append(
-                PackedLeaf(
-                    torch.cat([leaf.index for leaf in even]),
-                    torch.cat([leaf.features for leaf in even]),
-                    torch.cat([leaf.labels for leaf in even]),
-                )
-            )
-        return Packed(tuple(leaves))
-
-    def __len__(self) -> int:
-        return len(self.leaves[0].index)
-
-    def rows(self, rows: Tensor) -> Packed:
-        """These attacks only."""
-        return Packed(tuple(leaf.rows(rows) for leaf in self.leaves))
+        return Packed(pad(self.index, -1), pad(self.features, 0), pad(self.labels, 0))
 
     def replaced(self, where: Tensor, other: Packed) -> Packed:
         """The attacks in the mask ``where`` replaced by those of ``other``, in order."""
-        leaves = []
-        for mine, its in zip(self.leaves, other.leaves, strict=True):
-            places = max(mine.index.shape[1], its.index.shape[1])
-            mine, its = mine.padded(places), its.padded(places)
-            for name in ("index", "features", "labels"):
-                getattr(mine, name)[where] = getattr(its, name)
-            leaves.append(mine)
-        return Packed(tuple(leaves))
+        places = max(self.index.shape[1], other.index.shape[1])
+        mine, its = self._padded(places), other._padded(places)
+        for name in ("index", "features", "labels"):
+            getattr(mine, name)[where] = getattr(its, name)
+        return mine
 
     def unpacked(self, unrolled: Unrolled) -> Poisoning:
         """The whole data."""
         given = unrolled.nominal(len(self))
-        features, labels, there = [], [], []
-        for number, leaf in enumerate(self.leaves):
-            row, place = (leaf.index >= 0).nonzero(as_tuple=True)
-            at = row, leaf.index[row, place]
-            features.append(_changed(given.features[number], at, leaf.features[row, place]))
-            labels.append(_changed(given.labels[number], at, leaf.labels[row, place]))
-            if given.there:
-                turned = 1.0 - given.there[number][at]
-                there.append(_changed(given.there[number], at, turned))
-        return Poisoning(tuple(features), tuple(labels), tuple(there))
+        used = (self.index >= 0).nonzero(as_tuple=True)
+        at = used[0], self.index[used]
+        there = given.there
+        return Poisoning(
+            _changed(given.features, at, self.features[used]),
+            _changed(given.labels, at, self.labels[used]),
+            None if there is None else _changed(there, at, 1.0 - there[at]),
+        )
 
 
 def _changed(given: Tensor, at: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
@@ -113,3 +89,55 @@ def _changed(given: Tensor, at: tuple[Tensor, Tensor], values: Tensor) -> Tensor
     if torch.equal(given[at], values):
         return given
     return given.clone().index_put_(at, values)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Ends of quantities: ``sign * quantity`` is raised."""
+
+    quantity: Tensor
+    sign: Tensor
+
+    def __len__(self) -> int:
+        return len(self.quantity)
+
+
+@dataclass
+class Best:
+    """The best run that was met for every aim.
+
+    Attributes:
+        value: ``sign * quantity``, (aims,).
+        data: poisoned data, one row for each aim.
+        run: number of the run for each aim, (aims,).
+        runs: trained models so far.
+    """
+
+    aim: Aim
+    value: Tensor
+    data: Packed
+    run: Tensor
+    runs: int = 0
+
+    def offer(self, values: Tensor, data: Poisoning, unrolled: Unrolled) -> None:
+        """Keep what is better; values (attacks, quantities). A number that is not finite never is."""
+        before, self.runs = self.runs, self.runs + len(values)
+        found = values[:, self.aim.quantity] * self.aim.sign
+        found = torch.where(torch.isfinite(found), found, -torch.inf)
+        best, row = found.max(0)
+        better = best > self.value
+        if bool(better.any()):
+            self.value = torch.where(better, best, self.value)
+            self.run = torch.where(better, before + row, self.run)
+            self.data = self.data.replaced(better, Packed.of(data.rows(row[better]), unrolled))
+
+    def first_of_each_run(self) -> Tensor:
+        """One aim for each distinct run, in the order of the aims."""
+        return first_of_each(self.run.unique(return_inverse=True)[1])
+
+
+def first_of_each(group: Tensor) -> Tensor:
+    """The first index of each number in ``group`` (n,), which counts from 0; in ascending order."""
+    index = torch.arange(len(group), device=group.device)
+    first = torch.full((int(group.max()) + 1,), len(group), device=group.device)
+    return first.scatter_reduce(0, group, index, "amin").sort().values

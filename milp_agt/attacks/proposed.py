@@ -11,7 +11,7 @@ from torch import Tensor
 from milp_agt.attacks.moves import merged, random_moves, steepest
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.selection import Selector
-from milp_agt.attacks.unrolled import Poisoning, Unrolled
+from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.program import Incumbents
 from milp_agt.core.expression import Array
 
@@ -44,15 +44,17 @@ def packed_of(
     selector: Selector, proposals: Sequence[Sequence[Incumbents] | Favoured], chunk: int
 ) -> Packed | None:
     """The data of :func:`poisoning_of` or :func:`favoured_data`, one after the other; None of nothing."""
-    found = []
+    found: list[Packed] = []
     for proposal in proposals:
-        if isinstance(proposal, Favoured):
-            for part in _parts(len(proposal.features), chunk):
-                found.append(favoured_data(selector, proposal.rows(part)))
-        else:
-            for part in _parts(len(proposal[0].gates), chunk):
-                found.append(poisoning_of(selector, [batch.rows(part) for batch in proposal]))
-    return Packed.cat([Packed.of(data, selector.unrolled) for data in found]) if found else None
+        forms = proposal.features if isinstance(proposal, Favoured) else proposal[0].gates
+        for begin in range(0, len(forms), chunk):
+            part = slice(begin, begin + chunk)
+            if isinstance(proposal, Favoured):
+                data = favoured_data(selector, proposal.rows(part))
+            else:
+                data = poisoning_of(selector, [batch.rows(part) for batch in proposal])
+            found.append(Packed.of(data, selector.unrolled))
+    return Packed.cat(found) if found else None
 
 
 def favoured_data(selector: Selector, forms: Favoured) -> Poisoning:
@@ -64,26 +66,17 @@ def favoured_data(selector: Selector, forms: Favoured) -> Poisoning:
     run, count = selector.unrolled, len(forms.features)
     nominal = run.nominal(count)
 
-    def padded(values: Tensor, like: Tensor) -> Tensor:
-        whole = values.new_zeros(count, len(like), *values.shape[2:])
+    def on_entries(values: Tensor) -> Tensor:
+        whole = values.new_zeros(count, len(run.poison.features), *values.shape[2:])
         whole[:, : values.shape[1]] = values
-        return whole
+        return whole[:, run.cover]
 
-    on_x, on_y = (
-        padded(forms.features, run.poison.features),
-        padded(forms.labels, run.poison.labels),
-    )
-    gradient = Poisoning(
-        tuple(on_x[:, cover] for cover in run.covers),
-        tuple(on_y[:, cover] for cover in run.covers),
-        tuple(torch.zeros_like(there) for there in nominal.there),
-    )
+    there = None if nominal.there is None else torch.zeros_like(nominal.there)
+    gradient = Poisoning(on_entries(forms.features), on_entries(forms.labels), there)
     target, gain = steepest(run, gradient)
     if forms.worth is not None:
-        worth = padded(forms.worth, run.poison.features)
-        gain = tuple(worth[:, cover] for cover in run.covers)
-    chosen = zip(selector.choose(gain), gain, strict=True)
-    return merged(tuple(mask & (own > 0) for mask, own in chosen), target, nominal)
+        gain = on_entries(forms.worth)
+    return merged(selector.choose(gain) & (gain > 0), target, nominal)
 
 
 def poisoning_of(selector: Selector, window: Sequence[Incumbents]) -> Poisoning:
@@ -97,50 +90,30 @@ def poisoning_of(selector: Selector, window: Sequence[Incumbents]) -> Poisoning:
     Args:
         window: the data of the steps that a program spans, not empty.
     """
-    unrolled = selector.unrolled
-    nominal = unrolled.nominal(len(window[0].gates))
-    target, scores = nominal.map(torch.clone), _nobody(unrolled, len(nominal))
+    run = selector.unrolled
+    nominal = run.nominal(len(window[0].gates))
+    features, labels = nominal.features.clone(), nominal.labels.clone()
+    scores = features.new_zeros(len(nominal), len(run.cover), run.quotas)
     for batch in window:
-        leaf = 0 if unrolled.poison.static else batch.step
-        at = batch.samples if unrolled.poison.static else batch.places
-        index = torch.from_numpy(at).to(scores[leaf].device)
-        gates = torch.from_numpy(batch.gates).to(scores[leaf])
-        scores[leaf][:, index] = gates
-        ends = (target.features[leaf], batch.features, gates[..., 0])
-        for values, given, gate in (ends, (target.labels[leaf], batch.labels, gates[..., -1])):
+        index = torch.from_numpy(batch.samples if run.poison.static else batch.places)
+        index = index.to(scores.device) + (0 if run.poison.static else run.spans[batch.step].start)
+        gates = torch.from_numpy(batch.gates).to(scores)
+        scores[:, index] = gates
+        ends = (features, batch.features, gates[..., 0])
+        for values, given, gate in (ends, (labels, batch.labels, gates[..., -1])):
             if values.shape[2:] == given.shape[2:]:
                 values[:, index] = _enlarged(values[:, index], given, gate)
-    chosen = zip(selector.choose(tuple(scores)), scores, unrolled.covers, strict=True)
     surely = torch.tensor(sorted(selector.restriction.inside), dtype=torch.int64)
-    masks = tuple(
-        mask & ((score > 0.0) | torch.isin(cover, surely.to(cover.device))[:, None])
-        for mask, score, cover in chosen
-    )
-    leaves = zip(unrolled.leaf_poisons, target.features, target.labels, strict=True)
-    near = [own.project(x, y) for own, x, y in leaves]
-    drawn = random_moves(unrolled, masks, torch.Generator().manual_seed(0))
-    features, labels = tuple(x for x, _ in near), tuple(y for _, y in near)
-    shape = window[0].features.shape[2:]
-    if _in_place(unrolled) or unrolled.poison.features.shape[1:] != shape:
+    surely = torch.isin(run.cover, surely.to(run.cover.device))
+    mask = selector.choose(scores) & ((scores > 0.0) | surely[:, None])
+    features, labels = run.moves.project(features, labels)
+    drawn = random_moves(run, mask, torch.Generator().manual_seed(0))
+    in_place = run.middle is not None  # other samples take the places of some
+    if in_place or run.poison.features.shape[1:] != window[0].features.shape[2:]:
         features = drawn.features
-    if _in_place(unrolled):
+    if in_place:
         labels = drawn.labels
-    return merged(masks, Poisoning(features, labels, drawn.there), nominal)
-
-
-def _parts(count: int, chunk: int) -> list[slice]:
-    return [slice(begin, begin + chunk) for begin in range(0, count, chunk)]
-
-
-def _in_place(unrolled: Unrolled) -> bool:
-    """Whether other samples take the places of some."""
-    return unrolled.middle is not None
-
-
-def _nobody(unrolled: Unrolled, attacks: int) -> list[Tensor]:
-    quotas = len(unrolled.poison.quotas)
-    like = unrolled.poison.features
-    return [like.new_zeros(attacks, len(c), quotas) for c in unrolled.covers]
+    return merged(mask, Poisoning(features, labels, drawn.there), nominal)
 
 
 def _enlarged(nominal: Tensor, given: Array, gate: Tensor) -> Tensor:

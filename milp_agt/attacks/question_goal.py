@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.trained import TrainedModels
+from milp_agt.attacks.goals import Goal, TrainedModels
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.properties.models import OutputForms
 from milp_agt.properties.question import Question
@@ -15,7 +15,7 @@ SHARPNESS = (1.0, 0.3, 0.1, 0.03)
 TRIGGER_STEPS = 6
 
 
-class QuestionGoal:
+class QuestionGoal(Goal):
     """Quantity k < n is the harm at point k, its safety margin with the sign turned; quantity n is the
     share of unsafe points.
 
@@ -31,12 +31,8 @@ class QuestionGoal:
 
     def margins(self, models: TrainedModels) -> Tensor:
         """The least margin at each point that was found, (attacks, n); inf for a model that is no number."""
-        question = self.question
-        values = [
-            self._at(models, forms, self._inputs(models, which))
-            for which, forms in enumerate(question.forms)
-        ]
-        return self._margins(values)
+        forms = enumerate(self.question.forms)
+        return self._margins([self._at(models, f, self._inputs(models, k)) for k, f in forms])
 
     def _margins(self, values: list[Tensor]) -> Tensor:
         broken = torch.stack([v.isnan().any(-1) for v in values]).any(0)
@@ -92,8 +88,7 @@ class QuestionGoal:
         self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
     ) -> Tensor:
         harm = -self.margins(models)
-        sharpness = torch.tensor(SHARPNESS, dtype=torch.float64).to(harm)
-        share = _smooth(harm, sharpness[trial % len(SHARPNESS)][:, None])
+        share = _smooth(harm, _sharpness(trial))
         last = harm.shape[1] - 1
         alone = harm.gather(1, quantity.clamp(max=last)[:, None])[:, 0]
         return sign * torch.where(quantity > last, share, alone)
@@ -107,7 +102,7 @@ class ShareGoal(QuestionGoal):
 
     def __init__(self, name: str, question: Question) -> None:
         super().__init__(question)
-        self.names = (name,)
+        self.names, self.toward = (name,), 1.0 if question.counts_harm else -1.0
 
     def values(self, models: TrainedModels) -> Tensor:
         harm = -self.margins(models)
@@ -115,17 +110,17 @@ class ShareGoal(QuestionGoal):
         return counted.to(harm).mean(-1, keepdim=True)
 
     def scores(self, models: TrainedModels) -> Tensor:
-        return self._smooth(models, SHARPNESS[1])[:, None]
+        return _smooth(-self.toward * self.margins(models), SHARPNESS[1])[:, None]
 
     def surrogate(
         self, models: TrainedModels, quantity: Tensor, sign: Tensor, trial: Tensor
     ) -> Tensor:
-        sharpness = torch.tensor(SHARPNESS, dtype=torch.float64).to(sign.device)
-        return sign * self._smooth(models, sharpness[trial % len(SHARPNESS)][:, None])
+        return sign * _smooth(-self.toward * self.margins(models), _sharpness(trial))
 
-    def _smooth(self, models: TrainedModels, sharpness: Tensor | float) -> Tensor:
-        toward = 1.0 if self.question.counts_harm else -1.0
-        return _smooth(-toward * self.margins(models), sharpness)
+
+def _sharpness(trial: Tensor) -> Tensor:
+    known = torch.tensor(SHARPNESS, dtype=torch.float64, device=trial.device)
+    return known[trial % len(SHARPNESS)][:, None]
 
 
 def _smooth(harm: Tensor, sharpness: Tensor | float) -> Tensor:

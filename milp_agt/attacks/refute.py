@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from milp_agt.attacks.attacker import Attacker, Runs
-from milp_agt.attacks.best import Aim
 from milp_agt.attacks.changes import in_words
 from milp_agt.attacks.checked import fingerprint, stacked, tightened, train_plainly, violation
 from milp_agt.attacks.goals import Goal, MeanLossGoal
-from milp_agt.attacks.packed import Packed
+from milp_agt.attacks.packed import Aim, Packed
 from milp_agt.attacks.question_goal import QuestionGoal
 from milp_agt.attacks.question_time import QuestionTime
 from milp_agt.attacks.replay import ModuleModels, confirm, replay
@@ -107,38 +106,34 @@ class Refuter:
         open_ = ~(points.score_lower > 0)
         if not open_.any():
             return None
-        goal = QuestionGoal(question)
         near = np.flatnonzero(open_ & (points.score_nominal > 0))
         near = near[np.argsort(points.score_nominal[near], kind="stable")][: self.most]
         # Where all open points are wrong on the data as given, there is nothing left to attack.
-        time = self._time(deadline)
+        time = QuestionTime.of(self.attacker.unrolled, self.seconds, deadline)
         fits = time.fits(len(near) + 1 if listed is None else len(listed))
         if not fits:
             return None
-        aims = np.append(near[: fits - 1], len(points)) if len(near) else near
-        runs = (
-            self._hunt(goal, np.sort(aims), time)
-            if listed is None
-            else self._trained(listed[:fits])
-        )
-        margins = self._margins(goal, runs)
-        _check_inside(points.score_lower, margins.amin(0))
-        slack = self._slack(question, runs)
-        check = _Checks(self, goal, runs, slack, points.score_lower, time)
-        chosen, of_point, exact = _cover(check, margins < -slack)
-        worst = check.worst((margins < -slack).sum(1))
+        goal = QuestionGoal(question)
+        if listed is None:
+            aims = np.append(near[: fits - 1], len(points)) if len(near) else near
+            runs = self._hunt(goal, np.sort(aims), time)
+        else:
+            runs = self._trained(listed[:fits])
+        check = _Checks(self, goal, runs, points.score_lower, time)
+        chosen, of_point, exact = check.cover()
+        worst = check.worst()
         share = None
         if worst is not None:
-            unsafe, count = int((worst.margins < -slack).sum()), len(points)
+            unsafe, count = int((worst[0] < -check.slack).sum()), len(points)
             share = (unsafe if question.counts_harm else count - unsafe) / count
         return Decisions(
             lower=points.score_lower,
             upper=points.score_upper,
-            reached=torch.minimum(exact, margins.amin(0)).cpu().numpy(),
+            reached=torch.minimum(exact, check.margins.amin(0)).cpu().numpy(),
             witness=of_point.cpu().numpy(),
             witnesses=tuple(chosen),
             mean=share,
-            shown=None if worst is None else worst.witness,
+            shown=None if worst is None else worst[1],
         )
 
     def worst_loss(
@@ -147,13 +142,13 @@ class Refuter:
         """The largest mean loss that attacks reach, by data that are admissible exactly."""
         if known.upper - known.lower <= BEYOND_ROUNDING[self.precision.name] * known.upper:
             return None
-        time = self._time(deadline)
+        time = QuestionTime.of(self.attacker.unrolled, self.seconds, deadline)
         if not time.fits(1):
             return None
         features = question.on_outputs.inputs.lower[CLEAN]
         goal = MeanLossGoal(question.loss, features, question.encoded)
         runs = self._hunt(goal, np.zeros(1, dtype=np.int64), time)
-        values = torch.cat([goal.values(part)[:, 0] for part in self._parts(runs)])
+        values = torch.cat([goal.values(part)[:, 0] for part in runs.parts(256)])
         values = torch.where(torch.isfinite(values), values, -torch.inf)
         for run in values.argsort(descending=True).tolist():
             found = self.train(runs, run)
@@ -187,9 +182,6 @@ class Refuter:
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.precision == FLOAT64 else torch.float32
 
-    def _time(self, deadline: Deadline | None) -> QuestionTime:
-        return QuestionTime.of(self.attacker.unrolled, self.seconds, deadline)
-
     def _hunt(self, goal: Goal, aims: npt.NDArray[np.int64], time: QuestionTime) -> Runs:
         """The data as given, then the best run for each aim, trained again in plain torch."""
         unrolled = self.attacker.unrolled
@@ -208,27 +200,12 @@ class Refuter:
     def _trained(self, listed: Sequence[Poisoned]) -> Runs:
         """The data as given, then each listed data set, trained on in plain torch."""
         unrolled = self.attacker.unrolled
-        found = [Packed.of(unrolled.nominal(1), unrolled)]
+        found = [unrolled.nominal(1)]
         for each in listed:
-            there = (each.kept.to(torch.float64)[None],) if unrolled.present is not None else ()
-            data = Poisoning((each.features[None],), (each.labels[None],), there)
-            found.append(Packed.of(data, unrolled))
-        return self.attacker.trained_again(Packed.cat(found), 256)
-
-    def _parts(self, runs: Runs) -> list[ModuleModels]:
-        return [runs.part(part) for part in torch.arange(len(runs)).split(256)]
-
-    def _margins(self, goal: QuestionGoal, runs: Runs) -> Tensor:
-        """Of every run at every point, (runs, n)."""
-        return torch.cat([goal.margins(part).detach() for part in self._parts(runs)])
-
-    def _slack(self, question: Question, runs: Runs) -> Tensor:
-        """Below minus this a margin is surely negative, (n,)."""
-        features = question.forms[-1].inputs.centre[CLEAN]
-        with torch.no_grad():
-            parts = [part.outputs(features).abs().amax((0, 2)) for part in self._parts(runs)]
-        size = torch.nan_to_num(torch.stack(parts).amax(0))
-        return BEYOND_ROUNDING[self.precision.name] * (1.0 + size)
+            there = each.kept.to(torch.float64)[None] if unrolled.present is not None else None
+            found.append(Poisoning(each.features[None], each.labels[None], there))
+        packed = Packed.cat([Packed.of(data, unrolled) for data in found])
+        return self.attacker.trained_again(packed, 256)
 
     def train(self, runs: Runs, run: int) -> tuple[Poisoning, nn.Module, ModuleModels] | None:
         """One run on data that are admissible exactly, batch by batch; None where rounding forbids that."""
@@ -259,9 +236,11 @@ class Refuter:
             margins=margins,
             poisoned=rows,
             changes=words,
-            features=tuple(x[0].cpu().numpy().copy() for x in data.features),
-            labels=tuple(unrolled.decoded(y[0]) for y in data.labels),
-            there=tuple((t[0] > 0).cpu().numpy() for t in data.there),
+            features=tuple(data.features[0, s].cpu().numpy().copy() for s in unrolled.spans),
+            labels=tuple(unrolled.decoded(data.labels[0, s]) for s in unrolled.spans),
+            there=()
+            if data.there is None
+            else tuple((data.there[0, s] > 0).cpu().numpy() for s in unrolled.spans),
             state_dict={n: v.detach().cpu().numpy() for n, v in module.state_dict().items()},
             data=fingerprint(unrolled),
             threat=self.threat,
@@ -274,58 +253,60 @@ class Refuter:
             InvalidInputError: data of another run, or of other shapes.
         """
         unrolled = self.attacker.unrolled
-        nominal = unrolled.nominal(1)
-        kinds = (witness.features, witness.labels, witness.there)
-        fits = [len(kind) for kind in kinds] == [
-            len(leaves) for leaves in (nominal.features, nominal.labels, nominal.there)
-        ]
-        same = fits and all(
-            x.shape == given.shape[1:]
-            for x, given in zip(witness.features, nominal.features, strict=True)
-        )
-        if witness.data != fingerprint(unrolled) or not same:
+        graph, spans = unrolled.step_graph, unrolled.spans
+        shape = unrolled.poison.features.shape[1:]
+        sizes = [(s.stop - s.start, *shape) for s in spans]
+        fits = [x.shape for x in witness.features] == sizes and len(witness.labels) == len(spans)
+        fits = fits and len(witness.there) == (0 if unrolled.present is None else len(spans))
+        if witness.data != fingerprint(unrolled) or not fits:
             raise InvalidInputError(
                 "Replay a witness of this training run",
                 "one of other data, batches, initial parameters or another kind of threat",
                 "give a witness that result.witness(answer, point) of this run returned",
             )
-        device = unrolled.poison.features.device
 
-        def on_device(array: npt.NDArray[Any]) -> Tensor:
-            return torch.as_tensor(np.asarray(array, dtype=np.float64), device=device)[None]
+        def joined(arrays: Sequence[npt.NDArray[Any] | Tensor]) -> Tensor:
+            whole = np.concatenate([np.asarray(a, dtype=np.float64) for a in arrays])
+            return torch.from_numpy(whole).to(unrolled.cover.device)[None]
 
         return Poisoning(
-            tuple(map(on_device, witness.features)),
-            tuple(unrolled.encoded(y)[None].to(device) for y in witness.labels),
-            tuple(map(on_device, witness.there)),
+            joined(witness.features),
+            joined([graph.loss.encode(torch.from_numpy(y), graph.outputs) for y in witness.labels]),
+            joined(witness.there) if witness.there else None,
         )
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """A run that stood up to every check: its margins at all points, (n,), and its data."""
-
-    margins: Tensor
-    witness: Witness
+_Checked = tuple[Tensor, Witness]  # margins at all points, (n,), and the data of a run
 
 
 class _Checks:
-    """Trains the runs that matter once more, on data that are admissible exactly; each at most once."""
+    """The runs of a question, trained once more where they matter, on data that are admissible exactly.
+
+    Attributes:
+        margins: of every run at every point, (runs, n).
+        slack: below minus this a margin is surely negative, (n,).
+    """
 
     def __init__(
         self,
         refuter: Refuter,
         goal: QuestionGoal,
         runs: Runs,
-        slack: Tensor,
         lower: npt.NDArray[np.float64],
         time: QuestionTime,
     ) -> None:
         self._refuter, self._goal, self._runs, self._time = refuter, goal, runs, time
-        self.slack, self._lower = slack, lower
-        self._known: dict[int, _Checked | None] = {}
+        self._lower, self._known = lower, dict[int, _Checked | None]()
+        parts = list(runs.parts(256))
+        self.margins = torch.cat([goal.margins(part).detach() for part in parts])
+        _check_inside(lower, self.margins.amin(0))
+        features = goal.question.forms[-1].inputs.centre[CLEAN]
+        with torch.no_grad():
+            sizes = [part.outputs(features).abs().amax((0, 2)) for part in parts]
+        size = torch.nan_to_num(torch.stack(sizes).amax(0))
+        self.slack = BEYOND_ROUNDING[refuter.precision.name] * (1.0 + size)
 
-    def of(self, run: int) -> _Checked | None:
+    def _of(self, run: int) -> _Checked | None:
         """A run with its data; None where no data near its own are admissible exactly, or in time."""
         if run not in self._known:
             self._known[run] = self._checked(run) if self._time.for_one_more() else None
@@ -341,35 +322,37 @@ class _Checks:
         wrong = margins < -self.slack
         points = tuple(self._goal.question.index[wrong].tolist())
         witness = self._refuter.witness(data, module, points, tuple(margins[wrong].tolist()))
-        return _Checked(margins, witness)
+        return margins, witness
 
-    def worst(self, unsafe: Tensor) -> _Checked | None:
-        """The first that stands up, by falling counts of unsafe points, (runs,)."""
-        found = (self.of(run) for run in unsafe.argsort(descending=True, stable=True).tolist())
+    def worst(self) -> _Checked | None:
+        """The first run that stands up, by falling counts of unsafe points."""
+        unsafe = (self.margins < -self.slack).sum(1)
+        found = map(self._of, unsafe.argsort(descending=True, stable=True).tolist())
         return next((each for each in found if each is not None), None)
 
+    def cover(self) -> tuple[list[Witness], Tensor, Tensor]:
+        """Few runs that refute all points that any refutes; which refutes each point, and by what margin.
 
-def _cover(check: _Checks, wrong: Tensor) -> tuple[list[Witness], Tensor, Tensor]:
-    """Few runs that refute all points that any refutes; which refutes each point, and by what margin.
-
-    The run that refutes most of the points left, (runs, n) in ``wrong``, is checked next.
-    """
-    of_point = torch.full_like(check.slack, -1, dtype=torch.int64)
-    exact = torch.full_like(check.slack, torch.inf)
-    found: list[Witness] = []
-    while bool(wrong.any()):
-        run = int(wrong.sum(1).argmax())
-        checked = check.of(run)
-        wrong[run] = False
-        if checked is None:
-            continue
-        refuted = (checked.margins < -check.slack) & (of_point < 0)
-        if bool(refuted.any()):
-            of_point = torch.where(refuted, len(found), of_point)
-            exact = torch.where(refuted, checked.margins, exact)
-            found.append(checked.witness)
-            wrong[:, refuted] = False
-    return found, of_point, exact
+        The run that refutes most of the points left is checked next.
+        """
+        wrong = self.margins < -self.slack
+        of_point = torch.full_like(self.slack, -1, dtype=torch.int64)
+        exact = torch.full_like(self.slack, torch.inf)
+        found: list[Witness] = []
+        while bool(wrong.any()):
+            run = int(wrong.sum(1).argmax())
+            checked = self._of(run)
+            wrong[run] = False
+            if checked is None:
+                continue
+            margins, witness = checked
+            refuted = (margins < -self.slack) & (of_point < 0)
+            if bool(refuted.any()):
+                of_point = torch.where(refuted, len(found), of_point)
+                exact = torch.where(refuted, margins, exact)
+                found.append(witness)
+                wrong[:, refuted] = False
+        return found, of_point, exact
 
 
 def _check_inside(lower: npt.NDArray[np.float64], margins: Tensor) -> None:
@@ -378,10 +361,5 @@ def _check_inside(lower: npt.NDArray[np.float64], margins: Tensor) -> None:
     Raises:
         SoundnessError: they are not.
     """
-    count = len(lower)
-    Decisions(
-        lower=lower,
-        upper=np.full(count, np.inf),
-        reached=margins.cpu().numpy(),
-        witness=np.full(count, -1),
-    )
+    free, nobody = np.full(len(lower), np.inf), np.full(len(lower), -1)
+    Decisions(lower=lower, upper=free, reached=margins.cpu().numpy(), witness=nobody)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
+from milp_agt.attacks.goals import TrainedModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.step import clipped_total
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.training.tracing import FEATURES, StepGraph
-from milp_agt.training.training import ClipMode
+from milp_agt.training.training import ClipMode, UpdateRule
 
 MeanLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -24,19 +24,8 @@ MeanLoss = Callable[[Tensor, Tensor], Tensor]
 TOLERANCE = 1e-8
 
 
-@dataclass(frozen=True)
-class ModuleModels:
-    """Trained copies of a module, as :class:`milp_agt.attacks.trained.Models`.
-
-    ``state`` holds stacked parameters by name, (attacks, *shape).
-    """
-
-    step_graph: StepGraph
-    state: State
-
-    @property
-    def parameters(self) -> Tensor:
-        return torch.cat([self.state[n].flatten(1) for n in self.step_graph.parameters], 1)
+class ModuleModels(TrainedModels):
+    """Trained copies of a module, evaluated by the module itself."""
 
     def outputs(self, features: Tensor) -> Tensor:
         module = _copy(self.step_graph, features.device)
@@ -46,90 +35,81 @@ class ModuleModels:
             found: Tensor = functional_call(module, state, (x,))
             return found
 
-        found: Tensor = vmap(of_one, in_dims=(0, 0 if own else None))(self.state, features)
+        found: Tensor = vmap(of_one, in_dims=(0, 0 if own else None))(dict(self.state), features)
         return found
 
 
-def replay(unrolled: Unrolled, poisoning: Poisoning, start: State | None = None) -> Iterator[State]:
+def replay(unrolled: Unrolled, data: Poisoning, start: State | None = None) -> Iterator[State]:
     """The parameters by name after every step, (attacks, *shape).
 
     Gradients come from torch's own autograd on the module, and ``torch.optim.SGD`` takes the steps,
     for all attacks at once on stacked parameters.
     """
     graph = unrolled.step_graph
-    begin = unrolled.start(len(poisoning)) if start is None else start
+    begin = unrolled.start(len(data)) if start is None else start
     stacked = {n: nn.Parameter(begin[n].detach().clone()) for n in graph.parameters}
-    first = unrolled.updates[0]
-    optimiser = torch.optim.SGD(
-        [
-            {
-                "params": [p],
-                "momentum": first.of(name).momentum,
-                "nesterov": first.of(name).nesterov,
-            }
-            for name, p in stacked.items()
-        ],
-        lr=first.rate,
-    )
-    gradients = vmap(_mean_gradient(graph, poisoning.labels[0].device, bool(poisoning.there)))
+    optimiser = PlainSteps(stacked, unrolled.updates[0])
+    absences = data.there is not None
+    gradients = vmap(_mean_gradient(graph, data.labels.device, absences))
     for step, update in enumerate(unrolled.updates):
-        for (name, _), group in zip(stacked.items(), optimiser.param_groups, strict=True):
-            own = update.of(name)
-            group |= {
-                "lr": own.rate,
-                "momentum": own.momentum,
-                "weight_decay": own.weight_decay,
-                "nesterov": own.nesterov,
-                "dampening": own.dampening,
-            }
-        x, y = unrolled.batch_data(poisoning, step)
-        there = unrolled.batch_present(poisoning, step)
-        before = None if there is None else _snapshot(stacked, optimiser)
+        x, y, there = unrolled.batch(data, step)
+        before = optimiser.snapshot() if absences else {}
         there = torch.ones_like(y[..., 0]) if there is None else there
         found = gradients({n: v.detach() for n, v in stacked.items()}, x, y, there)
         if update.clip_total is not None:
             found = clipped_total(found, update.clip_total, 1)
         for name, parameter in stacked.items():
             parameter.grad = found[name]
-        if update.l1:
-            penalty = sum((p.abs().sum() for p in stacked.values()), torch.zeros(()))
-            (update.l1 * penalty).backward()
-        optimiser.step()
-        if update.projection is not None:
-            with torch.no_grad():
-                for parameter in stacked.values():
-                    parameter.clamp_(*update.projection)
-        if before is not None:
-            _skip(stacked, optimiser, before, there.sum(1) == 0)
+        optimiser.step(update)
+        optimiser.restore(before, there.sum(1) == 0)
         yield {n: v.detach().clone() for n, v in stacked.items()}
 
 
-def _snapshot(
-    stacked: Mapping[str, Tensor], optimiser: torch.optim.SGD
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Parameters and momentum buffers; a buffer that is not there yet counts as 0."""
-    found = {}
-    for name, parameter in stacked.items():
-        buffer = optimiser.state[parameter].get("momentum_buffer")
-        old = torch.zeros_like(parameter) if buffer is None else buffer.clone()
-        found[name] = parameter.detach().clone(), old.detach()
-    return found
+class PlainSteps:
+    """``torch.optim.SGD`` on named parameters, with the rules, penalty and projection of each step."""
 
+    def __init__(self, named: Mapping[str, nn.Parameter], first: UpdateRule) -> None:
+        self.named = named
+        groups = [{"params": [parameter]} for parameter in named.values()]
+        self.sgd = torch.optim.SGD(groups, lr=first.rate)
 
-def _skip(
-    stacked: Mapping[str, Tensor],
-    optimiser: torch.optim.SGD,
-    before: dict[str, tuple[Tensor, Tensor]],
-    empty: Tensor,
-) -> None:
-    """Take the step back for the attacks whose batch was empty."""
-    for name, parameter in stacked.items():
-        at = empty.reshape(-1, *[1] * (parameter.dim() - 1))
-        buffer = optimiser.state[parameter].get("momentum_buffer")
-        with torch.no_grad():
-            parameter.copy_(torch.where(at, before[name][0], parameter))
-            if buffer is not None:
-                buffer.copy_(torch.where(at, before[name][1], buffer))
+    def step(self, update: UpdateRule) -> None:
+        """Take a step along the gradients that the parameters hold."""
+        for name, group in zip(self.named, self.sgd.param_groups, strict=True):
+            rule = update.of(name)
+            group |= {"lr": rule.rate, "momentum": rule.momentum, "nesterov": rule.nesterov}
+            group |= {"weight_decay": rule.weight_decay, "dampening": rule.dampening}
+        if update.l1:
+            sizes = [p.abs().sum() for p in self.named.values()]
+            (update.l1 * torch.stack(sizes).sum()).backward()
+        self.sgd.step()
+        if update.projection is not None:
+            with torch.no_grad():
+                for parameter in self.named.values():
+                    parameter.clamp_(*update.projection)
+
+    def snapshot(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Parameters and momentum buffers; a buffer that is not there yet counts as 0."""
+        found = {}
+        for name, parameter in self.named.items():
+            buffer = self._buffer(parameter)
+            old = torch.zeros_like(parameter) if buffer is None else buffer.clone()
+            found[name] = parameter.detach().clone(), old.detach()
+        return found
+
+    def restore(self, before: Mapping[str, tuple[Tensor, Tensor]], empty: Tensor) -> None:
+        """Take the step back for the attacks in a mask: their batch was empty."""
+        for name, kept in before.items():
+            parameter = self.named[name]
+            at = empty.reshape(-1, *[1] * (parameter.dim() - 1))
+            with torch.no_grad():
+                for now, old in zip((parameter, self._buffer(parameter)), kept, strict=True):
+                    if now is not None:
+                        now.copy_(torch.where(at, old, now))
+
+    def _buffer(self, parameter: nn.Parameter) -> Tensor | None:
+        buffer: Tensor | None = self.sgd.state[parameter].get("momentum_buffer")
+        return buffer
 
 
 def _mean_gradient(

@@ -60,11 +60,7 @@ class Sandwich:
     @property
     def ratio(self) -> float:
         """Certified width over reached width: 1 is exact, inf where attacks moved nothing."""
-        reached = self.reached[1] - self.reached[0]
-        certified = self.certified[1] - self.certified[0]
-        if reached > 0:
-            return certified / reached
-        return 1.0 if certified == 0 else math.inf
+        return _ratio(*(high - low for low, high in (self.certified, self.reached)))
 
     @staticmethod
     def of_property(bounds: Bounds, attack: Attack, two_sided: bool) -> Sandwich:
@@ -95,9 +91,7 @@ class ParameterSandwich:
     @property
     def ratio(self) -> float:
         """Certified over reached mean width; inf where attacks moved nothing."""
-        if self.reached > 0:
-            return self.certified / self.reached
-        return 1.0 if self.certified == 0 else math.inf
+        return _ratio(self.certified, self.reached)
 
     @staticmethod
     def of(reachable: ReachableSet, attack: Extent) -> ParameterSandwich:
@@ -116,8 +110,11 @@ class ParameterSandwich:
                     f"a trained model outside it by {max(below, above):.3g}",
                     "do not use this certificate; please report this run",
                 )
-        return ParameterSandwich(
-            attack.mean_width,
-            reachable.mean_width,
-            (attack.max_width, reachable.max_width),
-        )
+        largest = attack.max_width, reachable.max_width
+        return ParameterSandwich(attack.mean_width, reachable.mean_width, largest)
+
+
+def _ratio(certified: float, reached: float) -> float:
+    if reached > 0:
+        return certified / reached
+    return 1.0 if certified == 0 else math.inf

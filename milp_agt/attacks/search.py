@@ -5,22 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.best import Aim, Best
 from milp_agt.attacks.corners import Corners, corners_of
-from milp_agt.attacks.goals import Goal
-from milp_agt.attacks.local import shrunk, turned
-from milp_agt.attacks.moves import merged, moved, random_moves, steepest, stepped
-from milp_agt.attacks.packed import Packed
-from milp_agt.attacks.pool import all_ways, random_poisoning
+from milp_agt.attacks.goals import Goal, TrainedModels
+from milp_agt.attacks.moves import (
+    merged,
+    moved,
+    random_moves,
+    shrunk,
+    steepest,
+    stepped,
+    turned,
+)
+from milp_agt.attacks.packed import Aim, Best, Packed
 from milp_agt.attacks.search_settings import Search
-from milp_agt.attacks.selection import Masks, Selector
+from milp_agt.attacks.selection import Selector, random_poisoning
 from milp_agt.attacks.teams import SingleGains
-from milp_agt.attacks.trained import GraphModels
 from milp_agt.attacks.unrolled import Pace, Poisoning, State, Unrolled
+from milp_agt.attacks.ways import all_ways
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.training import inputs
@@ -129,19 +135,19 @@ class Hunt:
             data = merged(alone, moved, self.unrolled.nominal(len(part)))
             table.note(part, self._scored(data, aims) - before)
         for part in torch.arange(len(aims), device=aims.device).repeat(TEAMS).split(self.chunk):
-            worth = tuple(w * (1.0 + self._noise(w)) for w in table.worth(part))
-            data, nominal = table.at_best(part), self.unrolled.nominal(len(part))
-            self._evaluate(merged(self.selector.choose(worth), data, nominal))
+            worth = table.worth(part)
+            chosen = self.selector.choose(worth * (1.0 + self._noise(worth)))
+            self._evaluate(merged(chosen, table.at_best(part), self.unrolled.nominal(len(part))))
         return table
 
     def _scored(self, poisoning: Poisoning, aims: Tensor) -> Tensor:
         """What attacks reach for some aims, (aims, attacks), by the scores of the goal."""
         found = []
         for part in self._in_time(len(poisoning)):
-            some = poisoning if len(part) == len(poisoning) else poisoning.rows(part)
+            some = _rows(poisoning, part)
             with torch.no_grad():
                 state = self.unrolled.run(some)
-                found.append(self.goal.scores(GraphModels(self.unrolled.step_graph, state)))
+                found.append(self.goal.scores(TrainedModels(self.unrolled.step_graph, state)))
             self._offer(state, some)
         return (torch.cat(found)[:, self.best.aim.quantity[aims]] * self.best.aim.sign[aims]).T
 
@@ -150,19 +156,18 @@ class Hunt:
         again = max(VARIANTS, FEWEST_VARIANTS // len(aims))
         for part in torch.arange(len(aims), device=aims.device).repeat(again).split(self.chunk):
             data = self.best.data.rows(aims[part]).unpacked(self.unrolled)
-            kept = moved(self.unrolled, data)
-            worth = tuple(w * self._noise(w) for w in table.worth(part))
+            kept, worth = moved(self.unrolled, data), table.worth(part)
+            worth = worth * self._noise(worth)
             self._try_exchange(data, table.at_best(part), kept, worth, 0, 0, 0)
-            scores = self._scores(kept, tuple(map(self._noise, kept)), None, 0, 0)
-            one = self._in_one_leaf(tuple(s < 0 for s in scores))
+            one = self._in_one_span(self._leaving(kept, self._noise(kept), 0))
             corner = table.drawn(len(part), self.generator).features
-            self._evaluate(merged(one, Poisoning(corner, data.labels, data.there), data))
+            self._evaluate(merged(one, replace(data, features=corner), data))
             self._evaluate(merged(one, turned(self.unrolled, data, self.generator), data))
             self._evaluate(merged(one, shrunk(self.unrolled, data, self.generator), data))
 
     def _evaluate(self, poisoning: Poisoning) -> None:
         for part in self._in_time(len(poisoning)):
-            self._train(poisoning if len(part) == len(poisoning) else poisoning.rows(part))
+            self._train(_rows(poisoning, part))
 
     def _in_time(self, attacks: int, runs: float = 1.0) -> Iterator[Tensor]:
         """Attacks in pieces, each predicted to take at most a share of the time that is left.
@@ -199,21 +204,19 @@ class Hunt:
 
     def _offer(self, state: State, poisoning: Poisoning) -> None:
         with torch.no_grad():
-            values = self.goal.values(GraphModels(self.unrolled.step_graph, state))
+            values = self.goal.values(TrainedModels(self.unrolled.step_graph, state))
         self.best.offer(values, poisoning, self.unrolled)
 
     def _gradient(self, data: Poisoning, aims: Tensor, trials: Tensor) -> Poisoning:
         """Gradient of the surrogate of each aim; the run is offered to all aims on the way."""
-        aim = self.best.aim
-        found = []
+        aim, found = self.best.aim, []
         for part in self._in_time(len(data), GRADIENT):
 
             def score(state: State, part: Tensor = part) -> Tensor:
-                models = GraphModels(self.unrolled.step_graph, state)
-                own = aims[part]
+                models, own = TrainedModels(self.unrolled.step_graph, state), aims[part]
                 return self.goal.surrogate(models, aim.quantity[own], aim.sign[own], trials[part])
 
-            some = data if len(part) == len(data) else data.rows(part)
+            some = _rows(data, part)
             state, gradient = self.unrolled.gradient(some, score)
             self._offer(state, some)
             found.append(gradient)
@@ -239,22 +242,22 @@ class Hunt:
         for iteration in range(iterations):
             gradient = self._gradient(data, aims, torch.full_like(aims, turn))
             target, gain = steepest(self.unrolled, gradient)
-            masks = self._choose_again(gain, moved(self.unrolled, data))
+            kept = moved(self.unrolled, data)  # and the best others while the budget lasts
+            chosen = self.selector.choose(gain + torch.where(kept, torch.inf, 0.0))
             stride = 2.0 ** (1.0 - 6.0 * iteration / iterations)
-            data = merged(masks, stepped(self.unrolled, data, target, stride), nominal)
+            data = merged(chosen, stepped(self.unrolled, data, target, stride), nominal)
         self._evaluate(data)
 
     def _exchange(self, aims: Tensor, turn: int) -> None:
         """Exchange a poisoned sample that matters little for one that may matter more."""
         data = self.best.data.rows(aims).unpacked(self.unrolled)
-        target, gain = steepest(
-            self.unrolled, self._gradient(data, aims, torch.full_like(aims, turn))
-        )
+        gradient = self._gradient(data, aims, torch.full_like(aims, turn))
+        target, gain = steepest(self.unrolled, gradient)
         kept = moved(self.unrolled, data)
         for leaving in range(LEAVING):
             for entering in range(ENTERING):
-                for quota in range(kept[0].shape[-1]):
-                    noisy = tuple(g * (1.0 + turn * self._noise(g)) for g in gain)
+                for quota in range(self.unrolled.quotas):
+                    noisy = gain * (1.0 + turn * self._noise(gain))
                     self._try_exchange(data, target, kept, noisy, entering, leaving, quota)
 
     def _mutate(self, aims: Tensor) -> None:
@@ -262,75 +265,71 @@ class Hunt:
         for trial in range(MUTATIONS // (4 if self.halved else 1)):
             data = self.best.data.rows(aims).unpacked(self.unrolled)
             kept = moved(self.unrolled, data)
-            everyone = tuple(map(torch.ones_like, kept))
-            target = random_moves(self.unrolled, everyone, self.generator)
-            noise = tuple(map(self._noise, kept))
-            quota = (trial // 2) % kept[0].shape[-1]
+            target = random_moves(self.unrolled, torch.ones_like(kept), self.generator)
+            noise, quota = self._noise(kept), (trial // 2) % self.unrolled.quotas
             if trial % 2:
                 self._try_exchange(data, target, kept, noise, 0, 0, quota)
             else:
-                once = self._scores(kept, noise, None, 0, quota)
-                fresh = tuple(s < 0 for s in once)
-                self._evaluate(merged(self._in_one_leaf(fresh), target, data))
+                one = self._in_one_span(self._leaving(kept, noise, quota))
+                self._evaluate(merged(one, target, data))
 
-    def _in_one_leaf(self, masks: Masks) -> Masks:
-        """The masks of one leaf of each attack, drawn at random: an adaptive run is changed in one step."""
-        if len(masks) == 1:
-            return masks
-        rows = len(masks[0])
-        drawn = torch.randint(len(masks), (rows,), generator=self.generator)
-        chosen = drawn.to(masks[0].device)[:, None, None]
-        return tuple(mask & (chosen == leaf) for leaf, mask in enumerate(masks))
+    def _in_one_span(self, mask: Tensor) -> Tensor:
+        """The mask of one span of each attack, drawn at random: an adaptive run is changed in one step."""
+        if len(self.unrolled.spans) == 1:
+            return mask
+        drawn = torch.randint(len(self.unrolled.spans), (len(mask),), generator=self.generator)
+        return mask & (drawn.to(mask.device)[:, None] == self.unrolled.span)[..., None]
 
     def _try_exchange(
         self,
         data: Poisoning,
         target: Poisoning,
-        kept: Masks,
-        worth: Masks,
+        kept: Tensor,
+        worth: Tensor,
         entering: int,
         leaving: int,
         quota: int,
     ) -> None:
         """Exchange, by rank of worth, the one that leaves and the one that enters at its target."""
         masks = self.selector.choose(self._scores(kept, worth, entering, leaving, quota))
-        fresh = tuple(m & ~k for m, k in zip(masks, kept, strict=True))
-        mixed = merged(fresh, target, data)
+        mixed = merged(masks & ~kept, target, data)
         self._evaluate(merged(masks, mixed, self.unrolled.nominal(len(data))))
 
+    def _leaving(self, kept: Tensor, worth: Tensor, quota: int) -> Tensor:
+        """The kept sample of least worth, of each span."""
+        return self._scores(kept, worth, None, 0, quota) < 0
+
     def _scores(
-        self, kept: Masks, worth: Masks, entering: int | None, leaving: int, quota: int
-    ) -> tuple[Tensor, ...]:
-        """Scores of an exchange: the leaving one below 0, kept ones above 2, the entering above 4.
+        self, kept: Tensor, worth: Tensor, entering: int | None, leaving: int, quota: int
+    ) -> Tensor:
+        """Scores of an exchange in each span: the leaving one below 0, kept ones above 2, entering above 4.
 
         Both are within one quota; the choice for the others stays as it is.
         """
         scores = []
-        for all_kept, all_worth in zip(kept, worth, strict=True):
-            all_worth = all_worth / (all_worth.amax(1, keepdim=True) + 1e-300)
-            score = all_worth + 2.0 * all_kept
-            keep, value, own = all_kept[..., quota], all_worth[..., quota], score[..., quota]
-            rows = torch.arange(len(value), device=value.device)
+        rows = torch.arange(len(kept), device=kept.device)
+        for span in self.unrolled.spans:
+            all_worth = worth[:, span] / (worth[:, span].amax(1, keepdim=True) + 1e-300)
+            score = all_worth + 2.0 * kept[:, span]
+            keep, value, own = kept[:, span, quota], all_worth[..., quota], score[..., quota]
             inside = torch.where(keep, value, torch.inf).argsort(1)[:, leaving % keep.shape[1]]
             own[rows, inside] -= torch.where(keep[rows, inside], 4.0, 0.0)
             if entering is not None:
                 outside = torch.where(keep, -torch.inf, value).argsort(1, descending=True)
                 own[rows, outside[:, entering % keep.shape[1]]] += 4.0
             scores.append(score)
-        return tuple(scores)
-
-    def _choose_again(self, gain: Masks, kept: Masks) -> Masks:
-        """The kept samples, and the best others while the budget lasts."""
-        pairs = zip(gain, kept, strict=True)
-        return self.selector.choose(tuple(g + torch.where(k, torch.inf, 0.0) for g, k in pairs))
+        return torch.cat(scores, 1)
 
     def _noise(self, like: Tensor) -> Tensor:
         drawn = torch.rand(like.shape, generator=self.generator, dtype=torch.float64)
         return drawn.to(like.device)
 
-    def _whole(self, attacks: Tensor) -> Masks:
-        """All samples of the attacks in a mask."""
-        quotas = len(self.unrolled.poison.quotas)
-        return tuple(
-            attacks[:, None, None].expand(-1, len(c), quotas) for c in self.unrolled.covers
-        )
+    def _whole(self, attacks: Tensor) -> Tensor:
+        """All entries of the attacks in a mask."""
+        run = self.unrolled
+        return attacks[:, None, None].expand(-1, len(run.cover), run.quotas)
+
+
+def _rows(data: Poisoning, part: Tensor) -> Poisoning:
+    """Some attacks of all; without a copy where these are all."""
+    return data if len(part) == len(data) else data.rows(part)

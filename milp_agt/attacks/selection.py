@@ -1,4 +1,4 @@
-"""Which samples an attack poisons: the largest scores within the budget."""
+"""Which samples an attack poisons: the largest scores within the budget; random poisonings."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.unrolled import Unrolled
+from milp_agt.attacks.moves import random_moves
+from milp_agt.attacks.unrolled import Poisoning, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-
-# The poisoned samples of each leaf, (attacks, samples of the leaf, quotas): one column, or one for the
-# features and one for the labels where these have budgets apart.
-Masks = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -26,44 +23,32 @@ class Selector:
     unrolled: Unrolled
     restriction: Restriction = UNRESTRICTED
 
-    def choose(self, scores: Masks) -> Masks:
-        """Poisoned samples from scores (attacks, samples of the leaf, quotas); -inf is never chosen."""
-        quotas = range(len(self.unrolled.poison.quotas))
-        chosen = [self._chosen(tuple(s[..., p] for s in scores), p) for p in quotas]
-        return tuple(torch.stack(leaf, -1) for leaf in zip(*chosen, strict=True))
+    def choose(self, scores: Tensor) -> Tensor:
+        """Masks of poisoned entries from scores, both (attacks, entries, quotas); -inf is never chosen.
 
-    def _chosen(self, scores: tuple[Tensor, ...], quota: int) -> tuple[Tensor, ...]:
-        """The choice for one quota."""
-        run = self.unrolled
-        if not run.poison.static and run.poison.per_batch:
-            return tuple(
-                self._top(score, cover, quota)
-                for score, cover in zip(scores, run.covers, strict=True)
-            )
-        everyone = torch.arange(len(run.poison.features), device=scores[0].device)
-        if run.poison.static:
-            total = scores[0]
-        else:
-            total = scores[0].new_zeros(len(scores[0]), len(everyone))
-            for score, cover in zip(scores, run.covers, strict=True):
-                total = total.index_add(1, cover, score)
-        if run.poison.per_batch:
-            chosen = self._greedy(self._allowed(total, everyone, quota), quota)
-        else:
-            chosen = self._top(total, everyone, quota)
-        return tuple(chosen[:, cover] for cover in run.covers)
+        Quotas are one, or one for the features and one for the labels where these have budgets apart.
+        """
+        quotas = range(self.unrolled.quotas)
+        return torch.stack([self._chosen(scores[..., quota], quota) for quota in quotas], -1)
 
-    def random(self, attacks: int, generator: torch.Generator) -> Masks:
+    def _chosen(self, scores: Tensor, quota: int) -> Tensor:
+        run, poison = self.unrolled, self.unrolled.poison
+        if not poison.static and poison.per_batch:
+            spans = run.spans
+            return torch.cat([self._top(scores[:, s], run.cover[s], quota) for s in spans], 1)
+        everyone = torch.arange(len(poison.features), device=scores.device)
+        total = scores
+        if not poison.static:
+            total = scores.new_zeros(len(scores), len(everyone)).index_add(1, run.cover, scores)
+        pick = self._greedy if poison.per_batch else self._top
+        return pick(total, everyone, quota)[:, run.cover]
+
+    def random(self, attacks: int, generator: torch.Generator) -> Tensor:
         """Random choices that use the budget up."""
-        poison, kind = self.unrolled.poison, torch.float64
-        return self.choose(
-            tuple(
-                torch.rand(attacks, len(c), len(poison.quotas), generator=generator, dtype=kind).to(
-                    poison.features.device
-                )
-                for c in self.unrolled.covers
-            )
-        )
+        run = self.unrolled
+        shape = attacks, len(run.cover), run.quotas
+        drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
+        return self.choose(drawn.to(run.cover.device))
 
     def _allowed(self, scores: Tensor, samples: Tensor, quota: int) -> Tensor:
         """Scores with samples that must be poisoned at +inf, and those that cannot be at -inf.
@@ -92,7 +77,8 @@ class Selector:
         mask = torch.zeros_like(scores, dtype=torch.bool)
         return mask.scatter(1, best.indices, best.values > -torch.inf)
 
-    def _greedy(self, scores: Tensor, quota: int) -> Tensor:
+    def _greedy(self, scores: Tensor, samples: Tensor, quota: int) -> Tensor:
+        scores = self._allowed(scores, samples, quota)
         batches = self.unrolled.batches
         budget = self.unrolled.poison.quotas[quota].budget
         members = torch.zeros(len(batches), scores.shape[1], dtype=torch.int64)
@@ -109,3 +95,11 @@ class Selector:
             counts += groups * fits[:, None]
             chosen[rows, sample] = fits
         return chosen
+
+
+def random_poisoning(
+    selector: Selector, attacks: int, generator: torch.Generator, corners: bool
+) -> Poisoning:
+    """Random admissible data: moves at full strength, or from all over the sets of moves."""
+    mask = selector.random(attacks, generator)
+    return random_moves(selector.unrolled, mask, generator, corners)

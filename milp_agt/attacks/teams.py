@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from milp_agt.attacks.corners import Corners
-from milp_agt.attacks.selection import Masks
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
 
 
@@ -17,7 +16,6 @@ class SingleGains:
     """The best attack on each single sample for every aim.
 
     Attributes:
-        unrolled: the training run.
         corners: attacks on single samples.
         who: the samples that they move, ascending, (samples,).
         slot: position of the sample of each attack in ``who``, (attacks,).
@@ -37,9 +35,8 @@ class SingleGains:
     def of(unrolled: Unrolled, corners: Corners, aims: Tensor) -> SingleGains:
         who, slot = corners.sample.unique(return_inverse=True)
         gain = torch.full((len(aims), len(who)), -torch.inf, dtype=torch.float64, device=who.device)
-        return SingleGains(
-            unrolled, corners, who, slot, gain, torch.zeros_like(gain, dtype=torch.int64)
-        )
+        best = torch.zeros_like(gain, dtype=torch.int64)
+        return SingleGains(unrolled, corners, who, slot, gain, best)
 
     def note(self, part: Tensor, gains: Tensor) -> None:
         """What the attacks ``part`` (m,) gain for each aim, (aims, m)."""
@@ -50,28 +47,22 @@ class SingleGains:
         found = torch.full_like(self.best, -1).scatter_reduce(1, slot, winner, "amax")
         self.best = torch.where(found >= 0, found, self.best)
 
-    def worth(self, aims: Tensor) -> Masks:
-        """What moving each sample gains for some aims, (aims, samples of the leaf, quotas), >= 0."""
-        each = self.gain.new_zeros(len(aims), len(self.unrolled.poison.features))
-        each[:, self.who] = self.gain[aims].clamp(min=0.0)
-        return self._on_features(each)
+    def worth(self, aims: Tensor) -> Tensor:
+        """What moving each sample gains for some aims, (aims, entries, quotas), >= 0."""
+        return self._scores(self.who, self.gain[aims].clamp(min=0.0))
 
-    def alone(self, part: Tensor) -> Masks:
+    def alone(self, part: Tensor) -> Tensor:
         """1 for the sample that each of some attacks moves, and 0 for others; likewise."""
-        each = self.gain.new_zeros(len(part), len(self.unrolled.poison.features))
-        rows = torch.arange(len(part), device=part.device)
-        each[rows, self.corners.sample[part]] = 1.0
-        return self._on_features(each)
+        return self._scores(self.corners.sample[part][:, None], self.gain.new_ones(len(part), 1))
 
-    def _on_features(self, each: Tensor) -> Masks:
-        """Scores (rows, N) for the quota of the features, 0 for another one."""
-        quotas = len(self.unrolled.poison.quotas)
-        found = []
-        for cover in self.unrolled.covers:
-            leaf = each.new_zeros(len(each), len(cover), quotas)
-            leaf[..., 0] = each[:, cover]
-            found.append(leaf)
-        return tuple(found)
+    def _scores(self, samples: Tensor, values: Tensor) -> Tensor:
+        """Values (rows, k) of samples (k,) or (rows, k) in the quota of the features, 0 elsewhere."""
+        run = self.unrolled
+        each = values.new_zeros(len(values), len(run.poison.features))
+        each.scatter_(1, samples.expand(values.shape), values)
+        found = values.new_zeros(len(values), len(run.cover), run.quotas)
+        found[..., 0] = each[:, run.cover]
+        return found
 
     def at_best(self, aims: Tensor) -> Poisoning:
         """Every sample as in its best attack for some aims."""
@@ -92,11 +83,7 @@ class SingleGains:
         nominal = run.nominal(len(attack))
         slot = torch.full((len(run.poison.features),), -1, device=attack.device)
         slot[self.who] = torch.arange(len(self.who), device=attack.device)
-        features = []
-        for own, cover, x in zip(
-            self.corners.data.leaves, run.covers, nominal.features, strict=True
-        ):
-            at = slot[cover]
-            moved = own.features[attack[:, at.clamp(min=0)], 0]
-            features.append(torch.where((at >= 0).reshape(-1, *[1] * (x.dim() - 2)), moved, x))
-        return Poisoning(tuple(features), nominal.labels, nominal.there)
+        at = slot[run.cover]
+        moved = self.corners.data.features[attack[:, at.clamp(min=0)], run.span]
+        known = (at >= 0).reshape(-1, *[1] * (moved.dim() - 2))
+        return Poisoning(torch.where(known, moved, nominal.features), nominal.labels, nominal.there)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from time import monotonic
 from typing import Any
 
@@ -13,49 +14,57 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.whole import Exchanged
 from milp_agt.bounds.step import NodeOrder, step_at_points, velocity_of
-from milp_agt.threats.poison import Poison
+from milp_agt.threats.poison import Poison, Whole
+from milp_agt.threats.sets import Box, MoveSet, Vertices
+from milp_agt.training.exchanged import with_absences
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Training, UpdateRule
 
 State = dict[str, Tensor]  # parameters and velocities of many runs, (attacks, *shape)
+Batch = tuple[Tensor, Tensor, Tensor | None]  # features, labels, who is there (None: all)
 SOME = 5  # runs that are timed at once
+# New samples lie within the data's largest distance from their middle, times this. They may be
+# anything; clipping makes of farther ones only other directions of the same length.
+REACH = 16.0
 
 
 @dataclass(frozen=True)
 class Poisoning:
-    """The data of many poisoned runs, one entry for each *leaf*.
+    """The data of many poisoned runs: every *entry* that an adversary chooses.
 
-    A static adversary has one leaf, the data set; an adaptive one has a leaf for every step, its
-    batch.
+    A static adversary has one entry for each sample of the data set; an adaptive one has the samples
+    of the batches, step after step.
 
     Attributes:
-        features: (attacks, samples of the leaf, *shape) each.
-        labels: (attacks, samples of the leaf, width) each.
-        there: 1 for samples that are there and 0 for others, (attacks, samples of the leaf) each;
-            empty where all are.
+        features: (attacks, entries, *shape).
+        labels: (attacks, entries, width).
+        there: 1 for samples that are there and 0 for others, (attacks, entries); None where all are.
     """
 
-    features: tuple[Tensor, ...]
-    labels: tuple[Tensor, ...]
-    there: tuple[Tensor, ...] = ()
+    features: Tensor
+    labels: Tensor
+    there: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.labels[0])
+        return len(self.labels)
 
     def rows(self, index: Tensor) -> Poisoning:
         """These attacks only."""
         return self.map(lambda tensor: tensor[index])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Poisoning:
-        kinds = (self.features, self.labels, self.there)
-        return Poisoning(*(tuple(map(change, leaves)) for leaves in kinds))
+        there = None if self.there is None else change(self.there)
+        return Poisoning(change(self.features), change(self.labels), there)
 
     @staticmethod
-    def cat(parts: Sequence[Poisoning]) -> Poisoning:
-        kinds = ([p.features for p in parts], [p.labels for p in parts], [p.there for p in parts])
-        return Poisoning(*(tuple(map(torch.cat, zip(*k, strict=True))) for k in kinds))
+    def cat(parts: Sequence[Poisoning], dim: int = 0) -> Poisoning:
+        there = [part.there for part in parts if part.there is not None]
+        return Poisoning(
+            torch.cat([part.features for part in parts], dim),
+            torch.cat([part.labels for part in parts], dim),
+            torch.cat(there, dim) if there else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Unrolled:
     """One training run as a function of its data, for many poisonings at once.
 
     Attributes:
-        step_graph: the graph of one step.
+        step_graph: the graph of one step; one in which samples may be absent, where any may.
         poison: the threat, bound to the data set, as moves of samples.
         batches: indices of the samples of each step.
         updates: the optimiser step of each training step.
@@ -99,55 +108,107 @@ class Unrolled:
 
     @staticmethod
     def of(step_graph: StepGraph, training: Training, poison: Poison) -> Unrolled:
-        """The run under a threat; ``step_graph`` as it was traced, without exchanges of samples."""
+        """The run under a threat, or under the part of it that can be searched: see :data:`REACH`.
+
+        ``step_graph`` as it was traced, without exchanges of samples.
+        """
         device = poison.features.device
         order = training.batch_order(len(poison.features))
-        batches = [torch.from_numpy(batch).to(device) for batch in order]
-        own = Exchanged.of(step_graph, poison, batches)
-        updates = training.update_rules(len(batches))
-        return Unrolled(own.step_graph, own.poison, own.batches, updates, own.present, own.middle)
+        batches = tuple(torch.from_numpy(batch).to(device) for batch in order)
+        run = Unrolled(step_graph, poison, batches, training.update_rules(len(batches)))
+        return run if poison.whole is None else run._exchanged(poison.whole)
+
+    def _exchanged(self, whole: Whole) -> Unrolled:
+        """The threat to whole samples as one to a data set whose samples move, come or go."""
+        poison, count = self.poison, len(self.poison.features)
+        device = poison.features.device
+        middle = 0.5 * (poison.features.amin(0) + poison.features.amax(0))
+        if whole is Whole.SUBSTITUTED:
+            return replace(self, poison=_movable(self.step_graph, poison), middle=middle)
+        graph = with_absences(self.step_graph.to(device))
+        present = torch.ones(count, dtype=torch.float64, device=device)
+        if whole is Whole.REMOVED:
+            return replace(
+                self, step_graph=graph, poison=replace(poison, whole=None), present=present
+            )
+        places = torch.arange(count, count + poison.budget, device=device)
+        return replace(
+            self,
+            step_graph=graph,
+            poison=_movable(self.step_graph, _with_places(poison, middle)),
+            batches=tuple(torch.cat([batch, places]) for batch in self.batches),
+            present=torch.cat([present, present.new_zeros(poison.budget)]),
+            middle=middle,
+        )
 
     @cached_property
     def schedule(self) -> NodeOrder:
         return NodeOrder.of(self.step_graph)
 
-    @cached_property
-    def covers(self) -> tuple[Tensor, ...]:
-        """Indices of the samples of each leaf."""
-        if not self.poison.static:
-            return self.batches
-        return (torch.arange(len(self.poison.features), device=self.poison.features.device),)
+    @property
+    def quotas(self) -> int:
+        """How many budgets the threat has: one, or one for features and one for labels."""
+        return len(self.poison.quotas)
 
     @cached_property
-    def leaf_poisons(self) -> tuple[Poison, ...]:
-        """The admissible moves of each leaf."""
-        return tuple(self.poison.take(cover) for cover in self.covers)
+    def spans(self) -> tuple[slice, ...]:
+        """The entries that an adversary chooses at once: all, or those of each step."""
+        sizes = [len(self.poison.features)] if self.poison.static else map(len, self.batches)
+        ends = np.cumsum([0, *sizes]).tolist()
+        return tuple(slice(a, b) for a, b in pairwise(ends))
+
+    @cached_property
+    def cover(self) -> Tensor:
+        """The sample of each entry, (entries,)."""
+        if not self.poison.static:
+            return torch.cat(self.batches)
+        return torch.arange(len(self.poison.features), device=self.poison.features.device)
+
+    @cached_property
+    def span(self) -> Tensor:
+        """The number of the span of each entry, (entries,)."""
+        sizes = torch.tensor([s.stop - s.start for s in self.spans], device=self.cover.device)
+        return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+
+    @cached_property
+    def places(self) -> tuple[slice | Tensor, ...]:
+        """The entries of the batch of each step."""
+        if not self.poison.static:
+            return self.spans
+        whole = slice(None)
+        return tuple(whole if torch.equal(b, self.cover) else b for b in self.batches)
+
+    @cached_property
+    def moves(self) -> Poison:
+        """The admissible moves of each entry."""
+        return self.poison.take(self.cover)
+
+    @cached_property
+    def given_there(self) -> Tensor | None:
+        """Which entries are there in the data as given, (entries,); None where none come or go."""
+        return None if self.present is None else self.present[self.cover]
 
     def nominal(self, attacks: int) -> Poisoning:
         """The data as given."""
-        return Poisoning(
-            tuple(p.features.expand(attacks, *p.features.shape) for p in self.leaf_poisons),
-            tuple(p.labels.expand(attacks, *p.labels.shape) for p in self.leaf_poisons),
-            tuple(present.expand(attacks, -1) for present in self.leaf_present),
-        )
+        given = Poisoning(self.moves.features, self.moves.labels, self.given_there)
+        return given.map(lambda tensor: tensor.expand(attacks, *tensor.shape))
 
-    @cached_property
-    def leaf_present(self) -> tuple[Tensor, ...]:
-        """Which samples of each leaf are there in the data as given; empty where none come or go."""
-        return () if self.present is None else tuple(self.present[c] for c in self.covers)
-
-    def changed(self, data: Poisoning) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Whose features and whose labels differ from the data as given, (attacks, n) for each leaf.
+    def changed(self, data: Poisoning) -> tuple[Tensor, Tensor]:
+        """Whose features and whose labels differ from the data as given, (attacks, entries) each.
 
         Where samples come or go, both say which do.
         """
-        if data.there:
-            leaves = zip(data.there, self.leaf_present, strict=True)
-            return tuple((t != present,) * 2 for t, present in leaves)
-        return tuple(
-            (_differs(x, own.features), _differs(y, own.labels))
-            for x, y, own in zip(data.features, data.labels, self.leaf_poisons, strict=True)
-        )
+        if data.there is not None:
+            return (self.turned(data),) * 2
+        own = self.moves
+        return _differs(data.features, own.features), _differs(data.labels, own.labels)
+
+    def turned(self, data: Poisoning) -> Tensor:
+        """Which entries have come or gone, (attacks, entries)."""
+        if data.there is None or self.given_there is None:
+            shape = len(data), len(self.cover)
+            return torch.zeros(shape, dtype=torch.bool, device=self.cover.device)
+        return data.there != self.given_there
 
     def decoded(self, encoded: Tensor) -> npt.NDArray[Any]:
         """Classes (n,) or targets (n, outputs) of encoded labels (n, width)."""
@@ -156,13 +217,6 @@ class Unrolled:
             return np.asarray(encoded.cpu().numpy().copy())
         vertices = graph.loss.vertices(graph.outputs).to(encoded)
         return np.asarray((encoded[:, None] - vertices).abs().sum(-1).argmin(-1).cpu().numpy())
-
-    def encoded(self, labels: npt.NDArray[Any]) -> Tensor:
-        """What :meth:`decoded` was made of, (n, width)."""
-        graph = self.step_graph
-        if not graph.loss.is_classification:
-            return torch.from_numpy(np.asarray(labels, dtype=np.float64))
-        return graph.loss.vertices(graph.outputs)[torch.from_numpy(np.asarray(labels))]
 
     def start(self, attacks: int) -> State:
         """The initial parameters, and velocities 0 if there is momentum."""
@@ -173,51 +227,33 @@ class Unrolled:
             state |= {velocity_of(n): torch.zeros_like(state[n]) for n in initial}
         return state
 
-    def batch_data(self, poisoning: Poisoning, step: int) -> tuple[Tensor, Tensor]:
-        """Features and labels that a step trains on, (attacks, batch, ...)."""
-        if not self.poison.static:
-            return poisoning.features[step], poisoning.labels[step]
-        batch = self.batches[step]
-        if torch.equal(batch, self.covers[0]):
-            return poisoning.features[0], poisoning.labels[0]
-        return poisoning.features[0][:, batch], poisoning.labels[0][:, batch]
+    def batch(self, data: Poisoning, step: int) -> Batch:
+        """What a step trains on: features, labels, and which samples are there, (attacks, batch, ...)."""
+        place = self.places[step]
+        there = None if data.there is None else data.there[:, place]
+        return data.features[:, place], data.labels[:, place], there
 
-    def batch_present(self, poisoning: Poisoning, step: int) -> Tensor | None:
-        """Which samples of the batch of a step are there, (attacks, batch); None for all."""
-        if not poisoning.there:
-            return None
-        static = self.poison.static
-        return poisoning.there[0][:, self.batches[step]] if static else poisoning.there[step]
-
-    def path(self, poisoning: Poisoning, start: Mapping[str, Tensor] | None = None) -> list[State]:
-        """The states after every step."""
-        state: Mapping[str, Tensor] = self.start(len(poisoning)) if start is None else start
-        states = []
-        for step in range(len(self.updates)):
-            states.append(self._stepped(state, step, self.data_of(poisoning, step)))
-            state = states[-1]
-        return states
-
-    def data_of(self, poisoning: Poisoning, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features and labels of the batch of a step, and which of its samples are there."""
-        return *self.batch_data(poisoning, step), self.batch_present(poisoning, step)
-
-    def _stepped(
-        self,
-        state: Mapping[str, Tensor],
-        step: int,
-        data: tuple[Tensor, Tensor, Tensor | None],
-    ) -> State:
-        x, y, there = data
+    def stepped(self, state: Mapping[str, Tensor], step: int, batch: Batch) -> State:
+        """The states after a step on a batch."""
+        x, y, there = batch
         update = self.updates[step]
         return step_at_points(self.step_graph, self.schedule, state, x, y, update, there)
 
-    def run(self, poisoning: Poisoning, start: Mapping[str, Tensor] | None = None) -> State:
+    def path(self, data: Poisoning, start: Mapping[str, Tensor] | None = None) -> list[State]:
+        """The states after every step."""
+        state: Mapping[str, Tensor] = self.start(len(data)) if start is None else start
+        states = []
+        for step in range(len(self.updates)):
+            states.append(self.stepped(state, step, self.batch(data, step)))
+            state = states[-1]
+        return states
+
+    def run(self, data: Poisoning, start: Mapping[str, Tensor] | None = None) -> State:
         """The final states."""
-        return self.path(poisoning, start)[-1]
+        return self.path(data, start)[-1]
 
     def gradient(
-        self, poisoning: Poisoning, score: Callable[[State], Tensor], start: State | None = None
+        self, data: Poisoning, score: Callable[[State], Tensor], start: State | None = None
     ) -> tuple[State, Poisoning]:
         """Final states, and the gradient of each attack's ``score`` (attacks,) in its data.
 
@@ -225,45 +261,40 @@ class Unrolled:
         no sample can move.
         """
         # Of single batches: through the data set, each step would fill a gradient as large as the data set.
-        state: Mapping[str, Tensor] = self.start(len(poisoning)) if start is None else start
-        wanted: list[tuple[Tensor | None, ...]] = []
+        state = self.start(len(data)) if start is None else start
+        batches: list[Batch] = []
         for step in range(len(self.updates)):
-            x, y, there = self.data_of(poisoning, step)
-            if self._moves_features:
-                x = x.detach().clone().requires_grad_()
-            y = y.detach().clone().requires_grad_()
-            there = None if there is None else there.detach().clone().requires_grad_()
-            state = self._stepped(state, step, (x, y, there))
-            wanted.append((x if self._moves_features else None, y, there))
-        final = dict(state)
-        total = score(final).sum()
-        known = [v for each in wanted for v in each if v is not None]
-        pulls: Sequence[Tensor | None] = [None] * len(known)
+            x, y, there = self.batch(data, step)
+            own = _leaf(x) if self._moves_features else x
+            batches.append((own, _leaf(y), None if there is None else _leaf(there)))
+            state = self.stepped(state, step, batches[-1])
+        total = score(state).sum()
+        pulls: dict[int, Tensor | None] = {}
         if total.requires_grad:
-            pulls = torch.autograd.grad(total, known, allow_unused=True)
-        of_each = iter(pulls)
-        found = [tuple(None if v is None else next(of_each) for v in each) for each in wanted]
-        kinds = (poisoning.features, poisoning.labels, poisoning.there)
-        summed = [self._on_leaves(leaves, [f[k] for f in found]) for k, leaves in enumerate(kinds)]
-        return {name: value.detach() for name, value in final.items()}, Poisoning(*summed)
+            known = [v for each in batches for v in each if v is not None and v.requires_grad]
+            found = torch.autograd.grad(total, known, allow_unused=True)
+            pulls = dict(zip(map(id, known), found, strict=True))
+        of = [[pulls.get(id(v)) for v in kind] for kind in zip(*batches, strict=True)]
+        gradient = Poisoning(
+            self._summed(data.features, of[0]),
+            self._summed(data.labels, of[1]),
+            None if data.there is None else self._summed(data.there, of[2]),
+        )
+        return {name: value.detach() for name, value in state.items()}, gradient
 
-    def _on_leaves(
-        self, leaves: tuple[Tensor, ...], pulls: Sequence[Tensor | None]
-    ) -> tuple[Tensor, ...]:
-        """Gradients in the leaves from those in the batches of all steps."""
-        if not leaves or all(pull is None for pull in pulls):
-            return tuple(torch.zeros_like(v[:, :1, ...]).expand(v.shape) for v in leaves)
-        found = [torch.zeros_like(leaf, memory_format=torch.contiguous_format) for leaf in leaves]
-        for step, pull in enumerate(pulls):
+    def _summed(self, like: Tensor, pulls: Sequence[Tensor | None]) -> Tensor:
+        """The gradient in all entries from those in the batches of all steps."""
+        if all(pull is None for pull in pulls):
+            return torch.zeros_like(like[:, :1]).expand(like.shape)
+        found = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        entries = torch.arange(like.shape[1], device=like.device)
+        for place, pull in zip(self.places, pulls, strict=True):
             if pull is not None:
                 own = torch.nan_to_num(pull, posinf=0.0, neginf=0.0)
-                if self.poison.static:
-                    found[0].index_add_(1, self.batches[step], own)
-                else:
-                    found[step] += own
-        return tuple(found)
+                found.index_add_(1, entries[place], own)
+        return found
 
-    @cached_property
+    @property
     def _moves_features(self) -> bool:
         return self.poison.feature_moves is not None
 
@@ -274,7 +305,7 @@ class Unrolled:
             data = self.nominal(attacks)
             begun = monotonic()
             with torch.no_grad():
-                self._stepped(self.start(attacks), 0, self.data_of(data, 0))
+                self.stepped(self.start(attacks), 0, self.batch(data, 0))
             seconds.append(monotonic() - begun)
         each = max(0.0, seconds[2] - seconds[1]) / (SOME - 1)
         steps = len(self.updates)
@@ -286,9 +317,9 @@ class Unrolled:
         nodes = self.schedule.all
         each = sum(node.signature.size for node in nodes if node.batched)
         shared = sum(node.signature.size for node in nodes if not node.batched)
-        moving = sum(leaf.labels.numel() for leaf in self.leaf_poisons)
+        moving = self.moves.labels.numel()
         if self._moves_features:
-            moving += sum(leaf.features.numel() for leaf in self.leaf_poisons)
+            moving += self.moves.features.numel()
         # The data themselves, their gradient and the moves that it favours.
         return 16 * sum(each * len(batch) + shared for batch in self.batches) + 24 * moving
 
@@ -296,6 +327,10 @@ class Unrolled:
         """Memory of the outputs of one model on test points, about."""
         nodes = self.step_graph.graph.needed_for([self.step_graph.output])
         return 16 * points * sum(node.signature.size for node in nodes if node.batched)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_()
 
 
 def _differs(data: Tensor, nominal: Tensor) -> Tensor:
@@ -307,8 +342,42 @@ def _differs(data: Tensor, nominal: Tensor) -> Tensor:
 
 def same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are one and the same memory, seen in the same way."""
-    return (
-        one.data_ptr() == other.data_ptr()
-        and one.shape == other.shape
-        and (one.stride() == other.stride())
+    where = one.data_ptr(), one.shape, one.stride()
+    return where == (other.data_ptr(), other.shape, other.stride())
+
+
+def _with_places(poison: Poison, middle: Tensor) -> Poison:
+    """The data with places for as many samples as may be inserted; these alone are open."""
+
+    def extended(values: Tensor, new: Tensor) -> Tensor:
+        return torch.cat([values, new.expand(poison.budget, *values.shape[1:])])
+
+    closed = torch.zeros_like(poison.open)
+    return replace(
+        poison,
+        features=extended(poison.features, middle),
+        labels=extended(poison.labels, poison.labels[:1]),
+        open=torch.cat([closed, closed.new_ones(poison.budget)]),
     )
+
+
+def _movable(step_graph: StepGraph, poison: Poison) -> Poison:
+    """Open samples may become any others within reach, with any label."""
+    loss, labels = step_graph.loss, poison.labels
+    moves: MoveSet = _within_reach(labels)
+    if loss.is_classification:
+        moves = Vertices(loss.vertices(step_graph.outputs).to(labels)[None] - labels[:, None])
+    return replace(
+        poison,
+        feature_moves=_within_reach(poison.features.flatten(1)).only(poison.open),
+        label_moves=moves.only(poison.open),
+        whole=None,
+    )
+
+
+def _within_reach(values: Tensor) -> Box:
+    """Moves of (N, size) into the box around all values, stretched from its middle."""
+    low, high = values.amin(0), values.amax(0)
+    middle = 0.5 * (low + high)
+    reach = REACH * (high - middle).clamp(min=1e-3)
+    return Box(middle - reach - values, middle + reach - values)

@@ -54,11 +54,7 @@ class Bounder:
     final: program.FinalZonotope | None = None  # the newest
 
     def bound(
-        self,
-        chain: Chain,
-        part: ChainPart,
-        step: Step,
-        until: float | None,
+        self, chain: Chain, part: ChainPart, step: Step, until: float | None
     ) -> tuple[State, program.ProgramReport | None]:
         """The box of the next state by one level, before the meet with looser chains.
 
@@ -91,7 +87,8 @@ class Bounder:
     def walked(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
         """The box after the window of a part that ends with this step, by backward pass and intervals."""
         window = part.window[-self.plan.window :]
-        collected = self._collected(part)
+        # For steps whose window begins later.
+        collected = Collected(count_of(part.state)) if self.plan.past else None
         found = window_bounds.bound_state(
             self.schedule,
             window,
@@ -113,19 +110,8 @@ class Bounder:
             for name in part.state
         }
 
-    def _collected(self, part: ChainPart) -> Collected | None:
-        """Collects the signed entries of the next state for steps whose window begins later."""
-        if not self.plan.past:
-            return None
-        return Collected(count_of(part.state))
-
     def _updated(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
         return bound_propagation.update(self.step_graph, part.state, ranges, step)
-
-    def _split(self, part: ChainPart) -> tuple[list[LinearizedStep], list[LinearizedStep]]:
-        """The steps that a program spans, and the steps before them."""
-        count = self.plan.program_window
-        return part.window[-count:], part.window[:-count]
 
     def _tell_of_memory(self, step: Step) -> None:
         for name, passes in (("", self.passes), ("inner ", self.inner_passes)):
@@ -137,11 +123,8 @@ class Bounder:
 
     def ranges(self, chain: Chain, part: ChainPart, step: Step) -> bound_propagation.Ranges:
         level = chain.level
-        keep: frozenset[str] = frozenset()
-        if level.uses_programs:
-            keep = self.schedule.batched
-        elif level.walks:
-            keep = self.schedule.supports
+        keep = self.schedule.supports if level.walks else frozenset()
+        keep = self.schedule.batched if level.uses_programs else keep
         if level.walks and self._walks_inside(chain, part.adversary):
             past = part.window[max(0, len(part.window) - self.plan.window + 1) :]
             walks = intermediate.BackwardPasses(
@@ -165,51 +148,38 @@ class Bounder:
         return self.plan.selections.enumerated_inner if one_by_one else self.plan.linear_inner
 
     def _solve(
-        self,
-        chain: Chain,
-        part: ChainPart,
-        step: Step,
-        state: State,
-        until: float | None,
+        self, chain: Chain, part: ChainPart, step: Step, state: State, until: float | None
     ) -> tuple[State, program.ProgramReport | None]:
-        span = self._span(part, state)
+        span, level = self._span(part, state), chain.level
         largest = program.largest_of(span.window)
         if not largest <= PROGRAM_RANGE_LIMIT:
             self.notes.fall_back(
                 f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver "
-                f"can take; '{chain.level.value}' was left to the linear bounds"
+                f"can take; '{level.value}' was left to the linear bounds"
             )
             return state, None
-        options = self._solving(chain.level, until)
+        options, witness = self._solving(level, until), self._witness(step.index)
         try:
-            encoding = self._encoding(chain)
-            state, report = program.bound_state(
-                encoding.window(span), state, options, self._witness(step.index)
-            )
+            window = self._encoding(level).window(span)
+            state, report = program.bound_state(window, state, options, witness)
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.fall_back(
-                f"step {step.index + 1}: '{chain.level.value}' was left to the cheaper bounds: {error}",
+                f"step {step.index + 1}: '{level.value}' was left to the cheaper bounds: {error}",
                 limit=True,
             )
             return state, None
-        self._take(chain.name, chain.level, step, state, report)
+        self._take(chain.name, level, step, state, report)
         return state, report
 
     def _solve_rows(
-        self,
-        chain: Chain,
-        forward: ZonotopePass,
-        step: Step,
-        state: State,
-        until: float | None,
+        self, chain: Chain, forward: ZonotopePass, step: Step, state: State, until: float | None
     ) -> tuple[State, program.ProgramReport | None]:
         """The box of a zonotope met with what programs on its rows prove, in half the time that is left."""
         final = self.final_zonotope(forward, step.index)
         if final is None:
             return state, None
-        if (
-            step.update.projection is not None
-        ):  # the rows hold the state after it, the box the one before
+        # With a projection the rows hold the state after it, the box the one before.
+        if step.update.projection is not None:
             self.notes.note("programs on the rows of the zonotope bound no projected state")
             return state, None
         try:
@@ -230,11 +200,9 @@ class Bounder:
         if not self.plan.relaxation.uses_programs or not program.FinalZonotope.gains(forward):
             return None
         if self.final is None or self.final.forward is not forward:
-            level = self._level_of_rows
-            witness = self._witness(index)
-            self.final = program.FinalZonotope(
-                forward, level.exact_phases, self._solving(level), witness
-            )
+            level, witness = self._level_of_rows, self._witness(index)
+            options = self._solving(level)
+            self.final = program.FinalZonotope(forward, level.exact_phases, options, witness)
         return self.final
 
     def _solving(self, level: Relaxation, deadline: float | None = None) -> program.SolveOptions:
@@ -246,12 +214,7 @@ class Bounder:
         return Relaxation.MILP if self.plan.relaxation.exact_phases else Relaxation.LP
 
     def _take(
-        self,
-        name: str,
-        level: Relaxation,
-        step: Step,
-        state: State,
-        report: program.ProgramReport,
+        self, name: str, level: Relaxation, step: Step, state: State, report: program.ProgramReport
     ) -> None:
         """Confirm the bounds of programs by real runs, and note what was lost and limited."""
         self._confirm(step, state, report, self.solvers[level])
@@ -269,13 +232,9 @@ class Bounder:
                 limit=True,
             )
 
-    def _encoding(self, chain: Chain) -> program.Encoding:
-        level = chain.level
+    def _encoding(self, level: Relaxation) -> program.Encoding:
         return program.Encoding(
-            self.step_graph,
-            self.schedule,
-            level.exact_phases,
-            level.exact_products,
+            self.step_graph, self.schedule, level.exact_phases, level.exact_products
         )
 
     def relax(
@@ -292,7 +251,8 @@ class Bounder:
 
     def _span(self, part: ChainPart, state: State) -> program.Span:
         """The steps of the program over the current window, with a box of the state after them."""
-        window, past = self._split(part)
+        count = self.plan.program_window
+        window, past = part.window[-count:], part.window[:-count]
         return program.Span(window, state, self.poison, self.restriction, past)
 
     def last_program(self, chain: Chain) -> program.FinalWindow | None:
@@ -301,7 +261,7 @@ class Bounder:
         if not chain.level.uses_programs or not part.window:
             return None
         return program.FinalWindow(
-            self._encoding(chain),
+            self._encoding(chain.level),
             self._span(part, chain.state),
             self._solving(chain.level),
             self._witness(part.window[-1].step.index),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +24,9 @@ from milp_agt.certification.listing import ListedRun
 from milp_agt.certification.loop import BoundedRun
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
-from milp_agt.certification.recorded import with_recording
-from milp_agt.certification.recorder import NullRecorder, Recorder
+from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.result import Result
+from milp_agt.certification.task import RunInProgress, Task
 from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -36,8 +36,8 @@ from milp_agt.core.results import Limits
 from milp_agt.core.rounding import FLOAT64, PRECISIONS
 from milp_agt.core.torch_modes import own_modes
 from milp_agt.data import Dataset
-from milp_agt.errors import InvalidInputError
-from milp_agt.recording import RecordedRun, Recording, of_recording
+from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.recording import NominalCheck, RecordedRun, Recording, of_recording
 from milp_agt.solvers import Capability, choose
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
@@ -48,7 +48,7 @@ from milp_agt.training.groups import check_groups
 from milp_agt.training.precision import check_float32, in_precision
 from milp_agt.training.same_forward import check_forward
 from milp_agt.training.tracing import trace
-from milp_agt.training.training import Batch, Training
+from milp_agt.training.training import Training
 
 # Predictions of more than so many seconds are logged before the first step.
 TOLD_FROM = 60.0
@@ -149,86 +149,50 @@ def certify(
     plan = planning.make_plan(
         head, batches, poison, training, options, restriction, given=raw.tensors
     )
-    initial_box = inputs.initial_box(step_graph, initial)
+    box = inputs.initial_box(step_graph, initial)
     solvers = _solvers(plan, options.solver)
-    start = {n: Interval(b.lower.to(target), b.upper.to(target)) for n, b in initial_box.items()}
-    listed, remarks = None, Remarks()
-    if recorder is None:
-        listed, remarks = listing.chosen(
-            traced.to(target),
-            step_graph.to(target),
-            raw.to(target),
-            training,
-            batches,
-            options,
-            plan,
-            restriction,
-            start,
-        )
+    task = Task(
+        traced=traced.to(target),
+        step_graph=step_graph.to(target),
+        head=head.to(target),
+        raw=raw.to(target),
+        poison=poison.to(target),
+        training=training,
+        options=options,
+        restriction=restriction,
+        initial={n: Interval(b.lower.to(target), b.upper.to(target)) for n, b in box.items()},
+        claim=threat.describe(),
+        caution=fitted_on_poison(threat, origin),
+        origin=origin,
+        begun=begun,
+        remarks=frozen_layers,
+    )
+    listed, remarks = (None, Remarks()) if recorder is not None else listing.chosen(task, plan)
     unrolled: Unrolled | None = None
     refutes = options.refute != "none" and restriction == UNRESTRICTED
     if solvers or attack is not False or refutes:
-        unrolled = Unrolled.of(traced.to(target), training, raw.to(target))
-    listed_run: ListedRun | None = None
-    if listed is not None:
-        listed_run = ListedRun(
-            listing=listed,
-            training=training,
-            batches=batches,
-            plan=listing.with_listing(plan, listed),
-            claim=threat.describe(),
-            options=options,
-            begun=begun,
-            remarks=remarks,
-            origin=origin,
-            caution=fitted_on_poison(threat, origin),
-        )
+        unrolled = Unrolled.of(task.traced, training, task.raw)
+    listed_run = None if listed is None else ListedRun(task, plan, listed, remarks)
 
     def bounded() -> BoundedRun:
         """The run without a list."""
         _tell(plan, options.time_limit)
-        run = BoundedRun(
-            step_graph=step_graph.to(target),
-            head=head.to(target),
-            remarks=frozen_layers + remarks,
-            training=training,
-            poison=poison.to(target),
-            plan=plan,
-            solvers=solvers,
-            initial=start,
-            claim=threat.describe(),
-            options=options,
-            begun=begun,
-            origin=origin,
-            caution=fitted_on_poison(threat, origin),
-            restriction=restriction,
-            recorder=recorder or NullRecorder(),
-            witnesses=Witnesses(unrolled, restriction, start) if unrolled and solvers else None,
-        )
+        witnesses = Witnesses(unrolled, restriction, task.initial) if unrolled and solvers else None
+        whole = replace(task, remarks=task.remarks + remarks)
+        run = BoundedRun(whole, plan, solvers, recorder or Recorder(), witnesses)
         if listed_run and listed_run.gave_up:
             run.notes.fall_back(listed_run.gave_up, limit=listed_run.out_of_time)
         return run
 
-    run = listed_run or bounded()
-    keeper: Checkpoint | None = None
-    if checkpoint is not None:
-        keeper = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-        stored = keeper.open(
-            fingerprint(
-                step_graph=step_graph,
-                poison=poison,
-                threat=threat.describe(),
-                training=training,
-                batches=batches,
-                initial=initial_box,
-                plan=plan if listed_run is None else listed_run.plan,
-                solver=solvers.get(plan.relaxation),
-                options=options,
-                restriction=restriction,
-                device=str(target),
-            ),
-            target,
-        )
+    run: RunInProgress = listed_run or bounded()
+    keeper = (
+        checkpoint
+        if checkpoint is None or isinstance(checkpoint, Checkpoint)
+        else Checkpoint(checkpoint)
+    )
+    if keeper is not None:
+        identity = fingerprint(task, run.plan, solvers.get(plan.relaxation))
+        stored = keeper.open(identity, target)
         if stored is not None:
             if recorder is not None:
                 raise InvalidInputError(
@@ -239,13 +203,13 @@ def certify(
             if isinstance(run, ListedRun) and not run.holds(stored):
                 run.gave_up = "the list of data sets was left out before this run was interrupted"
                 run = bounded()
-            run.restore(stored, batches)
-    result = _finish(run, batches, keeper, on_step)
+            run.restore(stored)
+    result = _finish(run, keeper, on_step)
     if result is None:
-        result = _finish(bounded(), batches, keeper, on_step)
+        result = _finish(bounded(), keeper, on_step)
         assert result is not None
     if recorded is not None and nominal_check is not None:
-        result = with_recording(result, nominal_check, recorded, restriction == UNRESTRICTED)
+        result = _with_recording(result, nominal_check, recorded, restriction == UNRESTRICTED)
     if unrolled is None:
         return result
     attacker = Attacker(
@@ -254,12 +218,32 @@ def certify(
     if refutes and attacker.has_moves:
         thorough, limit = options.refute == "thorough", options.time_limit
         seconds = None if limit is None else REFUTING * limit
-        decider = Refuter.of(attacker, precision, threat.describe(), thorough, seconds)
+        decider = Refuter.of(attacker, precision, task.claim, thorough, seconds)
         result = replace(result, decider=decider)
     if attack is False:
         return result
     with _threads(plan.single_thread):
         return result.attacked(attacker)
+
+
+def _with_recording(
+    result: Result, check: NominalCheck, recorded: RecordedRun, is_whole: bool
+) -> Result:
+    """The result of a recorded run: what was checked of it, and what is assumed besides.
+
+    The user's own model, of a run in the certified precision, must lie in the reachable set where all
+    admissible attacks are bounded, none among them (``is_whole``).
+    """
+    own = is_whole and result.precision == recorded.dtype
+    if own and not result.reachable.contains(recorded.final):
+        raise SoundnessError(
+            "The model that a recorded run ended with must lie in its reachable set",
+            f"{check}, and outside",
+            "please report this run",
+        )
+    told = f"The claim is about the {result.precision} run of the recorded steps: {check}."
+    assumptions = (*result.assumptions, told, *recorded.assumptions)
+    return replace(result, nominal_check=check, assumptions=assumptions)
 
 
 def _tell(plan: planning.Plan, time_limit: float | None) -> None:
@@ -278,23 +262,19 @@ def _tell(plan: planning.Plan, time_limit: float | None) -> None:
         )
 
 
-def _finish(
-    run: BoundedRun | ListedRun,
-    batches: Sequence[Batch],
-    keeper: Checkpoint | None,
-    on_step: OnStep | None,
-) -> Result | None:
+def _finish(run: RunInProgress, keeper: Checkpoint | None, on_step: OnStep | None) -> Result | None:
     """Bound all remaining steps, and save each before the next begins; None if a list was given up."""
+    steps = run.plan.steps
     try:
-        for index in range(len(run.records), len(batches)):
+        for index in range(len(run.records), steps):
             with _threads(run.plan.single_thread):
-                run.advance(torch.from_numpy(batches[index]).to(run.poison.features.device))
+                run.advance()
             if isinstance(run, ListedRun) and run.gave_up is not None:
                 return None
             if keeper is not None:
                 keeper.step(run.snapshot())
             if on_step is not None:
-                on_step(run.result(), index + 1, len(batches))
+                on_step(run.result(), index + 1, steps)
     finally:
         if keeper is not None:
             keeper.flush()

@@ -15,7 +15,7 @@ import torch
 
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import replace
+from milp_agt.io.files import replace, replace_text, writing
 
 VERSION = 1
 MANIFEST = "checkpoint.json"
@@ -123,15 +123,12 @@ class Checkpoint:
         if self._pending is None:
             return
         begun = time.monotonic()
-        try:
+        with writing(
+            f"Write the checkpoint of step {self._pending.step} to {self.folder}",
+            "make room or give the folder back its rights, then resume: the checkpoint before is as "
+            "it was",
+        ):
             self._write(self._pending)
-        except OSError as error:
-            raise InvalidInputError(
-                f"Write the checkpoint of step {self._pending.step} to {self.folder}",
-                error.strerror or str(error),
-                "make room or give the folder back its rights, then resume: the checkpoint before "
-                "is as it was",
-            ) from error
         self._pending = None
         self._written = time.monotonic()
         self._cost = self._written - begun
@@ -164,8 +161,7 @@ class Checkpoint:
             "parts": list(snapshot.parts),
             "files": files,
         }
-        text = json.dumps(manifest, indent=2).encode()
-        replace(self.folder / MANIFEST, lambda stream: stream.write(text))
+        replace_text(self.folder / MANIFEST, json.dumps(manifest, indent=2))
         for name in self._files.keys() - files.keys():
             (self.folder / name).unlink(missing_ok=True)
         self._files = files

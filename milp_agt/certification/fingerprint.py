@@ -13,16 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.planning import Plan
+from milp_agt.certification.task import Task
 from milp_agt.core.graph import Operation
-from milp_agt.core.interval import Interval
-from milp_agt.core.restriction import Restriction
-from milp_agt.core.rounding import Precision
 from milp_agt.solvers.solver import Solver
-from milp_agt.threats.poison import Poison
-from milp_agt.training.tracing import StepGraph
-from milp_agt.training.training import Batch, Training
 
 BLOCK = 2**20  # bytes that are hashed at once
 PACKAGES = ("milp_agt", "torch", "numpy", "scipy", "highspy")
@@ -39,77 +33,27 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(
-    *,
-    step_graph: StepGraph,
-    poison: Poison,
-    threat: str,
-    training: Training,
-    batches: Sequence[Batch],
-    initial: Mapping[str, Interval],
-    plan: Plan,
-    solver: Solver | None,
-    options: CertifyOptions,
-    restriction: Restriction,
-    device: str,
-) -> dict[str, str]:
+def fingerprint(task: Task, plan: Plan, solver: Solver | None) -> dict[str, str]:
     """Everything that determines the result of a run, by name; data and weights as hashes."""
-    nodes = [(n.name, n.op.key, n.inputs, n.shape, _constants(n.op)) for n in step_graph.graph]
+    graph, poison, training = task.step_graph, task.poison, task.training
+    nodes = [(n.name, n.op.key, n.inputs, n.shape, _constants(n.op)) for n in graph.graph]
     planned = {field.name: getattr(plan, field.name) for field in fields(plan)}
     for name in ("remarks", "first_walk", "seconds"):  # words about other fields, and predictions
         del planned[name]
     return {
-        "model": digest(nodes, step_graph.initial, step_graph.frozen),
+        "model": digest(nodes, graph.initial, graph.frozen),
         "data": digest(poison.features, poison.labels),
-        "threat": f"{threat} ({digest(poison)})",
-        "training": digest(training.objective, batches, training.update_rules(len(batches))),
-        "initial box": digest(initial),
-        "precision": step_graph.precision.name,
+        "threat": f"{task.claim} ({digest(poison)})",
+        "training": digest(training.objective, task.batches, task.updates),
+        "initial box": digest(task.initial),
+        "precision": graph.precision.name,
         **{name: str(value) for name, value in planned.items()},
         "solver": "none" if solver is None else f"{solver.name} {solver.version()}".strip(),
-        "limits": repr(options.solve_limits),
-        "restriction": digest(restriction),
-        "device": device,
+        "limits": repr(task.options.solve_limits),
+        "restriction": digest(task.restriction),
+        "device": str(task.device),
         **versions(),
     }
-
-
-def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, Any]:
-    """How a run is trained and bounded, as plain values for files and readers, not for comparing runs.
-
-    Recorded batches are counted, not listed.
-    """
-    trained = {each.name: getattr(training, each.name) for each in fields(training) if each.repr}
-    if training.batches is not None:
-        trained["batches"] = f"{plan.steps} recorded"
-    chosen = plan.selections
-    told = {
-        "listed": chosen.data_sets > 0,
-        "joint": chosen.data_sets == 0,
-        "enumerated": chosen.groups > 0 and chosen.data_sets == 0,
-    }
-    return {
-        "training": {name: _plain(value) for name, value in trained.items() if value is not None},
-        "certify": {
-            "relaxation": plan.asked,
-            "window": plan.window,
-            "program_window": plan.program_window,
-            "inner_bounds": "linear" if plan.linear_inner else "interval",
-            "selections": ", ".join(name for name, used in told.items() if used),
-            "precision": precision.name,
-        },
-    }
-
-
-def _plain(value: object) -> object:
-    """Numbers and texts unchanged, sequences as lists, anything else as text."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    return str(value)
 
 
 def _constants(op: Operation) -> dict[str, object]:

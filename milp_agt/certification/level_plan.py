@@ -1,15 +1,64 @@
-"""Which levels a run has: all looser than the one asked for, with a zonotope and step programs or without."""
+"""Which levels a run has: the one that was asked for or that `auto` takes, all looser ones, and its tree."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
+from milp_agt.bounds.cells.plan import TreePlan
+from milp_agt.certification.options import CertifyOptions
+from milp_agt.certification.sizes import FLOAT, LIVE_BOXES, Sizes
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
+# Seconds of `auto` without a time limit.
+AUTO_TIME = 120.0
+# Under a time limit a level is begun although it does not fit, if at least this share of its steps does.
+STARTED = 0.1
+# Seconds of a tree that `auto` gives each question, or the share of a time limit.
+AUTO_TREE, TREE_SHARE = 10.0, 0.3
 # What a zonotope may take of the memory: beside linear forms (a divisor), where it was asked for (a factor).
 ZONOTOPE_SHARE, ZONOTOPE_OVER = 4, 2
+
+
+def choose_level(
+    sizes: Sizes, zonotope: tuple[float, int] | None, limit: float | None
+) -> tuple[Relaxation, Remarks, float]:
+    """The tightest level below milp whose predicted time and memory fit, with the reason as a remark.
+
+    Under a time limit the cheapest of the tighter levels of which a tenth fits into the time that is left
+    is taken instead: it ends where its next step does not fit, and cheaper ones go on from its boxes. Then
+    the last number is what it is predicted to take in all; else it is not a number.
+    """
+    seconds, memory = AUTO_TIME if limit is None else limit, sizes.memory
+    boxes = FLOAT * LIVE_BOXES * sizes.boxes * sizes.window
+    predicted = sizes.seconds
+    needed = {
+        Relaxation.INTERVAL: 0,
+        Relaxation.LINEAR: boxes,
+        Relaxation.LP: 2 * boxes + 200 * sizes.rows,
+    }
+    if zonotope is not None:
+        predicted[Relaxation.ZONOTOPE], needed[Relaxation.ZONOTOPE] = zonotope
+    predicted = {level: predicted[level] for level in Relaxation if level in predicted}
+    table = ", ".join(
+        f"{r.value} {predicted[r]:.3g} s / {needed[r] / 2**20:.3g} MiB" for r in predicted
+    )
+    told = (
+        f"predicted {table}; allowed {seconds:.3g} s / {memory / 2**20:.3g} MiB; milp is never picked "
+        "unasked"
+    )
+    roomy = [level for level in predicted if needed[level] <= memory]
+    chosen = [r for r in roomy if r is Relaxation.INTERVAL or predicted[r] <= seconds][-1]
+    left = seconds - predicted[chosen]
+    tighter = roomy[roomy.index(chosen) + 1 :]
+    begun = [level for level in tighter if STARTED * predicted[level] <= left]
+    if limit is None or not begun:
+        return chosen, Remarks(notes=(f"auto picked '{chosen.value}': {told}",)), math.nan
+    best = min(begun, key=lambda level: predicted[level])
+    note = f"auto picked '{best.value}', as far as it gets, and '{chosen.value}' to the end: {told}"
+    return best, Remarks(notes=(note,)), predicted[best]
 
 
 def levels_of(
@@ -71,6 +120,17 @@ def _on_rows(asked: Relaxation, refused: str | None, carried: str) -> Sequence[R
             "give program_window=1, say, or relaxation 'lp' or 'milp' with a zonotope",
         )
     return tuple(level for level in asked.chain() if not level.uses_programs)
+
+
+def tree_of(options: CertifyOptions, of: Callable[[float], TreePlan]) -> TreePlan | None:
+    """The tree that was asked for; by `auto` one for what other bounds leave open, where there is a rule."""
+    if options.tree or options.relaxation != "auto":
+        return of(options.tree) if options.tree else None
+    limit = options.time_limit
+    try:
+        return of(AUTO_TREE if limit is None else TREE_SHARE * limit)
+    except UnsupportedOperationError:
+        return None
 
 
 def mib(count: int) -> str:

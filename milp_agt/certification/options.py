@@ -6,7 +6,6 @@ Python, run files, the command line, ``compare``, the JSON schema and ``examples
 from __future__ import annotations
 
 import inspect
-import textwrap
 import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -16,7 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from milp_agt.core.arguments import of_kind
-from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem
+from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem, told
 from milp_agt.core.relaxation import levels
 from milp_agt.core.results import Limits
 from milp_agt.core.rounding import PRECISIONS, USE_FLOAT32, what_is_wrong_with
@@ -52,7 +51,8 @@ class CertifyOptions(Table):
         "under a time limit a tighter one as far as it gets, and for questions about classes a tree where "
         "there is a rule (`tree`). "
         "Each level carries the looser ones along; `zonotope` where it has rules for the run and is "
-        "predicted to be cheap, until linear forms are far tighter.",
+        "predicted to be cheap, until linear forms are far tighter; `linear` ends beside it where it adds "
+        "nothing for some steps.",
         json_schema_extra=_with_levels,
     )
     window: Window | None = Field(
@@ -250,7 +250,8 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
     found: dict[str, str] = {}
     wanted: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
-        name = ".".join(str(part) for part in item["loc"] if part in _names(table))
+        # The rest of the path is pydantic's.
+        name = ".".join(str(part) for part in item["loc"] if part in table.model_fields)
         if item["type"] == "extra_forbidden":
             name = str(item["loc"][-1])
             near = get_close_matches(name, table.model_fields, 1)
@@ -266,17 +267,13 @@ def _refusal(error: ValidationError, table: type[CertifyOptions]) -> InvalidInpu
             kind = f" of type {type(value).__name__}" if item["type"].endswith("_type") else ""
             found[name] = f"{name} = {value!r:.60}{kind}"
             wish = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            wanted.setdefault(name, [f"{name} should be {wish}"])
-            if name in wanted and f"{name} should be {wish}" not in wanted[name]:
+            if f"{name} should be {wish}" not in wanted.setdefault(
+                name, [f"{name} should be {wish}"]
+            ):
                 wanted[name].append(f"or {wish}")
     problems = [(found[name], " ".join(wishes)) for name, wishes in wanted.items()]
     asked = f"Certify with {', '.join(f'{name}=' for name in wanted)}"
     return InvalidInputError.of(asked, problems)
-
-
-def _names(table: type[CertifyOptions]) -> set[str]:
-    """Names that may occur in the path of a problem; the rest of it is pydantic's."""
-    return set(table.model_fields)
 
 
 def takes_options(*without: str) -> Callable[[Function], Function]:
@@ -296,16 +293,9 @@ def takes_options(*without: str) -> Callable[[Function], Function]:
         ]
         function.__dict__["__signature__"] = own.replace(parameters=[*kept, *options])
         if function.__doc__ is not None:
-            lines = [_line(name, field.description or "") for name, field in known.items()]
+            lines = (told(name, field.description or "") for name, field in known.items())
             before, raises, after = function.__doc__.partition("\n    Raises:")
-            function.__doc__ = f"{before.rstrip()}\n" + "".join(lines) + f"\n{raises[1:]}{after}"
+            function.__doc__ = "\n".join([before.rstrip(), *lines, f"{raises}{after}"])
         return function
 
     return completed
-
-
-def _line(name: str, description: str) -> str:
-    """One option as a line under ``Args:``."""
-    text = f"{name}: {description[:1].lower()}{description[1:]}".replace("`", "``")
-    inside = " " * 8
-    return textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ") + "\n"

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.bounds.zonotope import refusal
-from milp_agt.certification.choosing import choose_level
-from milp_agt.certification.level_plan import levels_of, mib
+from milp_agt.certification.level_plan import choose_level, levels_of, mib
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
@@ -44,7 +43,6 @@ BOXED_ELEMENTS = 2**19
 THREADED_ELEMENTS = 10**5
 # The same for steps by intervals only, which take half a second at this size.
 THREADED_BOXES = 2 * 10**7
-AUTO_TIME = 120.0
 # By default, each refinement (linear intermediate bounds, selections told apart) is used if predicted to
 # take at most this many seconds, or this share of a time limit.
 REFINING_TIME, SPARE = 60.0, 0.6
@@ -71,14 +69,14 @@ class Pieces:
     inner_pairs: int
 
     @staticmethod
-    def of(sizes: Sizes, whole: int, tells_apart: bool, window: int, room: int) -> Pieces:
+    def of(sizes: Sizes, whole: int, tells_apart: bool, room: int) -> Pieces:
         """Pieces for ``room`` bytes; at least ``whole`` samples have to stay together."""
         boxed = max(1, sizes.per_sample if tells_apart else sizes.made)
         at_once = CACHED_ELEMENTS if tells_apart else BOXED_ELEMENTS
         fewest = max(whole, FEWEST_SAMPLES)
-        chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest, window)))
+        chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest)))
         walked = max(fewest, CACHED_ELEMENTS // (chunk * sizes.widest))
-        form = sizes.form(walked, window)
+        form = sizes.form(walked)
         cached = max(32, 4 * CACHED_ELEMENTS // max(sizes.walked, 1))
         return Pieces(
             rows=max(1, room // form),
@@ -145,50 +143,36 @@ def make_plan(
     """The plan that follows from the options of a run. ``given`` are data kept besides the poison.
 
     Raises:
-        InvalidInputError: an invalid memory size.
+        InvalidInputError: an invalid memory size, or levels and selections that this run cannot have.
     """
-    steps = len(batches)
-    inner_bounds = options.inner_bounds
+    steps, budget = len(batches), bytes_of(options.memory)
     slow = 1.0 if options.time_limit is None else slowness()
     # Predictions are those of one machine; so is a time limit from here on.
-    time_limit = None if options.time_limit is None else options.time_limit / slow
+    limit = None if options.time_limit is None else options.time_limit / slow
     window = options.steps_of(options.window, steps)
-    program_window = options.steps_of(options.program_window, steps)
+    solved = options.steps_of(options.program_window, steps)
     walked = min(window or steps, steps)
-    solved = min(program_window or window or 1, steps)
-    on_rows = program_window == 0
-    budget = bytes_of(options.memory)
-    exposed = int(poison.exposed.sum())
-    sizes = Sizes(step_graph, max(len(b) for b in batches), exposed, training.has_momentum)
+    on_rows = solved == 0
+    solved = min(solved or window or 1, steps)
+    batch, exposed = max(len(b) for b in batches), int(poison.exposed.sum())
+    sizes = Sizes(step_graph, batch, exposed, training.has_momentum, steps, walked, solved, budget)
     moved = _moved(poison)
     refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
-    zonotope = sizes.zonotope(steps, moved, not poison.static, budget)
+    zonotope = sizes.zonotope(moved, not poison.static)
+    level, remarks, begun = Relaxation.INTERVAL, Remarks(), math.nan
     if options.relaxation == "auto":
-        allowed = AUTO_TIME if time_limit is None else time_limit
-        level, remarks, begun = choose_level(
-            sizes,
-            steps,
-            walked,
-            budget,
-            allowed,
-            solved,
-            None if refused else zonotope,
-            starts=time_limit is not None,
-        )
+        level, remarks, begun = choose_level(sizes, None if refused else zonotope, limit)
     else:
-        level, remarks = Relaxation.parse(options.relaxation), Remarks()
-        begun = math.nan
-    seconds = sizes.inner(steps, walked)
-    cheap = REFINING_TIME if time_limit is None else SPARE * time_limit
-    large = sizes.walked >= THREADED_ELEMENTS
-    composed_steps = large and _pays(sizes, moved, walked, budget) and training.projection is None
-    linear_inner = level.walks and inner_bounds != "interval"
-    dear = linear_inner and inner_bounds is None and seconds > cheap
+        level = Relaxation.parse(options.relaxation)
+    cheap = REFINING_TIME if limit is None else SPARE * limit
+    seconds = sizes.inner
+    linear_inner = level.walks and options.inner_bounds != "interval"
+    dear = linear_inner and options.inner_bounds is None and seconds > cheap
     linear_inner &= not dear
     allowed = max(cheap, seconds if linear_inner else 0.0)
     levels, more = levels_of(level, refused, zonotope, allowed, budget, options.carried, on_rows)
     remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
-    if carried and inner_bounds is None and not level.uses_programs:
+    if carried and options.inner_bounds is None and not level.uses_programs:
         linear_inner = dear = False  # linear forms gain little by them beside a zonotope
     if dear:
         line = (
@@ -196,19 +180,7 @@ def make_plan(
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
-    told_apart, more = selections_of(
-        sizes,
-        level,
-        options.selections,
-        poison,
-        restriction,
-        steps,
-        walked,
-        inner_bounds,
-        budget,
-        cheap,
-        carried,
-    )
+    told_apart, more = selections_of(sizes, level, options, poison, restriction, cheap, carried)
     if options.window is None and told_apart.window and level is Relaxation.LINEAR:
         line = (
             f"window {told_apart.window} in place of the whole run, so that each selection of samples "
@@ -217,19 +189,13 @@ def make_plan(
         shorter = options.changed({"window": told_apart.window})
         found = make_plan(step_graph, batches, poison, training, shorter, restriction, given)
         return replace(found, remarks=Remarks(notes=(line,)) + found.remarks)
-    remarks += more
     kept = walked * sizes.kept(poison.states) if level.walks else 0
-    kept += told_apart.kept
     data = stored([*poison.tensors, *given])
-    room, told = _room(budget, data, kept)
-    remarks += told
+    room, told = _room(budget, data, kept + told_apart.kept)
     # The mean of the remaining samples needs the whole batch.
-    whole = sizes.batch if poison.whole is Whole.REMOVED else 1
-    total = (
-        told_apart.seconds
-        + seconds * linear_inner
-        + sizes.seconds(steps, walked, solved).get(level, math.nan)
-    )
+    whole = batch if poison.whole is Whole.REMOVED else 1
+    large = sizes.walked >= THREADED_ELEMENTS
+    total = told_apart.seconds + seconds * linear_inner + sizes.seconds.get(level, math.nan)
     return Plan(
         asked=options.relaxation,
         relaxation=level,
@@ -238,18 +204,17 @@ def make_plan(
         steps=steps,
         window=walked,
         program_window=0 if on_rows else solved,
-        pieces=Pieces.of(sizes, whole, told_apart.groups > 0, walked, room),
+        pieces=Pieces.of(sizes, whole, told_apart.groups > 0, room),
         linear_inner=linear_inner,
-        inner_of_programs=linear_inner and inner_bounds is None and carried,
+        inner_of_programs=linear_inner and options.inner_bounds is None and carried,
         selections=told_apart,
-        composed_steps=composed_steps,
-        past=0 if training.projection else _past(sizes, steps, walked, room),
-        single_thread=sizes.walked < THREADED_ELEMENTS
-        or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
+        composed_steps=large and training.projection is None and _pays(sizes, moved),
+        past=0 if training.projection else _past(sizes, room),
+        single_thread=not large or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         first_walk=slow * 2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
         seconds=total,
         whole=slow * (total if math.isnan(begun) else begun),
-        remarks=remarks,
+        remarks=remarks + more + told,
     )
 
 
@@ -284,14 +249,14 @@ def _moved(poison: Poison) -> int:
     return 1 + sum(data[0].numel() for data, own in moves if own is not None)
 
 
-def _pays(sizes: Sizes, moved: int, window: int, memory: int) -> bool:
+def _pays(sizes: Sizes, moved: int) -> bool:
     """Whether composed steps make passes through earlier steps cheaper and fit into memory."""
     elements = sizes.composed(moved)
     cheaper = elements / MULTIPLIED_PER_SECOND < sizes.walked / WALKED_PER_SECOND
-    return window > 1 and cheaper and FLOAT * elements * window <= memory // 2
+    return sizes.window > 1 and cheaper and FLOAT * elements * sizes.window <= sizes.memory // 2
 
 
-def _past(sizes: Sizes, steps: int, window: int, room: int) -> int:
+def _past(sizes: Sizes, room: int) -> int:
     """Number of past steps through which forms of all signed entries go on by matrix products.
 
     They cost at most as much as the backward pass through the window plus PAST_SECONDS, and a quarter of
@@ -299,8 +264,8 @@ def _past(sizes: Sizes, steps: int, window: int, room: int) -> int:
     """
     ends = 2 * sizes.state
     seconds = ends * ends * sizes.state / MULTIPLIED_PER_SECOND
-    walk = ends * sizes.walked * window / WALKED_PER_SECOND
+    walk = ends * sizes.walked * sizes.window / WALKED_PER_SECOND
     fitting = room // 4 // (FLOAT * ends * (sizes.state + 2))
     # The newest step is kept for the window of the next.
-    wanted = steps - 1 if window < steps else 0
+    wanted = sizes.steps - 1 if sizes.window < sizes.steps else 0
     return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.program import ProgramReport
 from milp_agt.bounds.step import State
 
 
-class Recorder(Protocol):
-    """Receives evidence in the order of the run, separately for each chain (a level, or its cases)."""
+class Recorder:
+    """Receives evidence in the order of the run, by chain (a level, or its cases); this one keeps nothing."""
 
     def step(self, chain: str, relaxed: LinearizedStep) -> None:
         """Boxes, slopes and intercepts of one step, before any bound is computed from them."""
-        ...
 
     def program(self, index: int, chain: str, report: ProgramReport) -> None:
         """The program of step ``index`` with the row multipliers that prove its bounds."""
-        ...
 
     def state(self, index: int, chain: str, state: State) -> None:
         """The box after step ``index``, met in the order interval, linear, program, looser chain."""
-        ...
-
-
-class NullRecorder:
-    """Keeps nothing."""
-
-    def step(self, chain: str, relaxed: LinearizedStep) -> None:
-        return
-
-    def program(self, index: int, chain: str, report: ProgramReport) -> None:
-        return
-
-    def state(self, index: int, chain: str, state: State) -> None:
-        return
 
 
 @dataclass
-class MemoryRecorder:
+class MemoryRecorder(Recorder):
     """Keeps everything in memory: enough to repeat the backward passes and get the same bounds."""
 
     steps: dict[str, list[LinearizedStep]] = field(default_factory=dict)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.cells.plan import TreePlan
-from milp_agt.bounds.program import FinalWindow
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.certification import saved
 from milp_agt.certification.boxes import narrowed, reachable_of
 from milp_agt.certification.proposals import proposals
+from milp_agt.certification.worth import BoxWorth
 from milp_agt.core.arguments import callable_of, of_kind
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.core.remarks import Remarks
 from milp_agt.core.rounding import FLOAT64, PRECISIONS, Precision
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
@@ -64,6 +62,10 @@ ASSUMPTIONS_OF_FLOAT32 = (
     "Winograd's). Rounding is covered by the bounds under this assumption; nominal values are those of "
     "the float64 run, and losses in questions are exact functions of the float32 outputs.",
 )
+
+# What files keep besides boxes, records and the model, as it is.
+TEXTS = ("total_steps", "relaxation", "limit_reached", "threat", "caution", "settings", "run")
+LISTS = ("notes", "fallbacks", "assumptions")
 
 
 @dataclass(frozen=True)
@@ -110,53 +112,6 @@ class Result(Questions):
     helps: tuple[str, ...] = field(default=(), kw_only=True)
     nominal_check: NominalCheck | None = field(default=None, kw_only=True)
 
-    @staticmethod
-    def of(
-        *,
-        step_graph: StepGraph,
-        schedule: NodeOrder,
-        reached: Sequence[Reached],
-        program: FinalWindow | None = None,
-        rows: int | None = None,
-        beside: Reached | None = None,
-        tree: TreePlan | None = None,
-        box: State | None = None,
-        nominal: Mapping[str, Tensor],
-        steps: tuple[StepRecord, ...],
-        total_steps: int,
-        relaxation: str,
-        remarks: Remarks,
-        limit_reached: bool,
-        threat: str,
-        settings: Mapping[str, Any],
-        run: str = "",
-        caution: str = "",
-        origin: Origin | None = None,
-        helps: tuple[str, ...] = (),
-    ) -> Result:
-        """The result from the state of the loop after some steps."""
-        point = {n: nominal[n] for n in step_graph.parameters}
-        models = ReachableModels(
-            step_graph, schedule, point, reached, program, rows, beside, box=box, tree=tree
-        )
-        return Result(
-            reachable=reachable_of(step_graph, models.state, nominal),
-            steps=steps,
-            total_steps=total_steps,
-            relaxation=relaxation,
-            notes=remarks.notes,
-            fallbacks=remarks.fallbacks,
-            limit_reached=limit_reached,
-            threat=threat,
-            assumptions=_assumptions(caution, step_graph.precision),
-            models=models,
-            settings=settings,
-            run=run,
-            caution=caution,
-            origin=origin,
-            helps=helps,
-        )
-
     @property
     def precision(self) -> str:
         """Of the run that is certified: "float64" or "float32"."""
@@ -197,6 +152,11 @@ class Result(Questions):
         found = replace(self, attack=attack)
         assert found.sandwich is not None
         return found
+
+    @property
+    def worth(self) -> BoxWorth:
+        """Until which step the boxes say something about the parameters, and what would help."""
+        return BoxWorth.of(self.steps, self.reachable.mean_size, self.helps)
 
     @property
     def sandwich(self) -> ParameterSandwich | None:
@@ -270,22 +230,13 @@ class Result(Questions):
             "precision": graph.precision.name,
             "feature_shape": list(graph.graph[FEATURES].shape),
             "steps": [asdict(record) for record in self.steps],
-            "total_steps": self.total_steps,
-            "relaxation": self.relaxation,
-            "notes": self.notes,
-            "fallbacks": self.fallbacks,
-            "limit_reached": self.limit_reached,
-            "threat": self.threat,
-            "caution": self.caution,
-            "assumptions": self.assumptions,
-            "settings": self.settings,
-            "run": self.run,
+            **{name: getattr(self, name) for name in (*TEXTS, *LISTS)},
             "nominal_check": None if self.nominal_check is None else asdict(self.nominal_check),
         }
-        saved.write(Path(path), arrays, about)
+        saved.FILE.write(Path(path), arrays, about)
 
 
-def _assumptions(caution: str, precision: Precision) -> tuple[str, ...]:
+def assumptions_of(caution: str, precision: Precision) -> tuple[str, ...]:
     """What is assumed; the scaler that a caution names is not assumed to be out of reach."""
     assumed = ASSUMPTIONS if precision == FLOAT64 else ASSUMPTIONS_OF_FLOAT32
     if not caution:
@@ -308,7 +259,7 @@ def load(path: str | Path) -> Result:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
     of_kind(path, (str, Path), "The path of a result", "give the path of the .npz file")
-    arrays, about = saved.read(Path(path))
+    arrays, about = saved.FILE.read(Path(path))
     try:
         return _restore(arrays, about)
     except (KeyError, TypeError, RuntimeError) as error:
@@ -336,76 +287,42 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
         )
         for name in step_graph.parameters
     }
-    found = _from_box(
-        step_graph,
-        state,
-        tuple(about["feature_shape"]),
-        steps=tuple(StepRecord(**record) for record in about["steps"]),
-        total_steps=about["total_steps"],
-        relaxation=about["relaxation"],
-        remarks=Remarks(tuple(about.get("notes", ())), tuple(about["fallbacks"])),
-        limit_reached=about["limit_reached"],
-        threat=about["threat"],
-        settings=about.get("settings", {}),
-        run=about.get("run", ""),
-        caution=about.get("caution", ""),
-    )
+    about = {"notes": (), **about}
+    kept: dict[str, Any] = {name: about[name] for name in TEXTS if name in about}
+    kept |= {name: tuple(about[name]) for name in LISTS}
     check = about.get("nominal_check")
-    return replace(
-        found,
-        assumptions=tuple(about["assumptions"]),
+    models = _models_of(step_graph, state, tuple(about["feature_shape"]))
+    return Result(
+        reachable=reachable_of(step_graph, state, step_graph.initial),
+        models=models,
+        steps=tuple(StepRecord(**record) for record in about["steps"]),
         nominal_check=None if check is None else NominalCheck(**check),
+        **kept,
     )
 
 
 def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Result:
     """The result before the first step, to see which questions can be asked: it bounds nothing."""
     step_graph = trace(model, loss, feature_shape)
-    found = _from_box(
-        step_graph,
-        {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()},
-        feature_shape,
+    state = {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()}
+    return Result(
+        reachable=reachable_of(step_graph, state, step_graph.initial),
         steps=(),
         total_steps=0,
         relaxation=Relaxation.INTERVAL.value,
-        remarks=Remarks(),
+        fallbacks=(),
         limit_reached=False,
         threat="no sample poisoned",
-        settings={},
+        models=UnboundedModels.of(_models_of(step_graph, state, feature_shape)),
     )
-    return replace(found, models=UnboundedModels.of(found.models))
 
 
-def _from_box(
-    step_graph: StepGraph,
-    state: State,
-    feature_shape: tuple[int, ...],
-    *,
-    steps: tuple[StepRecord, ...],
-    total_steps: int,
-    relaxation: str,
-    remarks: Remarks,
-    limit_reached: bool,
-    threat: str,
-    settings: Mapping[str, Any],
-    run: str = "",
-    caution: str = "",
-) -> Result:
-    """A result that has only the final box."""
+def _models_of(
+    step_graph: StepGraph, state: State, feature_shape: tuple[int, ...]
+) -> ReachableModels:
+    """The models in a box, of which nothing else is known."""
     nothing = torch.zeros(0, *feature_shape, dtype=torch.float64)
     poison = Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64))
-    return Result.of(
-        step_graph=step_graph,
-        schedule=NodeOrder.of(step_graph),
-        reached=(Reached(state, (), Joint(poison)),),
-        nominal=dict(step_graph.initial),
-        steps=steps,
-        total_steps=total_steps,
-        relaxation=relaxation,
-        remarks=remarks,
-        limit_reached=limit_reached,
-        threat=threat,
-        settings=settings,
-        run=run,
-        caution=caution,
-    )
+    point = {n: step_graph.initial[n] for n in step_graph.parameters}
+    reached = (Reached(state, (), Joint(poison)),)
+    return ReachableModels(step_graph, NodeOrder.of(step_graph), point, reached)

@@ -1,76 +1,18 @@
-"""Files of results: arrays with a versioned description, and architectures as plain data."""
+"""Files of results, and architectures as plain data in them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
 
-from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import DAMAGE, replace
+from milp_agt.io.files import Archive
 from milp_agt.training.layers.builder import layer_rules
 from milp_agt.training.plain_calls import CALLS, unpacked
 from milp_agt.training.rebuilt import Forward, Group
 
-VERSION = 1
-_ABOUT = "about"
-
-
-def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """Write an .npz file atomically: a half-written file never replaces a good one.
-
-    Raises:
-        InvalidInputError: no such folder, or one that cannot be written.
-    """
-    path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
-    text = json.dumps({"version": VERSION, **about})
-    if not path.parent.is_dir():
-        raise InvalidInputError(
-            f"A result was to be saved as {path}", "no such folder", "make the folder first"
-        )
-    named = {_ABOUT: np.array(text), **arrays}
-    try:
-        replace(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **named))
-    except OSError as error:
-        raise InvalidInputError(
-            f"A result was to be saved as {path}",
-            error.strerror or str(error),
-            "make room, or save it elsewhere; a file that was there is as it was",
-        ) from error
-
-
-def read(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-    """Read a file written by :func:`write`.
-
-    Raises:
-        InvalidInputError: a missing or damaged file, or another version.
-    """
-    path = path if path.exists() or path.suffix == ".npz" else path.with_name(path.name + ".npz")
-    try:
-        with open(path, "rb") as stream:
-            stored = np.load(stream, allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            arrays = {name: stored[name] for name in stored.files}
-        about: dict[str, Any] = json.loads(str(arrays.pop(_ABOUT)))
-        if not isinstance(about, dict):
-            raise ValueError("a description that is no table")
-    except DAMAGE as error:
-        raise InvalidInputError(
-            f"A saved result was to be read from {path}", str(error), "save the result again"
-        ) from None
-    if about.get("version") != VERSION:
-        raise InvalidInputError(
-            f"A saved result of version {VERSION} is needed",
-            f"version {about.get('version')} in {path}",
-            "certify again with this version of milp_agt",
-        )
-    return arrays, about
+FILE = Archive("A saved result", 1, "give a file that result.save(path) wrote, or save it again")
 
 
 def describe(model: nn.Module, seen: dict[int, int] | None = None) -> dict[str, Any]:

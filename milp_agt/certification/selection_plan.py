@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from milp_agt.bounds.adversary.enumerated import count_cases
+from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.sizes import (
     BASELINE,
     BOUNDED_PER_SECOND,
@@ -54,13 +55,9 @@ class Selections:
 def selections_of(
     sizes: Sizes,
     level: Relaxation,
-    asked: str | None,
+    options: CertifyOptions,
     poison: Poison,
     restriction: Restriction,
-    steps: int,
-    window: int,
-    inner_bounds: str | None,
-    memory: int,
     seconds: float,
     zonotope: bool,
 ) -> tuple[Selections, Remarks]:
@@ -72,91 +69,80 @@ def selections_of(
     over which they would be.
 
     Raises:
-        InvalidInputError: an unknown word, or a kind that this run cannot have.
+        InvalidInputError: a kind that this run cannot have.
     """
-    if asked == "enumerated" and not level.walks:
+    asked = options.selections == "enumerated"
+    if asked and not level.walks:
         raise InvalidInputError(
             "Selections that are told apart need linear forms",
             f"relaxation '{level.value}'",
             "use relaxation 'linear' or above",
         )
     flat = zonotope and not isinstance(poison.label_moves, Vertices)
-    if asked == "joint" or not level.walks or (flat and asked is None):
+    if options.selections == "joint" or not level.walks or (flat and not asked):
         return Selections(), Remarks()
-    work = _Work(sizes, steps, window, inner_bounds, memory, seconds)
     cases = count_cases(poison, restriction)
-    if asked == "enumerated" and math.isinf(cases):
+    if asked and math.isinf(cases):
         raise InvalidInputError(
             "Selections can be enumerated where one of them holds for the whole run",
             "a budget in each batch, or nothing that can be poisoned",
             "use scope='dataset', or selections='joint'",
         )
-    listed, remarks = work.listed(cases, asked)
+    work = _Work(sizes, sizes.window, options.inner_bounds, cases, seconds)
+    listed, remarks = work.listed(asked)
     if listed.groups:
         return listed, remarks
-    return replace(listed, window=work.shorter(cases)), remarks
+    window = sizes.window // 2
+    while window and not replace(work, window=window).listed(False)[0].groups:
+        window //= 2
+    return replace(listed, window=window), remarks
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Predicts seconds and memory of many cases at once."""
+    """Predicts seconds and memory of many cases at once, over a window."""
 
     sizes: Sizes
-    steps: int
     window: int
     inner_bounds: str | None
-    memory: int
+    cases: float
     seconds: float
 
     @property
-    def fitting(self) -> int:
-        """Number of cases whose boxes and intercepts of every step in the window fit into memory."""
+    def groups(self) -> int:
+        """Groups whose boxes and intercepts of every step in the window fit into memory."""
         one = 2 * FLOAT * LIVE_CASE_BOXES * self.sizes.boxes * self.window
-        return max(1, int(self.memory // one))
+        fitting = max(1, int(self.sizes.memory // one))
+        return -(-int(min(self.cases, 1e9)) // min(fitting, MOST_CASES))
 
-    def kept(self, cases: float) -> int:
+    @property
+    def kept(self) -> int:
         """Bytes of the boxes and planes of cases in every step of the window.
 
         All groups are carried from step to step, so all of them count, however the work is cut.
         """
-        return self.window * self.sizes.kept(int(cases))
+        return self.window * self.sizes.kept(int(self.cases))
 
-    def fits(self, cases: float) -> bool:
-        """Whether what the cases hold leaves half of the memory beside the libraries for work."""
-        return 2 * self.kept(cases) <= self.memory - BASELINE
+    def listing(self, linear_inner: bool) -> float:
+        """Seconds for all cases; those of a group share their backward passes."""
+        sizes, cases = self.sizes, self.cases
+        boxes = LISTED_WORK * sizes.boxes * cases * sizes.steps / BOUNDED_PER_SECOND
+        walks = sum(min(t + 1, self.window) for t in range(sizes.steps))
+        rows = 2 * sizes.state + SETTLED * sizes.inner_rows * linear_inner
+        flops = 4.0 * rows * sizes.walked * walks * cases
+        walking = self.groups * rows * sizes.walked * walks / WALKED_PER_SECOND
+        return boxes + (flops / CASES_PER_SECOND + walking)
 
-    def listing(self, cases: float, groups: int, linear_inner: bool) -> float:
-        """Seconds for cases in groups; the cases of a group share their backward passes."""
-        sizes = self.sizes
-        boxes = LISTED_WORK * sizes.boxes * cases * self.steps / BOUNDED_PER_SECOND
-        inner_rows = SETTLED * sizes.inner_rows * linear_inner
-        return boxes + self._walking(cases, groups, inner_rows, sizes.walked)
-
-    def _walking(self, cases: float, groups: int, inner_rows: float, elements: int) -> float:
-        """Seconds of backward passes that charge ``elements`` of a step to each case."""
-        sizes = self.sizes
-        walks = sum(min(t + 1, self.window) for t in range(self.steps))
-        rows = 2 * sizes.state + inner_rows
-        flops = 4.0 * rows * elements * walks * cases
-        return flops / CASES_PER_SECOND + groups * rows * sizes.walked * walks / WALKED_PER_SECOND
-
-    def shorter(self, cases: float) -> int:
-        """The longest of the halved windows over which listing is cheap; 0 if there is none."""
-        window = self.window // 2
-        while window and not replace(self, window=window).listed(cases, None)[0].groups:
-            window //= 2
-        return window
-
-    def listed(self, cases: float, asked: str | None) -> tuple[Selections, Remarks]:
+    def listed(self, asked: bool) -> tuple[Selections, Remarks]:
         """Listed selections, if requested or cheap."""
+        cases, memory = self.cases, self.sizes.memory
         if math.isinf(cases):
             return Selections(), Remarks()
-        groups = -(-int(min(cases, 1e9)) // min(self.fitting, MOST_CASES))
-        dear = self.listing(cases, groups, True) > self.seconds
-        if asked == "enumerated":
+        dear = self.listing(True) > self.seconds
+        if asked:
             inner = self.inner_bounds == "linear" or (self.inner_bounds is None and not dear)
-            return self._listed(cases, groups, inner), Remarks()
-        bare = self.listing(cases, groups, False)
+            return self._listed(inner), Remarks()
+        bare = self.listing(False)
         if bare > self.seconds or cases > MOST_LISTED:
             note = (
                 f"selections are not listed: {cases:.3g} of them one by one would take about "
@@ -164,23 +150,23 @@ class _Work:
                 "have them"
             )
             return Selections(), Remarks(notes=(note,) if cases <= MOST_LISTED else ())
-        if not self.fits(cases):
+        if 2 * self.kept > memory - BASELINE:
             note = (
                 f"selections are not listed: {cases:.3g} of them would hold "
-                f"{self.kept(cases) / 2**20:.4g} MiB through a window of {self.window} steps, more than "
-                f"half of memory {self.memory / 2**20:.4g} MiB beside the libraries; give more "
+                f"{self.kept / 2**20:.4g} MiB through a window of {self.window} steps, more than "
+                f"half of memory {memory / 2**20:.4g} MiB beside the libraries; give more "
                 "memory or a shorter window, or ask for selections='enumerated' to have them all the same"
             )
             return Selections(), Remarks(notes=(note,))
+        remarks = Remarks()
         if self.inner_bounds == "linear" and dear:
             note = (
                 f"selections have inner bounds by intervals: linear ones would take about "
-                f"{self.listing(cases, groups, True):.3g} s; ask for selections='enumerated' to have them"
+                f"{self.listing(True):.3g} s; ask for selections='enumerated' to have them"
             )
-            return self._listed(cases, groups, False), Remarks(fallbacks=(note,))
-        linear = self.inner_bounds != "interval" and not dear
-        return self._listed(cases, groups, linear), Remarks()
+            remarks = Remarks(fallbacks=(note,))
+        return self._listed(self.inner_bounds != "interval" and not dear), remarks
 
-    def _listed(self, cases: float, groups: int, inner: bool) -> Selections:
-        seconds = self.listing(cases, groups, inner)
-        return Selections(groups, inner, kept=self.kept(cases), seconds=seconds)
+    def _listed(self, inner: bool) -> Selections:
+        seconds = self.listing(inner)
+        return Selections(self.groups, inner, kept=self.kept, seconds=seconds)

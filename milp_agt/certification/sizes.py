@@ -47,9 +47,24 @@ ZONOTOPE_SQUARES, ZONOTOPE_ROWS = 8, 640
 
 
 class Sizes:
-    """Element counts for cost predictions."""
+    """Element counts and predictions of a run of ``steps`` steps.
 
-    def __init__(self, step_graph: StepGraph, batch: int, exposed: int, momentum: bool) -> None:
+    ``exposed`` samples may be poisoned; ``window`` and ``solved`` are the steps of backward passes and
+    of programs, ``memory`` bytes.
+    """
+
+    def __init__(
+        self,
+        step_graph: StepGraph,
+        batch: int,
+        exposed: int,
+        momentum: bool,
+        steps: int,
+        window: int,
+        solved: int,
+        memory: int,
+    ) -> None:
+        self.steps, self.window, self.solved, self.memory = steps, window, solved, memory
         self.schedule = schedule = NodeOrder.of(step_graph)
         self.batch, self.exposed = batch, exposed
         batched = [n for n in schedule.before if n.batched]
@@ -73,10 +88,10 @@ class Sizes:
             n.signature.size for n in batched if isinstance(n.op, (Einsum, Univariate))
         )
 
-    def form(self, sample_chunk: int, window: int) -> int:
+    def form(self, sample_chunk: int) -> int:
         """Bytes of one row of a backward pass: coefficients of one sample chunk and, with a window,
         moves of the samples met that can be poisoned, at least of a batch."""
-        met = max(self.batch, min(self.batch * window, self.exposed)) if window else 0
+        met = max(self.batch, min(self.batch * self.window, self.exposed)) if self.window else 0
         own = max(1, self.walked // self.batch) * sample_chunk
         return FLOAT * LIVE_COEFFICIENTS * (own + met * self.moved)
 
@@ -90,41 +105,51 @@ class Sizes:
         numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
         return FLOAT * self.batch * numbers
 
-    def zonotope(self, steps: int, moved: int, anew: bool, memory: int) -> tuple[float, int]:
+    def zonotope(self, moved: int, anew: bool) -> tuple[float, int]:
         """Predicted seconds and bytes of a zonotope; ``moved`` are the coordinates of one sample's moves,
         which have generators of their own in each step if data are poisoned ``anew``. Forms of all samples
-        of a batch are there at once as far as ``memory`` allows."""
+        of a batch are there at once as far as memory allows."""
         forms = self.batch * self.made * self.state
-        samples = min(self.exposed, self.batch) * steps if anew else self.exposed
+        samples = min(self.exposed, self.batch) * self.steps if anew else self.exposed
         moves = samples * (moved + 4)
-        groups = 2 * min(steps + 1, most_groups(self.state, samples, memory))
+        groups = 2 * min(self.steps + 1, most_groups(self.state, samples, self.memory))
         noise = groups * (self.state + 2 * samples)
-        kept = moves if fit_in(self.state * samples * moved, memory) else 4 * samples
+        kept = moves if fit_in(self.state * samples * moved, self.memory) else 4 * samples
         numbers = self.state * (ZONOTOPE_SQUARES * self.state + noise + 3 * kept)
         numbers += ZONOTOPE_ROWS * moves
         worked = forms + self.state * moves
-        size = min(FLOAT * forms, memory // SHARE) + FLOAT * numbers
-        return steps * (0.02 + worked / FORMED_PER_SECOND), size
+        size = min(FLOAT * forms, self.memory // SHARE) + FLOAT * numbers
+        return self.steps * (0.02 + worked / FORMED_PER_SECOND), size
 
     @property
     def pair(self) -> int:
         """Bytes of a form of one sample: coefficients on its nodes, its data and the parameters."""
         return FLOAT * LIVE_COEFFICIENTS * (self.walked // self.batch + self.state + self.moved)
 
-    def inner(self, steps: int, window: int) -> float:
+    @property
+    def walks(self) -> int:
+        """Steps of all backward passes from the ends of steps."""
+        return sum(min(t + 1, self.window) for t in range(self.steps))
+
+    @property
+    def rows(self) -> int:
+        """Rows of a program."""
+        return ROWS_PER_ELEMENT * self.curved * self.solved
+
+    @property
+    def inner(self) -> float:
         """Predicted seconds of all linear intermediate bounds."""
-        walks = sum(min(t, window - 1) + 0.5 for t in range(steps))
+        walks = sum(min(t, self.window - 1) + 0.5 for t in range(self.steps))
         return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
 
-    def seconds(self, steps: int, window: int, solved: int) -> dict[Relaxation, float]:
-        """Predicted seconds of all steps, jointly for all selections; programs span ``solved`` of them."""
-        walks = sum(min(t + 1, window) for t in range(steps))
-        linear = 2 * self.state * self.walked * walks / WALKED_PER_SECOND
-        rows = ROWS_PER_ELEMENT * self.curved * solved
+    @property
+    def seconds(self) -> dict[Relaxation, float]:
+        """Predicted seconds of all steps, jointly for all selections."""
+        linear = 2 * self.state * self.walked * self.walks / WALKED_PER_SECOND
         return {
-            Relaxation.INTERVAL: 2 * self.boxes * steps / BOUNDED_PER_SECOND,
+            Relaxation.INTERVAL: 2 * self.boxes * self.steps / BOUNDED_PER_SECOND,
             Relaxation.LINEAR: 2 * linear,
-            Relaxation.LP: 3 * linear + 2 * self.state * steps * rows * SECONDS_PER_ROW,
+            Relaxation.LP: 3 * linear + 2 * self.state * self.steps * self.rows * SECONDS_PER_ROW,
         }
 
     def composed(self, moved: int) -> int:

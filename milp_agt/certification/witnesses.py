@@ -8,14 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from milp_agt.attacks.goals import TrainedModels
 from milp_agt.attacks.moves import merged, steepest
-from milp_agt.attacks.pool import random_poisoning
 from milp_agt.attacks.proposed import packed_of
-from milp_agt.attacks.selection import Selector
-from milp_agt.attacks.trained import GraphModels
+from milp_agt.attacks.selection import Selector, random_poisoning
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.program import Incumbents, Witness
-from milp_agt.bounds.step import step_at_points
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 
@@ -72,7 +70,7 @@ class Witnesses:
 
     def _witness(self, step: int) -> Witness:
         kept = torch.stack([torch.isfinite(v).flatten(1).all(1) for v in self._after.values()])
-        present = self.unrolled.batch_present(self._data, step)
+        *_, present = self.unrolled.batch(self._data, step)
         if present is not None:
             kept = kept & (present.sum(1) > 0)
         mask = kept.all(0)
@@ -89,13 +87,8 @@ class Witnesses:
         self._step = step
 
     def _moved(self, data: Poisoning, state: State, step: int) -> State:
-        run = self.unrolled
-        x, y = run.batch_data(data, step)
-        there = run.batch_present(data, step)
         with torch.no_grad():
-            return step_at_points(
-                run.step_graph, run.schedule, state, x, y, run.updates[step], there
-            )
+            return self.unrolled.stepped(state, step, self.unrolled.batch(data, step))
 
     def _begin(self, steps: int) -> None:
         """Choose runs: their data for the whole run, and their states after some steps."""
@@ -136,7 +129,7 @@ class Witnesses:
         sign = 1.0 - 2.0 * (ends % 2)
 
         def score(state: State) -> Tensor:
-            flat = GraphModels(run.step_graph, state).parameters
+            flat = TrainedModels(run.step_graph, state).parameters
             return sign * flat.gather(1, entry[:, None])[:, 0]
 
         # One poisoned set for the run must respect the budgets of later batches, too.
@@ -147,10 +140,6 @@ class Witnesses:
             _, gradient = run.gradient(data, score, start)
             best, gains = steepest(run, gradient)
             data = merged(selector.choose(gains), best, nominal)
-        rest = whole.nominal(len(ends))
-        count = len(data.labels)  # an adaptive adversary has one entry per step
-        return Poisoning(
-            data.features + rest.features[count:],
-            data.labels + rest.labels[count:],
-            data.there + rest.there[count:],
-        )
+        rest = slice(len(run.cover), None)  # an adaptive adversary has entries of later steps
+        later = whole.nominal(len(ends)).map(lambda tensor: tensor[:, rest])
+        return Poisoning.cat([data, later], dim=1)

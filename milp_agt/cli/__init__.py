@@ -1,4 +1,7 @@
-"""The command line: one room for each command. Exit codes are in ``common.EXIT_CODES``."""
+"""The command line: one file for each command that computes, and one for all that show.
+
+Exit codes are in ``common.EXIT_CODES``.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,22 @@ from contextlib import contextmanager
 from typing import TextIO
 
 import milp_agt
-from milp_agt.cli import attack, bench, certify, check, compare, options, report, solvers, sweep
+from milp_agt.cli import attack, bench, certify, compare, show, sweep
 from milp_agt.cli.common import BAD_INPUT, EXIT_CODES, LIMIT_REACHED, PROVED
 from milp_agt.cli.parser import Parser
 from milp_agt.errors import MilpAgtError
 
-COMMANDS = (certify, check, attack, compare, bench, sweep, report, options, solvers)
+COMMANDS = (
+    certify.add,
+    show.add_check,
+    attack.add,
+    compare.add,
+    bench.add,
+    sweep.add,
+    show.add_report,
+    show.add_options,
+    show.add_solvers,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,5 +137,5 @@ def _parser() -> Parser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND", dest="name")
     for command in COMMANDS:
-        command.add(commands)
+        command(commands)
     return parser

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import LIMIT_REACHED, PROVED, RUN_FILE, add_force, add_time_limit
+from milp_agt.cli.common import (
+    LIMIT_REACHED,
+    PROVED,
+    RUN_FILE,
+    Commands,
+    add_force,
+    add_time_limit,
+    new,
+    tell,
+)
 from milp_agt.cli.progress import progress
 from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Attack, Objective, Search
-    from milp_agt.cli.common import Commands
     from milp_agt.runfile.run_file import LoadedRun
 
 
 def add(commands: Commands) -> None:
     """The arguments of this command."""
-    parser = commands.add_parser(
+    parser = new(
+        commands,
+        _attack,
         "attack",
-        help="search for the worst poisoned data of the run described in a TOML file",
+        "search for the worst poisoned data of the run described in a TOML file",
         description="The other side of a certificate: what real training runs on poisoned data reach, "
         "for all parameters and each property. Writes attack.json and the poisoned data in attack.npz.",
-        epilog="For example: milp-agt attack examples/moons.toml --out runs/attack",
+        example="attack examples/moons.toml --out runs/attack",
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
@@ -38,7 +47,6 @@ def add(commands: Commands) -> None:
     )
     add_force(parser)
     parser.add_argument("--quiet", action="store_true", help="print the table only")
-    parser.set_defaults(command=_attack)
 
 
 def _attack(arguments: argparse.Namespace) -> int:
@@ -53,6 +61,11 @@ def _attack(arguments: argparse.Namespace) -> int:
         search = replace(search, seed=arguments.seed)
     deadline = Deadline.within(arguments.time_limit)
     folder = AttackFolder(arguments.out, config, run.dataset, search, force=arguments.force)
+
+    def within_share(left: int) -> Search:
+        """The search within its share of the time of the command, of so many searches that are left."""
+        return replace(search, time_limit=shorter(search.time_limit, deadline.share(left)))
+
     aims = _aims(run)
     found: dict[str, Attack] = {}
     with progress("searches", arguments.quiet) as advance:
@@ -62,23 +75,22 @@ def _attack(arguments: argparse.Namespace) -> int:
                 run.dataset,
                 run.training,
                 run.threat,
-                search=_within(search, deadline.share(len(aims) + 1)),
+                search=within_share(len(aims) + 1),
                 device=run.options.device,
             )
             found[parameters.objective] = parameters
             for done, (name, objective) in enumerate(aims, 1):
                 folder.save(found, complete=False)
                 advance(done, len(aims) + 1, name)
-                share = deadline.share(len(aims) + 1 - done)
-                attacker = replace(parameters.attacker, search=_within(search, share))
+                own = within_share(len(aims) + 1 - done)
+                attacker = replace(parameters.attacker, search=own)
                 found[name] = replace(parameters, attacker=attacker).towards(objective)
         except KeyboardInterrupt:
             if not found:
                 raise
-            print(
-                f"milp-agt: interrupted after {len(found)} of {len(aims) + 1} searches; their poisoned "
-                f"data are in {folder.npz_path}",
-                file=sys.stderr,
+            tell(
+                f"interrupted after {len(found)} of {len(aims) + 1} searches; their poisoned data are in "
+                f"{folder.npz_path}"
             )
             return LIMIT_REACHED
         folder.save(found)
@@ -103,25 +115,15 @@ def _attack(arguments: argparse.Namespace) -> int:
     return LIMIT_REACHED if cut else PROVED
 
 
-def _within(search: Search, share: float | None) -> Search:
-    """The search within its share of the time of the command."""
-    return replace(search, time_limit=shorter(search.time_limit, share))
-
-
 def _aims(run: LoadedRun) -> list[tuple[str, Objective]]:
     """The properties of the file as objectives."""
     from milp_agt.attacks.objectives import objective_of
     from milp_agt.properties.property_table import TableOfPoints
 
-    return [
-        (
-            asked.name,
-            objective_of(
-                asked, asked.pick(run.dataset) if isinstance(asked, TableOfPoints) else None
-            ),
-        )
-        for asked in run.properties
-    ]
+    points = (
+        (p, p.pick(run.dataset) if isinstance(p, TableOfPoints) else None) for p in run.properties
+    )
+    return [(asked.name, objective_of(asked, picked)) for asked, picked in points]
 
 
 def _print(found: dict[str, Attack], names: list[str]) -> None:
@@ -131,9 +133,8 @@ def _print(found: dict[str, Attack], names: list[str]) -> None:
     rows = [
         (
             name,
-            format_number(found[name].nominal),
-            format_number(found[name].reached[0]),
-            format_number(found[name].reached[1]),
+            found[name].nominal,
+            *found[name].reached,
             ", ".join(map(str, found[name].poisoned[:8])) or "-",
         )
         for name in names

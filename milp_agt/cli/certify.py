@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -16,18 +14,19 @@ from milp_agt.cli.common import (
     NOT_PROVED,
     PROVED,
     RUN_FILE,
+    Commands,
     add_force,
     add_options,
     given_options,
+    new,
+    tell,
 )
 from milp_agt.cli.progress import progress
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
-    from milp_agt.certification.checkpoint import Checkpoint
     from milp_agt.certification.result import Result
-    from milp_agt.cli.common import Commands
     from milp_agt.core.reachable import StepRecord
     from milp_agt.properties.suspects import Suspects
     from milp_agt.runfile.run_file import LoadedRun
@@ -40,12 +39,14 @@ CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is n
 
 def add(commands: Commands) -> None:
     """The arguments of this command."""
-    parser = commands.add_parser(
+    parser = new(
+        commands,
+        _certify,
         "certify",
-        help="certify the run described in a TOML file",
+        "certify the run described in a TOML file",
         description="Bound everything that training can end in under the threat of a run file, judge its "
         "properties, and write result.json, reachable.npz, report.html and a certificate.",
-        epilog="For example: milp-agt certify examples/iris.toml --out runs/iris",
+        example="certify examples/iris.toml --out runs/iris",
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?", help=RUN_FILE)
     where = parser.add_mutually_exclusive_group(required=True)
@@ -73,85 +74,59 @@ def add(commands: Commands) -> None:
         "--points", action="store_true", help="print every property test point by test point"
     )
     add_options(parser)
-    parser.set_defaults(command=_certify)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What to run and where: from the command line, or from the checkpoint that it names."""
-
-    run: Path
-    folder: Path
-    options: dict[str, Any]
-
-    @staticmethod
-    def of(arguments: argparse.Namespace) -> _Job:
-        if arguments.resume is None:
-            if arguments.run is None:
-                raise InvalidInputError(
-                    "Certify a run", "no RUN.toml", "milp-agt certify RUN.toml --out DIR"
-                )
-            return _Job(arguments.run, arguments.out, given_options(arguments))
-        note = _stored(arguments.resume).get("note", {})
-        if arguments.run is None and "run" not in note:
+def _job(arguments: argparse.Namespace) -> tuple[Path, Path, dict[str, Any]]:
+    """Run file, result folder and options: from the command line, or from the checkpoint that it names."""
+    given, resumed = given_options(arguments), arguments.resume
+    if resumed is None:
+        if arguments.run is None:
             raise InvalidInputError(
-                f"Resume the run in {arguments.resume}",
-                "a checkpoint that names no run file",
-                f"milp-agt certify RUN.toml --resume {arguments.resume}",
+                "Certify a run", "no RUN.toml", "milp-agt certify RUN.toml --out DIR"
             )
-        return _Job(
-            arguments.run or Path(note["run"]),
-            arguments.resume,
-            note.get("options", {}) | given_options(arguments),
-        )
-
-    def checkpoint(self) -> Checkpoint:
-        from milp_agt.certification.checkpoint import Checkpoint
-
-        note = {"run": str(self.run.absolute()), "options": self.options}
-        return Checkpoint(self.folder / CHECKPOINT, note)
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in a result folder.
-
-    Raises:
-        InvalidInputError: there is none.
-    """
+        return arguments.run, arguments.out, given
     from milp_agt.certification.checkpoint import Checkpoint
 
-    stored = Checkpoint(folder / CHECKPOINT).manifest
+    stored = Checkpoint(resumed / CHECKPOINT).manifest
     if stored is None:
-        done = (folder / "result.json").exists()
+        done = (resumed / "result.json").exists()
         raise InvalidInputError(
-            f"Resume the run in {folder}",
+            f"Resume the run in {resumed}",
             "no checkpoint there"
             + (", but a result.json: that run is at its end, or it kept none" if done else ""),
             "begin one with milp-agt certify RUN.toml --out DIR",
         )
-    return stored
+    note = stored.get("note", {})
+    if arguments.run is None and "run" not in note:
+        raise InvalidInputError(
+            f"Resume the run in {resumed}",
+            "a checkpoint that names no run file",
+            f"milp-agt certify RUN.toml --resume {resumed}",
+        )
+    return arguments.run or Path(note["run"]), resumed, note.get("options", {}) | given
 
 
 def _certify(arguments: argparse.Namespace) -> int:
     from milp_agt import certificates
+    from milp_agt.certification.checkpoint import Checkpoint
     from milp_agt.reports.result_folder import ResultFolder, check_same_run, run_header
     from milp_agt.runfile.run_file import load_config
 
     begun = monotonic()
-    job = _Job.of(arguments)
-    config = load_config(job.run)
-    run = config.build(job.options)
-    checkpoint = job.checkpoint()
+    path, place, options = _job(arguments)
+    config = load_config(path)
+    run = config.build(options)
+    checkpoint = Checkpoint(place / CHECKPOINT, {"run": str(path.absolute()), "options": options})
     before = (checkpoint.manifest or {"step": 0})["step"]
     header = run_header(config, run.dataset) | {
         "options": run.options.model_dump(exclude_none=True)
     }
     if arguments.resume is None and not check_same_run(
-        job.folder / "result.json", header, force=arguments.force
+        place / "result.json", header, force=arguments.force
     ):
         checkpoint.clear()
         before = 0
-    folder = ResultFolder(job.folder, header, run.dataset.notes, before)
+    folder = ResultFolder(place, header, run.dataset.notes, before)
     so_far: list[Result] = []
     with progress("steps", arguments.quiet, before) as advance:
 
@@ -181,21 +156,19 @@ def _certify(arguments: argparse.Namespace) -> int:
             if not so_far:
                 raise
             folder.save(so_far[0], (), complete=False)
-            print(
-                f"milp-agt: interrupted after {len(so_far[0].steps)} of {run.steps} steps; "
-                f"the finished steps are in {folder.json_path}; "
-                f"go on with: milp-agt certify --resume {job.folder}",
-                file=sys.stderr,
+            tell(
+                f"interrupted after {len(so_far[0].steps)} of {run.steps} steps; the finished steps are "
+                f"in {folder.json_path}; go on with: milp-agt certify --resume {place}"
             )
             return LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
         advance(0, 0, "", "certificate")
         seconds = in_time.for_certificate(run, begun - spent)
-        place = job.folder / certificates.FOLDER
-        written.append(certificates.write(place, run, result, verdicts, seconds))
+        certificate = place / certificates.FOLDER
+        written.append(certificates.write(certificate, run, result, verdicts, seconds))
         if not arguments.no_report:
             advance(0, 0, "", "report")
-            written += _report(result, verdicts, run, job.folder)
+            written += _report(result, verdicts, run, place)
     checkpoint.clear()
     if not arguments.quiet:
         _print_run(run, result)
@@ -219,7 +192,7 @@ def _suspects(result: Result) -> Suspects | None:
     try:
         return result.suspects()
     except InvalidInputError as error:
-        print(f"milp-agt: note: {error}", file=sys.stderr)
+        tell(f"note: {error}")
         return None
 
 
@@ -234,9 +207,9 @@ def _report(
         written.append(evidence.save(folder, evidence.collect(result, run.dataset, verdicts)))
         written.append(write_page(folder))
     except (InvalidInputError, ReportUnavailableError) as error:
-        print(f"milp-agt: note: {error}", file=sys.stderr)
+        tell(f"note: {error}")
     except KeyboardInterrupt:
-        print("milp-agt: note: the report was interrupted; the result is complete", file=sys.stderr)
+        tell("note: the report was interrupted; the result is complete")
     return written
 
 
@@ -248,7 +221,6 @@ def _state_of(step: StepRecord) -> str:
 
 
 def _print_run(run: LoadedRun, result: Result) -> None:
-    from milp_agt.certification.worth import BoxWorth
 
     print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
     print(f"\nClaim: {result.claim}\n")
@@ -257,16 +229,7 @@ def _print_run(run: LoadedRun, result: Result) -> None:
     steps = result.steps
     stride = max(1, -(-len(steps) // SHOWN_STEPS))
     shown = [s for i, s in enumerate(steps, 1) if i % stride == 0 or i in (1, len(steps))]
-    rows = [
-        (
-            str(s.step),
-            format_number(s.mean_width),
-            format_number(s.max_width),
-            s.relaxation,
-            f"{s.seconds:.3f}",
-        )
-        for s in shown
-    ]
+    rows = [(s.step, s.mean_width, s.max_width, s.relaxation, f"{s.seconds:.3f}") for s in shown]
     print("\n" + format_table(("step", "mean width", "max width", "relaxation", "seconds"), rows))
     if len(shown) < len(steps):
         print(f"({len(shown)} of {len(steps)} steps; all of them are in result.json)")
@@ -278,9 +241,8 @@ def _print_run(run: LoadedRun, result: Result) -> None:
         print(f"  fallback: {fallback}")
     if result.limit_reached:
         print("  a limit was reached; the bounds hold, and may be looser than without it")
-    worth = BoxWorth.of(result.steps, result.reachable.mean_size, result.helps)
-    if worth.words:
-        print(f"  worth: {worth.words}")
+    if result.worth.words:
+        print(f"  worth: {result.worth.words}")
     _print_attack(result)
     print()
 
@@ -304,49 +266,28 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
         return
     attacked = any(v.reached is not None for v in verdicts)
     replayed = any(v.worst is not None for v in verdicts)
-    rows = [
-        (
-            v.name,
-            format_number(v.lower),
-            format_number(v.nominal),
-            format_number(v.upper),
-            *(_one_by_one(v) if replayed else ()),
-            v.threshold,
-            v.status,
-            *(_both_sides(v) if attacked else ()),
-        )
-        for v in verdicts
-    ]
     headers = ["property", "lower", "nominal", "upper", *(REPLAYED if replayed else ())]
     headers += ["threshold", "verdict", *(["attacks reach", "ratio"] if attacked else [])]
+    rows: list[list[object]] = []
+    for v in verdicts:
+        row: list[object] = [v.name, v.lower, v.nominal, v.upper]
+        if replayed:  # the worst value of a real run, and how many points are decided
+            row += [v.worst, "/".join(map(str, v.counts.values())) or "-"]
+        row += [v.threshold, v.status]
+        if attacked:
+            ends = v.reached if v.ratio is not None else None
+            row += [None if ends is None else " to ".join(map(format_number, ends)), v.ratio]
+        rows.append(row)
     print(format_table(headers, rows))
     for verdict in verdicts:
         if verdict.is_vacuous:
             print(f"vacuous: the bounds of {verdict.name} hold for every model and prove nothing")
 
 
-def _one_by_one(verdict: Verdict) -> tuple[str, str]:
-    """The worst value of a real run, and how many points are decided."""
-    shown = "-" if verdict.worst is None else format_number(verdict.worst)
-    return shown, "/".join(map(str, verdict.counts.values())) or "-"
-
-
-def _both_sides(verdict: Verdict) -> tuple[str, str]:
-    if verdict.reached is None or verdict.ratio is None:
-        return "-", "-"
-    low, high = verdict.reached
-    return f"{format_number(low)} to {format_number(high)}", format_number(verdict.ratio)
-
-
 def _print_points(verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         if verdict.points is None:
             continue
-        columns = verdict.points
-        cells = [
-            [format_number(v) if isinstance(v, float) else str(v) for v in column]
-            for column in columns.values()
-        ]
+        headers = [name.replace("_", " ") for name in verdict.points]
         print(f"\n{verdict.name}, point by point")
-        headers = [name.replace("_", " ") for name in columns]
-        print(format_table(headers, list(zip(*cells, strict=True))))
+        print(format_table(headers, list(zip(*verdict.points.values(), strict=True))))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tomllib
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from milp_agt.core.relaxation import levels
+from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
-
-    from pydantic.fields import FieldInfo
+    from pathlib import Path
 
     from milp_agt.cli.parser import Parser
 
     Commands = argparse._SubParsersAction[Parser]
+else:
+    Commands = argparse._SubParsersAction
 
 PROVED, NOT_PROVED, BAD_INPUT, REJECTED, LIMIT_REACHED = 0, 1, 2, 3, 4
 # Every command keeps this table; README shows it.
@@ -24,11 +29,27 @@ EXIT_CODES = {
     REJECTED: "of check: the certificate states more than its evidence shows, or is damaged",
     LIMIT_REACHED: "a limit came first (time, memory, an interrupt); what was finished is saved and holds",
 }
+Read = TypeVar("Read")
 OPTION = "option_"  # before the names of options among the arguments
 
 RUN_FILE = (
     "a run file: data, model, training, threat, what is to be proved (see 'milp-agt options')"
 )
+
+
+def new(
+    commands: Commands,
+    run: Callable[[argparse.Namespace], int],
+    name: str,
+    about: str,
+    description: str,
+    example: str | None = None,
+) -> Parser:
+    """A command that ``run`` carries out; ``example`` is a line that works."""
+    epilog = None if example is None else f"For example: milp-agt {example}"
+    parser = commands.add_parser(name, help=about, description=description, epilog=epilog)
+    parser.set_defaults(command=run)
+    return parser
 
 
 def add_force(parser: Parser) -> None:
@@ -63,6 +84,48 @@ def window(text: str) -> int | str:
     return int(text)
 
 
+def relaxation(text: str) -> str:
+    if text not in levels():
+        raise argparse.ArgumentTypeError(f"'{text}' is not one of {', '.join(levels())}")
+    return text
+
+
+def count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number >= {least}")
+    return int(text)
+
+
+def index(text: str) -> int:
+    return count(text, 0)
+
+
+def size(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+
+
+def many(read: Callable[[str], Read]) -> Callable[[str], tuple[Read, ...]]:
+    """Reads values with commas between them."""
+    return lambda text: tuple(read(part.strip()) for part in text.split(","))
+
+
+def tell(text: object) -> None:
+    """A line on stderr."""
+    print(f"milp-agt: {text}", file=sys.stderr)
+
+
+def drawn(draw: Callable[[], Sequence[Path]]) -> Sequence[Path]:
+    """The files of a figure; that there is none is no failure."""
+    try:
+        return draw()
+    except InvalidInputError as error:
+        tell(f"no figure: {error}")
+        return ()
+
+
 def add_options(parser: Parser, without: Collection[str] = ()) -> None:
     """A flag for every option of ``certify`` that is one value."""
     from milp_agt.certification.options import CertifyOptions
@@ -70,16 +133,17 @@ def add_options(parser: Parser, without: Collection[str] = ()) -> None:
     group = parser.add_argument_group(
         "options of [certify]", "in place of the file's (see 'milp-agt options certify')"
     )
-    for name, field in CertifyOptions.model_fields.items():
+    for name, schema in CertifyOptions.model_json_schema()["properties"].items():
         if name not in without:
-            words = _choices(field)
+            forms = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
+            words = schema.get("enum") or (forms[0].get("enum") if len(forms) == 1 else None)
             group.add_argument(
                 f"--{name.replace('_', '-')}",
                 dest=f"{OPTION}{name}",
                 metavar="VALUE",
                 type=str if words else _reader(name),
                 choices=words,
-                help=(field.description or "").replace("`", "").replace("%", "%%"),
+                help=schema["description"].replace("`", "").replace("%", "%%"),
             )
 
 
@@ -89,28 +153,11 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name.removeprefix(OPTION): value for name, value in named.items()}
 
 
-def _choices(field: FieldInfo) -> Sequence[str] | None:
-    """The words that an option takes, if it takes nothing else."""
-    extra = field.json_schema_extra
-    schema: dict[str, Any] = {}
-    if callable(extra):
-        extra(schema)
-    else:
-        schema.update(extra or {})
-    listed = schema.get("enum")
-    if isinstance(listed, list):
-        return [str(word) for word in listed]
-    inner = [part for part in get_args(field.annotation) if part is not type(None)]
-    words = get_args(inner[0]) if len(inner) == 1 else ()
-    return words if words and all(isinstance(word, str) for word in words) else None
-
-
 def _reader(name: str) -> Callable[[str], Any]:
     """Reads the value of an option, and has it checked."""
 
     def read(text: str) -> Any:
         from milp_agt.certification.options import CertifyOptions
-        from milp_agt.errors import InvalidInputError
 
         value = _value(text)
         try:

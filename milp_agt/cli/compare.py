@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,47 +10,51 @@ from milp_agt.cli.common import (
     LIMIT_REACHED,
     PROVED,
     RUN_FILE,
+    Commands,
     add_options,
     add_time_limit,
+    drawn,
     given_options,
+    many,
+    new,
+    relaxation,
     window,
 )
 from milp_agt.cli.progress import progress
-from milp_agt.core.relaxation import levels
-from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
-    from milp_agt.cli.common import Commands
     from milp_agt.experiments.compare import Comparison, ComparisonRow
 
 
 def add(commands: Commands) -> None:
     """The arguments of this command."""
-    parser = commands.add_parser(
+    parser = new(
+        commands,
+        _compare,
         "compare",
-        help="several relaxations on the same run",
+        "several relaxations on the same run",
         description="Certify one run by several relaxations, windows and solvers, side by side. All "
         "bounds hold; a smaller width is tighter.",
-        epilog="For example: milp-agt compare examples/moons.toml --windows 1,T",
+        example="compare examples/moons.toml --windows 1,T",
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
     parser.add_argument(
         "--relaxations",
         metavar="A,B",
-        type=_relaxations,
+        type=many(relaxation),
         default=("interval", "linear", "lp"),
         help="relaxations to compare (default: interval,linear,lp)",
     )
     parser.add_argument(
         "--windows",
         metavar="1,3,T",
-        type=_windows,
+        type=many(window),
         default=(1,),
         help="steps that bounds are followed through, T for all (default: 1)",
     )
     parser.add_argument(
-        "--solvers", metavar="A,B", type=_solvers, help="for relaxations that solve programs"
+        "--solvers", metavar="A,B", type=many(str), help="for relaxations that solve programs"
     )
     parser.add_argument("--attack", action="store_true", help="how far is each row from attacks?")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
@@ -60,23 +63,6 @@ def add(commands: Commands) -> None:
         "each row has an equal share of what is left, within that of the file; rows after it are left out",
     )
     add_options(parser, without=("relaxation", "window", "solver", "time_limit"))
-    parser.set_defaults(command=_compare)
-
-
-def _windows(text: str) -> tuple[int | str, ...]:
-    return tuple(window(part.strip()) for part in text.split(","))
-
-
-def _relaxations(text: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in text.split(","))
-    for name in names:
-        if name not in levels():
-            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(levels())}")
-    return names
-
-
-def _solvers(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -122,11 +108,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             comparison = Comparison(tuple(rows), ("other rows: interrupted",), cut_short=True)
     print(comparison.table())
     if folder is not None:
-        written = _save(comparison, folder)
-        try:
-            written += write_plot(comparison, folder)
-        except InvalidInputError as error:
-            print(f"milp-agt: no figure: {error}", file=sys.stderr)
+        written = [*_save(comparison, folder), *drawn(lambda: write_plot(comparison, folder))]
         print(f"\nWritten: {', '.join(map(str, written))}")
     return LIMIT_REACHED if comparison.limit_reached else PROVED
 

@@ -13,9 +13,14 @@ from milp_agt.cli.common import (
     LIMIT_REACHED,
     PROVED,
     RUN_FILE,
+    Commands,
     add_options,
     add_time_limit,
     given_options,
+    index,
+    many,
+    new,
+    size,
 )
 from milp_agt.cli.progress import Advance, progress
 from milp_agt.core.deadline import Deadline, shorter
@@ -24,30 +29,32 @@ from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
-    from milp_agt.cli.common import Commands
     from milp_agt.core.reachable import Bounds
     from milp_agt.experiments.largest import Largest
     from milp_agt.experiments.sweep import Sweep, SweepCell
     from milp_agt.runfile.run_file import LoadedRun
     from milp_agt.threats import ThreatModel
 
-# Which end of a point's row certifies it: its quantity is surely 1, or surely 0.
-
 
 def add(commands: Commands) -> None:
     """The arguments of this command."""
-    parser = commands.add_parser(
+    parser = new(
+        commands,
+        _sweep,
         "sweep",
-        help="the properties of a run under many budgets and radii",
+        "the properties of a run under many budgets and radii",
         description="How far does a certificate reach? Curves of every property over the size of the "
         "threat, or the largest threat that still proves each threshold.",
-        epilog="For example: milp-agt sweep examples/moons.toml --budgets 1,2,4 --out runs/sweep",
+        example="sweep examples/moons.toml --budgets 1,2,4 --out runs/sweep",
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
-    parser.add_argument("--budgets", metavar="1,2,4", type=_counts, help="curve over budgets")
-    parser.add_argument("--radii", metavar="0.01,0.1", type=_sizes, help="curve over radii")
+    parser.add_argument("--budgets", metavar="1,2,4", type=many(index), help="curve over budgets")
+    parser.add_argument("--radii", metavar="0.01,0.1", type=many(size), help="curve over radii")
     parser.add_argument(
-        "--triggers", metavar="0,0.1", type=_sizes, help="radii of the triggers of every backdoor"
+        "--triggers",
+        metavar="0,0.1",
+        type=many(size),
+        help="radii of the triggers of every backdoor",
     )
     parser.add_argument(
         "--largest",
@@ -55,7 +62,7 @@ def add(commands: Commands) -> None:
         help="search the largest one that proves each threshold, and with --points each test point",
     )
     parser.add_argument(
-        "--between", metavar="LOW,HIGH", type=_sizes, help="where --largest searches"
+        "--between", metavar="LOW,HIGH", type=many(size), help="where --largest searches"
     )
     parser.add_argument(
         "--points", action="store_true", help="with --largest: every test point too"
@@ -66,21 +73,6 @@ def add(commands: Commands) -> None:
         "each certificate has an equal share of what is left, within that of the file; none is made after it",
     )
     add_options(parser, without=("time_limit",))
-    parser.set_defaults(command=_sweep)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of counts, such as 1,2,4")
-    return tuple(int(part) for part in parts)
-
-
-def _sizes(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers") from None
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

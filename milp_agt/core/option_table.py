@@ -188,15 +188,16 @@ def table_of(
     return made
 
 
+def told(name: str, description: str) -> str:
+    """A key as a line of a docstring."""
+    text = f"{name}: {description[:1].lower()}{description[1:]}".replace("`", "``")
+    inside = " " * 8
+    return textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ")
+
+
 def documented(cls: type[Class]) -> type[Class]:
     """Class decorator: the keys of a dataclass, as a part of its docstring."""
-    lines = []
-    for name, (_, field) in keys_of(cls).items():
-        text = f"{name}: {field.description[:1].lower()}{field.description[1:]}".replace("`", "``")
-        inside = " " * 8
-        lines.append(
-            textwrap.fill(text, 110, initial_indent=inside, subsequent_indent=f"{inside}    ")
-        )
+    lines = [told(name, field.description) for name, (_, field) in keys_of(cls).items()]
     before, raises, after = (cls.__doc__ or "").partition("\n    Raises:")
     if "Attributes:" not in before:
         before = f"{before.rstrip()}\n\n    Attributes:"

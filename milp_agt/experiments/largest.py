@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from milp_agt.core.arguments import callable_of, listed, of_kind
 from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.experiments.sweep import Certify, resized
-from milp_agt.io.tables import csv_text, format_number, format_table, json_text
+from milp_agt.io.tables import csv_text, format_table, json_text
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
@@ -79,14 +80,9 @@ class Largest:
 
     def table(self) -> str:
         """Brackets and runs as text."""
-        rows = [
-            (name, *(format_number(value) for value in (b.proved, b.unproved, b.refuted)))
-            for name, b in self.brackets.items()
-        ]
-        runs = [
-            (format_number(t.value), f"{t.proved} of {len(self.brackets)}", f"{t.seconds:.2f}")
-            for t in self.trials
-        ]
+        count = len(self.brackets)
+        rows = [(name, b.proved, b.unproved, b.refuted) for name, b in self.brackets.items()]
+        runs = [(t.value, f"{t.proved} of {count}", f"{t.seconds:.2f}") for t in self.trials]
         headers = ("statement", f"largest {self.what} proved", "not proved", "refuted from")
         found = format_table(headers, rows)
         return f"{found}\n\n{format_table((self.what, 'proved', 'seconds'), runs)}"
@@ -169,11 +165,12 @@ def largest(
         attempt(scale.low)
     while True:
         brackets = {n: _bracket(n, verdicts, refuted.get(n)) for n in verdicts[scale.high]}
-        value = _next(scale, list(brackets.values()))
-        if value is None or deadline.is_over():
+        middles = (scale.middle(bracket) for bracket in brackets.values())
+        votes = Counter(value for value in middles if value is not None)
+        if not votes or deadline.is_over():
             what = "budget" if scale.whole else "radius"
             return Largest(what, brackets, tuple(trials), deadline.missed)
-        attempt(value)
+        attempt(votes.most_common(1)[0][0])
 
 
 def by_point(
@@ -204,8 +201,11 @@ class _Scale:
     whole: bool
     precision: float
 
-    def middle(self, proved: float, unproved: float) -> float | None:
-        """A value inside the bracket; None if it is narrow enough."""
+    def middle(self, bracket: Bracket) -> float | None:
+        """A value inside a bracket; None if it is narrow enough, or open at an end."""
+        proved, unproved = bracket.proved, bracket.unproved
+        if proved is None or unproved is None:
+            return None
         if self.whole:
             return (proved + unproved) // 2 if unproved - proved > 1 else None
         return math.sqrt(proved * unproved) if unproved > self.precision * proved else None
@@ -221,19 +221,18 @@ def _scale(
             "neither budgets nor radii" if budgets is None else "both budgets and radii",
             "give one range, for instance budgets=(1, 20) or radii=(1e-4, 0.1)",
         )
+    whole = budgets is not None
+    ends, kinds = (budgets, int) if whole else (radii, (int, float))
     of_kind(precision, (int, float), "precision", "give a ratio above 1, say 1.1")
-    ends = budgets if budgets is not None else radii
-    kinds = int if budgets is not None else (int, float)
     listed(ends, kinds, "The range", "give a smallest and a largest value")
     if ends is None or len(ends) != 2:
         raise InvalidInputError(asked, f"the range {ends!r:.60}", "give two values, both ends")
     low, high = ends
-    whole = budgets is not None
     if not (0 if whole else 5e-324) <= low <= high < math.inf:
         raise InvalidInputError(
             asked,
             f"the range {low} to {high}",
-            "give a smallest value " + (">= 0" if whole else "> 0") + " and a largest one above it",
+            f"give a smallest value {'>= 0' if whole else '> 0'} and a largest one above it",
         )
     if not precision > 1:
         raise InvalidInputError(asked, f"precision {precision}", "give a ratio above 1, say 1.1")
@@ -248,14 +247,3 @@ def _bracket(
     failed = [value for value, found in verdicts.items() if not found[name]]
     above = [value for value in failed if proved is None or value > proved]
     return Bracket(proved, min(above, default=None), refuted)
-
-
-def _next(scale: _Scale, brackets: Sequence[Bracket]) -> float | None:
-    """The value that halves the most common open bracket."""
-    votes: dict[float, int] = {}
-    for bracket in brackets:
-        if bracket.proved is not None and bracket.unproved is not None:
-            value = scale.middle(bracket.proved, bracket.unproved)
-            if value is not None:
-                votes[value] = votes.get(value, 0) + 1
-    return max(votes, key=lambda value: votes[value]) if votes else None

@@ -47,28 +47,22 @@ class StillProved:
     def words(self) -> Sequence[str]:
         """The settings that were found, one for each statement and number."""
         found = []
-        for search in (self.budget, self.radius):
-            for name, bracket in () if search is None else search.brackets.items():
-                if search is not None and bracket.proved:
+        for search in filter(None, (self.budget, self.radius)):
+            for name, bracket in search.brackets.items():
+                if bracket.proved:
                     value = format_number(bracket.proved)
                     found.append(f"{search.what} = {value}, which proves {name}")
         return tuple(found)
 
     def plain(self) -> dict[str, Any]:
         """For ``result.json``."""
-        both = {"budget": self.budget, "radius": self.radius}
-        return {
-            "relaxation": self.relaxation,
-            **{
-                what: None
-                if found is None
-                else {
-                    name: {"proved": bracket.proved, "unproved": bracket.unproved}
-                    for name, bracket in found.brackets.items()
-                }
-                for what, found in both.items()
-            },
-        }
+        found: dict[str, Any] = {"relaxation": self.relaxation}
+        for what, search in (("budget", self.budget), ("radius", self.radius)):
+            found[what] = search and {
+                name: {"proved": bracket.proved, "unproved": bracket.unproved}
+                for name, bracket in search.brackets.items()
+            }
+        return found
 
 
 def seconds_without_limit(result: Result) -> float:
@@ -85,10 +79,10 @@ def still_proved(
 ) -> StillProved | None:
     """The largest budget and the largest radius that prove what the result leaves open; None if nothing is.
 
-    Statements are that the boxes are useful (:class:`BoxWorth`), that each threshold holds, and of properties
-    without one that their bounds say something. Runs are those of the cheapest level that reached the last
-    step: a zonotope if that did, else intervals; of a finite threat the list of all its data sets, where
-    there is time. Each run has a share of the time that is left as its limit.
+    Statements are that the boxes are useful (:attr:`Result.worth`), that each threshold holds, and of
+    properties without one that their bounds say something. Runs are of the cheapest level that reached
+    the last step: a zonotope if that did, else intervals; of a finite threat the list of all its data sets,
+    where there is time. Each run has a share of the time that is left as its limit.
     """
     wanted = [name for name, holds in _statements(result, verdicts).items() if not holds]
     if not wanted or seconds <= 0.0:
@@ -101,35 +95,22 @@ def still_proved(
     deadline = Deadline.within(seconds)
 
     def certify(threat: ThreatModel) -> Result:
-        options = run.options.changed(
-            {
-                "relaxation": level.value,
-                "selections": None,
-                "solver": None,
-                "refute": "none",
-                "tree": 0.0,
-                "time_limit": max(0.1, EACH * deadline.left),
-            }
-        )
-        return run._replace(options=options).certify(threat)
+        own = {"relaxation": level.value, "time_limit": max(0.1, EACH * deadline.left)}
+        plain = {"selections": None, "solver": None, "refute": "none", "tree": 0.0}
+        return run._replace(options=run.options.changed(own | plain)).certify(threat)
 
     def holds(found: Result) -> dict[str, bool | str]:
         known = _statements(found, judged(found))
         return {name: known[name] for name in wanted}
 
     budget = radius = None
-    given = getattr(run.threat, "budget", None)
-    if isinstance(given, int) and given > 1:
-        budget = _doubled(certify, run.threat, holds, given, deadline)
-    given = getattr(run.threat, "radius", None)
-    if isinstance(given, float) and given > 0.0 and not deadline.is_over():
+    most, farthest = (getattr(run.threat, name, None) for name in ("budget", "radius"))
+    if isinstance(most, int) and most > 1:
+        budget = _doubled(certify, run.threat, holds, most, deadline)
+    if isinstance(farthest, float) and farthest > 0.0 and not deadline.is_over():
+        radii = SMALLEST * farthest, farthest / FACTOR
         radius = largest(
-            certify,
-            run.threat,
-            holds,
-            radii=(SMALLEST * given, given / FACTOR),
-            precision=FACTOR,
-            within=deadline.left,
+            certify, run.threat, holds, radii=radii, precision=FACTOR, within=deadline.left
         )
     if budget is radius is None:
         return None
@@ -163,10 +144,9 @@ def _doubled(
 
 def _statements(result: Result, verdicts: Sequence[Verdict]) -> dict[str, bool]:
     """What a run may prove, by name, and whether it does."""
-    from milp_agt.certification.worth import BoxWorth, Worth
+    from milp_agt.certification.worth import Worth
 
-    worth = BoxWorth.of(result.steps, result.reachable.mean_size).worth
-    found = {BOXES: worth is Worth.USEFUL}
+    found = {BOXES: result.worth.worth is Worth.USEFUL}
     for verdict in verdicts:
         if verdict.status == "REPORTED":
             found[f"something of {verdict.name}"] = not verdict.is_vacuous

@@ -13,7 +13,8 @@ from milp_agt.core.arguments import callable_of, listed
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.tables import csv_text, format_number, format_table, json_text
+from milp_agt.io.tables import csv_text, format_table, json_text
+from milp_agt.properties.answer import meet, unattacked
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
@@ -54,16 +55,10 @@ class Sweep:
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row for each cell and question."""
         for cell in self.cells:
+            at = {"budget": cell.budget, "radius": cell.radius}
             for name, bounds in cell.answers.items():
-                yield {
-                    "question": name,
-                    "budget": cell.budget,
-                    "radius": cell.radius,
-                    "lower": bounds.lower,
-                    "nominal": bounds.nominal,
-                    "upper": bounds.upper,
-                    "seconds": cell.seconds,
-                }
+                ends = {end: getattr(bounds, end) for end in ("lower", "nominal", "upper")}
+                yield {"question": name, **at, **ends, "seconds": cell.seconds}
 
     def curve(self, question: str, budget: int) -> tuple[tuple[float | None, Bounds], ...]:
         """Radius and bounds of one question under one budget, by rising radius."""
@@ -71,17 +66,12 @@ class Sweep:
 
     def table(self) -> str:
         """The rows as text; no seconds where a larger threat left nothing to gain."""
-        cells = [
-            (
-                row["question"],
-                str(row["budget"]),
-                format_number(row["radius"]),
-                *(format_number(row[end]) for end in ("lower", "nominal", "upper")),
-                "-" if row["seconds"] is None else f"{row['seconds']:.2f}",
-            )
-            for row in self.rows()
-        ]
-        return format_table(COLUMNS, cells)
+        rows = []
+        for row in self.rows():
+            spent = row["seconds"]
+            row["seconds"] = None if spent is None else f"{spent:.2f}"
+            rows.append(tuple(row.values()))
+        return format_table(COLUMNS, rows)
 
     def to_csv(self) -> str:
         """The rows as comma-separated text with a header; an absent value is empty."""
@@ -149,11 +139,14 @@ def sweep(
             if a >= 0 and b >= 0
         ]
         budget, radius = falling[i], sizes[j]
-        answers: Mapping[str, Bounds] = _known(larger)
+        answers = _known(larger)
         seconds: float | None = None
         is_open = not answers or any(b.lower != b.upper for b in answers.values())
         if is_open and not (found and deadline.is_over()):
-            answers, seconds = _answers(certify, resized(threat, budget, radius), ask, answers)
+            begun = time.perf_counter()
+            own = ask(certify(resized(threat, budget, radius)))
+            seconds = time.perf_counter() - begun
+            answers = {n: meet(b, answers[n]) if n in answers else b for n, b in own.items()}
         cell = found[budget, radius] = SweepCell(budget, radius, answers, seconds)
         if on_cell is not None:
             on_cell(cell, number, len(grid))
@@ -188,21 +181,7 @@ def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> Th
 
 def _known(larger: Sequence[Mapping[str, Bounds]]) -> Mapping[str, Bounds]:
     """What holds under a threat by the answers under larger ones."""
-    from milp_agt.properties.answer import meet, unattacked
-
     known = {name: unattacked(bounds) for name, bounds in larger[0].items()} if larger else {}
     for answers in larger[1:]:
         known = {name: meet(bounds, answers[name]) for name, bounds in known.items()}
     return known
-
-
-def _answers(
-    certify: Certify, threat: ThreatModel, ask: Ask, known: Mapping[str, Bounds]
-) -> tuple[Mapping[str, Bounds], float]:
-    """What holds under a threat, given what is known, and the seconds it took."""
-    from milp_agt.properties.answer import meet
-
-    begun = time.perf_counter()
-    own = ask(certify(threat))
-    seconds = time.perf_counter() - begun
-    return {n: meet(b, known[n]) if n in known else b for n, b in own.items()}, seconds

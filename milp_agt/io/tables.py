@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 
 
-def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; columns of numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(headers, *rows, strict=True)]
-    numeric = [bool(rows) and all(_is_number(row[j]) for row in rows) for j in range(len(headers))]
+def format_table(headers: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 6) -> str:
+    """Columns as wide as their widest cell; columns of numbers to the right.
+
+    Fractions are shown with so many significant digits, what is None as a dash.
+    """
+    shown = [[_cell(cell, digits) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(headers, *shown, strict=True)]
+    numeric = [
+        bool(shown) and all(_is_number(row[j]) for row in shown) for j in range(len(headers))
+    ]
 
     def line(cells: Sequence[str]) -> str:
         padded = (
@@ -25,7 +31,11 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(padded).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(headers), rule, *(line(row) for row in rows)])
+    return "\n".join([line(headers), rule, *(line(row) for row in shown)])
+
+
+def _cell(value: object, digits: int) -> str:
+    return format_number(value, digits) if value is None or isinstance(value, float) else str(value)
 
 
 def format_number(value: float | None, digits: int = 6) -> str:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, Self
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND
-from milp_agt.properties.decision import Decision, DecisionQuestion, classes_of, only
+from milp_agt.properties.decision import DecisionQuestion, classes_of, only
 from milp_agt.properties.models import ReachableModels
-from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
+from milp_agt.properties.property_table import PROPERTIES, TableOfShares
 from milp_agt.properties.question import Question
 
 
-@dataclass(frozen=True)
 class AccuracyQuestion(DecisionQuestion):
     """Share of points whose prediction is the label: every other class is unsafe."""
 
@@ -26,18 +22,14 @@ class AccuracyQuestion(DecisionQuestion):
         """For features (n, *shape) and encoded labels (n, width)."""
         classes = models.step_graph.loss.classes(models.step_graph.outputs)
         wrong = ~only(classes_of(models, labels), classes)
-        inputs = Interval.point(features.unsqueeze(0))
-        index = torch.arange(len(features), device=features.device)
-        return cls(index, Decision.of(models, inputs, wrong))
+        return cls.at(models, features, wrong)
 
 
 @PROPERTIES.register
-class AccuracyTable(TableOfPoints):
+class AccuracyTable(TableOfShares):
     """Share of points with the right class."""
 
     what = "untargeted: share of test points that are right"
-    needs_classes = True
-    is_share = True
     high_is_good = True
     in_short = "the model is right for at least {low} of the {part} points"
     in_words = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,8 +17,8 @@ from milp_agt.errors import InvalidInputError, Problem
 from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, classes_of, only, reached
 from milp_agt.properties.models import OutputForms, ReachableModels
-from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
-from milp_agt.properties.question import Question
+from milp_agt.properties.property_table import PROPERTIES, TableOfShares
+from milp_agt.properties.question import Question, index_of
 from milp_agt.properties.triggers import (
     BallTrigger,
     FreeTrigger,
@@ -35,7 +35,7 @@ TRIGGER_STEPS = 8
 
 
 @dataclass(frozen=True)
-class BackdoorQuestion:
+class BackdoorQuestion(Question):
     """Share of points for which some input of the trigger's set is misclassified (or hits a target).
 
     The trigger is chosen anew for each point and each model, at the time of prediction, and is no part of the
@@ -49,7 +49,7 @@ class BackdoorQuestion:
         tried: the decision at the trigger that was found.
     """
 
-    counts_harm: ClassVar[bool] = True
+    counts_harm = True
 
     index: Tensor
     over_box: Decision
@@ -72,7 +72,7 @@ class BackdoorQuestion:
         classes = models.step_graph.loss.classes(models.step_graph.outputs)
         true = classes_of(models, labels)
         if target is None:
-            index = torch.arange(len(features), device=features.device)
+            index = index_of(features)
             unsafe = ~only(true, classes)
         else:
             _check_target(target, classes)
@@ -142,13 +142,11 @@ def _search(models: ReachableModels, decision: Decision) -> Tensor:
 
 
 @PROPERTIES.register
-class BackdoorTable(TableOfPoints):
+class BackdoorTable(TableOfShares):
     """Success rate of a trigger in the test inputs: a ball (`radius`), free `coordinates` from `low` to
     `high`, or a patch (`coordinates` with `values`)."""
 
     what = "success rate of a trigger: ball, free coordinates or patch"
-    needs_classes = True
-    is_share = True
     in_short = "a trigger{detail} succeeds on at most {high} of the {part} points"
     in_words = (
         "A trigger in the input, on top of any admissible poisoning, succeeds on at most {high} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,22 +12,24 @@ from pydantic import Field
 from torch import Tensor
 
 from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.adversary.top_k import worst_sum
+from milp_agt.bounds.linear.window_bounds import bound_by_sample, forms_of_outputs
+from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program.counts import most_by_selection
 from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.properties.accuracy import AccuracyQuestion
-from milp_agt.properties.answer import Answer, GroupName, summarise
-from milp_agt.properties.influences import sample_influences
-from milp_agt.properties.models import ReachableModels
-from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
-from milp_agt.properties.question import Question, bounds_of
+from milp_agt.properties.answer import Answer, GroupName
+from milp_agt.properties.last_forms import by_sample_of_forms
+from milp_agt.properties.models import OutputForms, ReachableModels, Reached
+from milp_agt.properties.property_table import PROPERTIES, TableOfShares
+from milp_agt.properties.question import Question
 
 
-def collective(
-    models: ReachableModels, question: AccuracyQuestion, groups: npt.NDArray[Any] | None = None
-) -> Answer:
+@dataclass(frozen=True)
+class CollectiveQuestion(AccuracyQuestion):
     """The accuracy, with the points bounded together: at least as tight as point by point.
 
     Of the points that are not right for certain, the largest number that one poisoning can get wrong
@@ -43,28 +44,25 @@ def collective(
 
     Each is a dual bound, and the best counts. The table of the points is that of the accuracy.
     """
-    (bounds,) = bounds_of(models, question)
-    scores = question.evaluate([bounds])
-    nominal = question.nominal([models.at_nominal(question.decision.forms)])
-    answer = summarise(scores, nominal, question.index, groups)
-    open_ = scores.value.lower.amin(0) == 0
 
-    def better(alone: Bounds, part: Tensor) -> float:
-        """The lower end for some of the points."""
-        some = (open_ & part).nonzero()[:, 0]
-        count = int(part.sum())
-        if not len(some) or alone.lower == alone.nominal:
-            return alone.lower
-        return max(alone.lower, (count - _most(models, question, bounds, some)) / count)
+    def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None = None) -> Answer:
+        (bounds,) = self.bounds(models)
+        answer = self.summary(models, [bounds], groups)
+        open_ = self.evaluate([bounds]).value.lower.amin(0) == 0
 
-    everything = torch.ones_like(open_)
-    parts: Mapping[GroupName, Bounds] = {
-        name: replace(
-            own, lower=better(own, torch.from_numpy(np.asarray(groups == name)).to(open_.device))
-        )
-        for name, own in answer.groups.items()
-    }
-    return replace(answer, lower=better(answer, everything), groups=parts)
+        def better(alone: Bounds, part: Tensor) -> float:
+            """The lower end for some of the points."""
+            some = (open_ & part).nonzero()[:, 0]
+            count = int(part.sum())
+            if not len(some) or alone.lower == alone.nominal:
+                return alone.lower
+            return max(alone.lower, (count - _most(models, self, bounds, some)) / count)
+
+        parts: dict[GroupName, Bounds] = {}
+        for name, own in answer.groups.items():
+            among = torch.from_numpy(np.asarray(groups == name)).to(open_.device)
+            parts[name] = replace(own, lower=better(own, among))
+        return replace(answer, lower=better(answer, torch.ones_like(open_)), groups=parts)
 
 
 def _most(
@@ -89,22 +87,67 @@ def _most(
     return most
 
 
-@dataclass(frozen=True)
-class CollectiveQuestion(AccuracyQuestion):
-    """The accuracy, bounded for all points together."""
+def sample_influences(models: ReachableModels, forms: OutputForms) -> tuple[Tensor, Tensor] | None:
+    """Lower bounds that know who is poisoned: ``form >= base - sum_{i in S} dev_i`` for every set S
+    of samples that the adversary may choose.
 
-    def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None) -> Answer:
-        """See :func:`collective`."""
-        return collective(models, self, groups)
+    Returns:
+        ``base`` (n, forms) and ``dev`` (n, forms, N), of each form the pair that proves most; None where
+        all is bounded selection by selection, selections are made anew in every batch or have two
+        budgets, or no forms are kept.
+    """
+    known = [r for r in models.everywhere if isinstance(r.adversary, Joint) and r.keeps_forms]
+    poison = models.poison
+    if not known or poison.is_clean or poison.label_quota is not None or poison.per_batch:
+        return None
+    best: tuple[Tensor, Tensor] | None = None
+    for reached in known:
+        pieces = [_piece(models, reached, forms.part(p)) for p in models.parts(forms)]
+        base, dev = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        if best is not None:
+            least = [b - worst_sum(d.movedim(-1, 0), poison.budget) for b, d in ((base, dev), best)]
+            wins = least[0] > least[1]
+            base = torch.where(wins, base, best[0])
+            dev = torch.where(wins.unsqueeze(-1), dev, best[1])
+        best = base, dev
+    return best
+
+
+def _piece(models: ReachableModels, reached: Reached, forms: OutputForms) -> tuple[Tensor, Tensor]:
+    turned = forms.coefficients.transpose(0, 1)
+    own = forms_of_outputs(
+        models.step_graph,
+        models.forward,
+        reached.state,
+        forms.inputs,
+        turned,
+    )
+    own.constant = own.constant + forms.constant.T.unsqueeze(-1)
+    own.magnitude = own.magnitude + forms.constant.T.abs()
+
+    def bound(rows: Tensor) -> tuple[Tensor, Tensor]:
+        if reached.forward is not None:
+            some = own.rows(rows.to(turned.device), reached.state)
+            return by_sample_of_forms(reached.forward, some, reached.state)
+        return bound_by_sample(
+            models.schedule,
+            reached.window,
+            own.rows(rows.to(turned.device), reached.state),
+            reached.adversary,
+        )
+
+    size = models.rows_at_once(reached.window)
+    found = in_passes(own.magnitude.numel(), size, bound)
+    base, dev = torch.cat([b for b, _ in found]), torch.cat([d for _, d in found])
+    points = len(forms)
+    return base.reshape(-1, points).T, dev.reshape(-1, points, dev.shape[1]).transpose(0, 1)
 
 
 @PROPERTIES.register
-class CollectiveTable(TableOfPoints):
+class CollectiveTable(TableOfShares):
     """Share of points with the right class, where all points face the same poisoning."""
 
     what = "untargeted: share that is right when all points face one poisoning"
-    needs_classes = True
-    is_share = True
     high_is_good = True
     in_short = "the model is right for at least {low} of the {part} points"
     in_words = (

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.cells.goals import Asked
+from milp_agt.bounds.cells.plan import Cover
+from milp_agt.bounds.cells.search import Decided, Limits, Search
 from milp_agt.core.interval import Interval
 from milp_agt.properties.answer import Scores
-from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.properties.last_forms import branched_forms
+from milp_agt.properties.models import OutputForms, ReachableModels, both_ends
+from milp_agt.properties.question import Question, index_of, is_late
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,8 @@ class Decision:
 
     def part(self, points: Tensor) -> Decision:
         """The decision on some of the points."""
-        return Decision(
-            self.unsafe[points],
-            self.safe_of[points],
-            self.unsafe_of[points],
-            self.forms.part(points),
-        )
+        rows = self.unsafe[points], self.safe_of[points], self.unsafe_of[points]
+        return Decision(*rows, self.forms.part(points))
 
     def margin(self, bounds: Interval) -> Interval:
         """Bounds of the margins, (..., n), from bounds of the forms, (..., n, forms)."""
@@ -66,23 +68,26 @@ class Decision:
 
     def _scattered(self, values: Tensor, index: Tensor, reduce: str, start: float) -> Tensor:
         """The greatest or least value of the forms of each class, (..., n, classes)."""
-        size = (*values.shape[:-1], self.unsafe.shape[-1])
-        return values.new_full(size, start).scatter_reduce(
-            -1, index.expand(values.shape), values, reduce
-        )
+        known = values.new_full((*values.shape[:-1], self.unsafe.shape[-1]), start)
+        return known.scatter_reduce(-1, index.expand(values.shape), values, reduce)
 
 
 @dataclass(frozen=True)
-class DecisionQuestion:
+class DecisionQuestion(Question):
     """Share of points whose prediction is safe; with ``counts_harm``, of those where it is unsafe.
 
-    A tie counts as harm where harm may be, and in the nominal run.
+    A tie counts as harm where harm may be, and in the nominal run. Points that all bounds leave open are
+    searched by trees, where the models have one.
     """
-
-    counts_harm: ClassVar[bool] = False
 
     index: Tensor
     decision: Decision
+
+    @classmethod
+    def at(cls, models: ReachableModels, features: Tensor, unsafe: Tensor) -> Self:
+        """At features (n, *shape) that nobody touches, with unsafe classes (n, classes)."""
+        decision = Decision.of(models, Interval.point(features.unsqueeze(0)), unsafe)
+        return cls(index_of(features), decision)
 
     @property
     def forms(self) -> tuple[OutputForms, ...]:
@@ -96,6 +101,69 @@ class DecisionQuestion:
         found = self.evaluate([Interval.point(values[0])])
         harm_or_not = found.value.upper if self.counts_harm else found.value.lower
         return harm_or_not, found.score.lower
+
+    def bounds(self, models: ReachableModels) -> list[Interval]:
+        """Then by trees: over samples and phases, and over selections and cells."""
+        (known,), tree = super().bounds(models), models.tree
+        if tree is None or is_late(models):
+            return [known]
+        left = tree.seconds if models.deadline is None else min(tree.seconds, models.deadline.left)
+        begun, cells = time.monotonic(), tree.cells
+        if tree.branches:
+            share = left if cells is None else 0.5 * left
+            known = self._by_branching(models, known, share)
+        if cells is not None:
+            known = self._by_cells(cells, known, left - (time.monotonic() - begun))
+        return [known]
+
+    def _by_branching(self, models: ReachableModels, known: Interval, seconds: float) -> Interval:
+        """Bounds ``known`` of the forms met with those that a tree over samples and phases proves of the
+        zonotopes that the models lie in."""
+        points = self.open_points([known])
+        if models.tree is None or not len(points) or not models.carried:
+            return known
+        forms = self.decision.part(points).forms
+        nominal = models.at_nominal(forms)
+        # What is wrong at the nominal model is true in no case.
+        wanted = torch.where(torch.cat([nominal, -nominal], 1).T.flatten() > 0.0, 0.0, -torch.inf)
+        boxes = []
+        for part in models.carried:
+            assert part.forward is not None
+            rows, own = models.rows_of(part, forms), seconds / len(models.carried)
+            low = branched_forms(part.forward, rows, part.state, wanted, own, models.tree.workers)
+            boxes.append(both_ends(low, len(forms)))
+        found = Interval(
+            torch.cat([box.lower for box in boxes]).amin(0, keepdim=True),
+            torch.cat([box.upper for box in boxes]).amax(0, keepdim=True),
+        )
+        return _met(known, points, found, "a form of the outputs by branching and by other bounds")
+
+    def _by_cells(self, cells: Cover, known: Interval, seconds: float) -> Interval:
+        """The same by a search over selections and cells of moves, for points that nobody touches."""
+        points, inputs = self.open_points([known]), self.decision.forms.inputs
+        if not len(points) or not torch.equal(inputs.lower, inputs.upper):
+            return known
+        found = decide(cells, self.decision.part(points), Limits(seconds)).bounds
+        return _met(known, points, found, "a form of the outputs by a tree and by other bounds")
+
+
+def decide(cells: Cover, decision: Decision, limits: Limits) -> Decided:
+    """Search until the prediction at every point is proved safe, lost to a real training, or a limit comes.
+
+    Nobody touches the points: ``decision.forms.inputs`` has one value for each of them.
+    """
+    forms = decision.forms
+    asked = Asked(forms.inputs.lower[0], forms.coefficients, forms.constant, decision.margin)
+    return Search(cells.run, asked, cells.selections, limits).run()
+
+
+def _met(known: Interval, points: Tensor, found: Interval, what: str) -> Interval:
+    lower, upper = known.lower.clone(), known.upper.clone()
+    own = Interval(lower[:, points], upper[:, points])
+    cases = Interval(found.lower.expand_as(own.lower), found.upper.expand_as(own.upper))
+    met = own.meet(cases, what)
+    lower[:, points], upper[:, points] = met.lower, met.upper
+    return Interval(lower, upper)
 
 
 def class_scores(models: ReachableModels) -> Tensor:

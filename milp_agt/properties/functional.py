@@ -19,6 +19,7 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfParameters
 from milp_agt.training.inputs import ArrayLike, of_kind
+from milp_agt.training.tracing import StepGraph
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,17 @@ class FunctionalQuestion:
     error: Tensor
 
     @staticmethod
-    def of(models: ReachableModels, given: Mapping[str, ArrayLike]) -> FunctionalQuestion:
+    def of(
+        graph: StepGraph, given: Mapping[str, ArrayLike], device: torch.device
+    ) -> FunctionalQuestion:
         """From arrays by parameter name: each (*shape) for one row, or (rows, *shape).
 
         Raises:
             InvalidInputError: an unknown name, another shape, different counts of rows, NaN.
         """
         of_kind(given, Mapping, "A functional", "give coefficients by name: {'0.bias': c}")
-        graph = models.step_graph
-        shapes = {n: tuple(v.shape) for n, v in (*graph.initial.items(), *graph.frozen.items())}
-        device = models.poison.features.device
-        rows = {name: _rows(graph.aliases.get(name, name), a, shapes) for name, a in given.items()}
+        known = {**graph.initial, **graph.frozen}
+        rows = {n: _rows(n, v, known, graph.aliases.get(n, n)) for n, v in given.items()}
         counts = {len(value) for value in rows.values()}
         if len(counts) != 1:
             raise InvalidInputError(
@@ -54,18 +55,15 @@ class FunctionalQuestion:
                 "give an array of the parameter's shape, or (rows, *shape), under its name",
             )
         (count,) = counts
-        coefficients = {
-            n: torch.zeros(count, *v.shape, dtype=torch.float64, device=device)
-            for n, v in graph.initial.items()
-        }
         constant = torch.zeros(count, dtype=torch.float64, device=device)
+        coefficients = {n: constant.new_zeros(count, *v.shape) for n, v in graph.initial.items()}
         size, terms = constant.clone(), 1
         for name, value in rows.items():
-            own, value = graph.aliases.get(name, name), value.to(device)
+            own, value = graph.aliases.get(name, name), value.to(constant)
             if own in coefficients:
                 coefficients[own] = coefficients[own] + value
             else:
-                products = (value * graph.frozen[own].to(device)).flatten(1)
+                products = (value * graph.frozen[own].to(constant)).flatten(1)
                 constant, size = constant + products.sum(1), size + products.abs().sum(1)
                 terms += products.shape[1]
         return FunctionalQuestion(coefficients, constant, gamma(2 * terms + 8) * size + TINY)
@@ -83,28 +81,33 @@ class FunctionalQuestion:
         return tuple(Bounds(*(float(v) for v in row)) for row in rows)
 
 
-def _rows(name: str, values: ArrayLike, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
-    """Coefficients on one parameter, (rows, *shape) float64."""
-    if name not in shapes:
+def functional(models: ReachableModels, given: Mapping[str, ArrayLike]) -> tuple[Bounds, ...]:
+    """Bounds of every row of coefficients; see :meth:`FunctionalQuestion.of`."""
+    device = models.poison.features.device
+    return FunctionalQuestion.of(models.step_graph, given, device).answer(models)
+
+
+def _rows(name: str, values: ArrayLike, known: Mapping[str, Tensor], own: str) -> Tensor:
+    """Coefficients on one parameter, (rows, *shape) float64; ``own``: its name in ``known``."""
+    asked = f"Coefficients on parameter '{name}'"
+    if own not in known:
         raise InvalidInputError(
-            f"Coefficients on parameter '{name}' were given",
-            f"parameters {sorted(shapes)}",
+            f"{asked} were given",
+            f"parameters {sorted(known)}",
             "use the names of model.state_dict()",
         )
     host = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
     try:
         array = np.asarray(host, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(
-            f"Coefficients on parameter '{name}' must be numbers", str(error), "give an array"
-        ) from None
-    shape = shapes[name]
+        raise InvalidInputError(f"{asked} must be numbers", str(error), "give an array") from None
+    shape, finite = tuple(known[own].shape), bool(np.isfinite(array).all())
     if array.shape == shape:
         array = array[None]
-    if array.shape[1:] != shape or array.ndim != len(shape) + 1 or not np.isfinite(array).all():
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1 or not finite:
         raise InvalidInputError(
-            f"Coefficients on parameter '{name}' need shape {shape}, or a row axis before it",
-            f"shape {array.shape}" + ("" if np.isfinite(array).all() else " with NaN or infinity"),
+            f"{asked} need shape {shape}, or a row axis before it",
+            f"shape {array.shape}" + ("" if finite else " with NaN or infinity"),
             "match the shape of the parameter with finite numbers",
         )
     return torch.from_numpy(array.copy())
@@ -126,7 +129,7 @@ class FunctionalTable(TableOfParameters):
         return ", ".join(self.coefficients)
 
     def bounds(self, models: ReachableModels) -> Bounds:
-        answers = FunctionalQuestion.of(models, self.arrays()).answer(models)
+        answers = functional(models, self.arrays())
         if len(answers) != 1:
             raise InvalidInputError(
                 "A property is one functional",

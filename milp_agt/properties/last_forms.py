@@ -18,11 +18,10 @@ def least_of_forms(
     forward: ZonotopePass, forms: Forms, state: State, rows: FinalZonotope | None = None
 ) -> Tensor:
     """Lower bounds of forms over a hybrid zonotope, and by programs on its rows, (rows, 1)."""
-    least_ = least(forward, forms.coefficients)
-    if rows is not None:
-        least_ = rows.least(forms.coefficients, least_)
-    found = least_.unsqueeze(1) + forms.constant
-    return _known(found - _rounding(forms, found, state))
+    found = least(forward, forms.coefficients)
+    return _with_rest(
+        found if rows is None else rows.least(forms.coefficients, found), forms, state
+    )
 
 
 def branched_forms(
@@ -35,34 +34,28 @@ def branched_forms(
 ) -> Tensor:
     """The same by a tree of each form, until it is above ``wanted``, (rows,), or seconds are over."""
     flat = forms.constant[:, 0]
-    magnitude = forms.magnitude + flat.abs()
-    enough = wanted - flat + 1e-12 * magnitude
-    low, _ = least_by_branching(forward, forms.coefficients, enough, seconds, workers)
-    found = low.unsqueeze(1) + forms.constant
-    return _known(found - _rounding(forms, found, state))
+    enough = wanted - flat + 1e-12 * (forms.magnitude + flat.abs())
+    found, _ = least_by_branching(forward, forms.coefficients, enough, seconds, workers)
+    return _with_rest(found, forms, state)
 
 
 def by_sample_of_forms(forward: ZonotopePass, forms: Forms, state: State) -> tuple[Tensor, Tensor]:
     """The same for every set of poisoned samples: ``base`` (rows,) and ``dev`` (rows, N)."""
     base, dev = least_by_sample(forward, forms.coefficients)
-    found = base.unsqueeze(1) + forms.constant
-    return _known(found - _rounding(forms, found, state))[:, 0], dev
+    return _with_rest(base, forms, state)[:, 0], dev
 
 
-def _rounding(forms: Forms, found: Tensor, state: State) -> Tensor:
-    """Of the coefficients of forms, and of their sum with a constant, (rows, 1)."""
+def _with_rest(least: Tensor, forms: Forms, state: State) -> Tensor:
+    """Bounds of coefficients (rows,) with the constants, less all rounding, (rows, 1)."""
+    found = least.unsqueeze(1) + forms.constant
     magnitude, terms = forms.magnitude, 0
     for name, coefficient in forms.coefficients.items():
         flat = coefficient.abs().flatten(1)
         magnitude = magnitude + flat @ state[name].magnitude.amax(0).flatten()
         terms += flat.shape[1]
-    return (
-        gamma(forms.operations + terms + 64) * 4.0 * (magnitude.unsqueeze(1) + found.abs()) + TINY
-    )
-
-
-def _known(bounds: Tensor) -> Tensor:
-    return torch.where(torch.isnan(bounds), -torch.inf, bounds)
+    size = magnitude.unsqueeze(1) + found.abs()
+    found = found - (gamma(forms.operations + terms + 64) * 4.0 * size + TINY)
+    return torch.where(torch.isnan(found), -torch.inf, found)
 
 
 def on_state(state: State, coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:

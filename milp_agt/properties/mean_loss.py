@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,17 @@ from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.formulations.loss_planes import LossPlanes
-from milp_agt.properties.answer import Answer, GroupName, Scores, summarise
+from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.models import OutputForms, ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
-from milp_agt.properties.question import Question, is_late
+from milp_agt.properties.question import Question, index_of, is_late
 
 
 @dataclass(frozen=True)
-class MeanLoss:
+class MeanLoss(Question):
     """Mean of the training loss over test points: the exact function of the float64 outputs."""
 
-    counts_harm: ClassVar[bool] = True
+    counts_harm = True
 
     index: Tensor
     loss: LossFunction
@@ -43,16 +43,40 @@ class MeanLoss:
         coefficients, constant = loss.forms(labels.cpu(), models.step_graph.outputs)
         inputs = Interval.point(features.unsqueeze(0))
         forms = OutputForms(inputs, coefficients.to(features), constant.to(features))
-        index = torch.arange(len(features), device=features.device)
-        return MeanLoss(index, loss, forms, labels)
+        return MeanLoss(index_of(features), loss, forms, labels)
 
     @property
     def forms(self) -> tuple[OutputForms, ...]:
         return (self.on_outputs,)
 
-    def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None) -> Answer:
-        """See :func:`mean_loss`."""
-        return mean_loss(models, self, groups)
+    def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None = None) -> Answer:
+        """The mean loss, with the points bounded together as well as one by one; the better bound counts.
+
+        Bounds ``[l_i, u_i]`` of the forms m_i of each point give planes
+        ``s_i . m_i + o_i <= loss_i <= t_i . m_i + p_i``. All points face the same model, so that
+
+            min sum_i s_i . m_i + sum_i o_i  <=  sum_i loss_i  <=  max sum_i t_i . m_i + sum_i p_i
+
+        over the reachable models, each sum bounded as one form of their parameters: effects on single
+        points that no model has together cancel. The table of the points is that of single points.
+        """
+        late = is_late(models)
+        bounds = (models.bound_in_box if late else models.bound)(self.on_outputs)
+        answer = self.summary(models, [bounds], groups)
+        answer = replace(answer, points=replace(answer.points, judged=False))
+        if late or models.reached[0].single_runs:
+            return answer  # the mean of one model is that of its points
+        names = list(answer.groups)
+        parts = np.array([np.ones(len(self.index), dtype=bool), *(groups == n for n in names)])
+        lower, upper = _together(models, self, bounds, torch.from_numpy(parts).to(bounds.lower))
+        ends = {
+            name: (max(own.lower, low), min(own.upper, high))
+            for (name, own), low, high in zip(
+                [(None, answer), *answer.groups.items()], lower, upper, strict=True
+            )
+        }
+        known = {n: Bounds(ends[n][0], own.nominal, ends[n][1]) for n, own in answer.groups.items()}
+        return replace(answer, lower=ends[None][0], upper=ends[None][1], groups=known)
 
     def evaluate(self, bounds: Sequence[Interval]) -> Scores:
         (forms,) = bounds
@@ -76,41 +100,6 @@ class MeanLoss:
                 "the nominal run has diverged: lower the learning rate or scale the data",
             )
         return each, each
-
-
-def mean_loss(
-    models: ReachableModels, question: MeanLoss, groups: npt.NDArray[Any] | None = None
-) -> Answer:
-    """The mean loss, with the points bounded together as well as one by one; the better bound counts.
-
-    Bounds ``[l_i, u_i]`` of the forms m_i of each point give planes
-    ``s_i . m_i + o_i <= loss_i <= t_i . m_i + p_i``. All points face the same model, so that
-
-        min sum_i s_i . m_i + sum_i o_i  <=  sum_i loss_i  <=  max sum_i t_i . m_i + sum_i p_i
-
-    over the reachable models, each sum bounded as one form of their parameters: effects on single
-    points that no model has together cancel. The table of the points is that of single points.
-    """
-    late = is_late(models)
-    bounds = (models.bound_in_box if late else models.bound)(question.on_outputs)
-    nominal = question.nominal([models.at_nominal(question.on_outputs)])
-    answer = summarise(question.evaluate([bounds]), nominal, question.index, groups)
-    answer = replace(answer, points=replace(answer.points, judged=False))
-    if late or models.reached[0].single_runs:
-        return answer  # the mean of one model is that of its points
-    names = list(answer.groups)
-    parts = np.array([np.ones(len(question.index), dtype=bool), *(groups == n for n in names)])
-    lower, upper = _together(models, question, bounds, torch.from_numpy(parts).to(bounds.lower))
-
-    def ends(alone: Bounds, row: int) -> tuple[float, float]:
-        return max(alone.lower, lower[row]), min(alone.upper, upper[row])
-
-    known: dict[GroupName, Bounds] = {}
-    for row, (name, own) in enumerate(answer.groups.items()):
-        low, high = ends(own, 1 + row)
-        known[name] = Bounds(low, own.nominal, high)
-    low, high = ends(answer, 0)
-    return replace(answer, lower=low, upper=high, groups=known)
 
 
 def _together(

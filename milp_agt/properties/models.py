@@ -53,6 +53,15 @@ class OutputForms:
     def __len__(self) -> int:
         return len(self.coefficients)
 
+    @staticmethod
+    def of_outputs(features: Tensor, outputs: int) -> OutputForms:
+        """The outputs themselves at features (n, *shape)."""
+        eye = torch.eye(outputs, dtype=torch.float64, device=features.device)
+        inputs, none = Interval.point(features.unsqueeze(0)), features.new_zeros(1, outputs)
+        return OutputForms(
+            inputs, eye.expand(len(features), -1, -1), none.expand(len(features), -1)
+        )
+
     def part(self, points: Tensor) -> OutputForms:
         """The forms of some of the test points."""
         box = Interval(self.inputs.lower[:, points], self.inputs.upper[:, points])

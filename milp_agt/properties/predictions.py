@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from milp_agt.core.interval import Interval
 from milp_agt.properties.models import OutputForms, ReachableModels
 
 Array = npt.NDArray[np.float64]
@@ -29,13 +27,7 @@ class Predictions:
     @staticmethod
     def of(models: ReachableModels, features: Tensor) -> Predictions:
         """For test features (n, *shape)."""
-        count, outputs = len(features), models.step_graph.outputs
-        unit = torch.eye(outputs, dtype=torch.float64, device=features.device)
-        forms = OutputForms(
-            Interval.point(features.unsqueeze(0)),
-            unit.expand(count, outputs, outputs),
-            features.new_zeros(count, outputs),
-        )
+        forms = OutputForms.of_outputs(features, models.step_graph.outputs)
         box, nominal = models.bound(forms).hull(), models.outputs(features)
         return Predictions(_array(box.lower), _array(nominal), _array(box.upper))
 

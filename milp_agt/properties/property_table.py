@@ -205,6 +205,13 @@ class TableOfPoints(PropertyTable):
         """
 
 
+class TableOfShares(TableOfPoints):
+    """A kind that asks a classifier for a share of the points."""
+
+    needs_classes = True
+    is_share = True
+
+
 class TableOfParameters(PropertyTable):
     """A kind that asks about the parameters."""
 

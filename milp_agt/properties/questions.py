@@ -19,21 +19,19 @@ from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.collective import CollectiveQuestion
-from milp_agt.properties.decisions import Decider, decided, witness_of
-from milp_agt.properties.functional import FunctionalQuestion
+from milp_agt.properties.decisions import Decider, decided, witness_of, worst_of_list
+from milp_agt.properties.functional import functional
 from milp_agt.properties.mean_loss import MeanLoss
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.predictions import Predictions
 from milp_agt.properties.property_table import PickedPoints, TableOfPoints
-from milp_agt.properties.question import Question, ask, ask_scores, groups_of
+from milp_agt.properties.question import Question, features_at, groups_of, is_late
 from milp_agt.properties.stable import StableQuestion
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values, check_trigger
 from milp_agt.properties.witness import Witness
-from milp_agt.properties.worst_of_list import worst_of_list
 from milp_agt.training import inputs
 from milp_agt.training.precision import rounded_to
-from milp_agt.training.tracing import FEATURES
 
 Groups = inputs.ArrayLike | Sequence[str | int]
 
@@ -105,7 +103,9 @@ class Questions:
             InvalidInputError: as :meth:`accuracy`.
         """
         x, y = self._test_data(features, labels, "margins")
-        points = ask_scores(self.models, AccuracyQuestion.of(self.models, x, y)).points
+        question, models = AccuracyQuestion.of(self.models, x, y), self.models
+        bound = models.bound_in_box if is_late(models) else models.bound
+        points = question.summary(models, [bound(forms) for forms in question.forms]).points
         return points.score_lower, points.score_upper
 
     @own_modes()
@@ -256,7 +256,7 @@ class Questions:
         Raises:
             InvalidInputError: an unknown parameter, or a shape that does not fit.
         """
-        return FunctionalQuestion.of(self.models, coefficients).answer(self.models)
+        return functional(self.models, coefficients)
 
     @own_modes()
     def ask(self, asked: TableOfPoints, at: PickedPoints) -> Answer:
@@ -337,7 +337,7 @@ class Questions:
 
     def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
         """The answer with what the decider adds: points that are refuted, and what attacks reach."""
-        answer, decider = ask(self.models, question, groups), self._in_time
+        answer, decider = question.answer(self.models, groups), self._in_time
         if decider is None:
             return answer
         if isinstance(question, MeanLoss):
@@ -354,14 +354,7 @@ class Questions:
         return self.decider if deadline is None or deadline.left > 0.0 else None
 
     def _features(self, features: inputs.ArrayLike) -> Tensor:
-        x = inputs.features_of(features, "Test features")
-        wanted = self.models.step_graph.graph[FEATURES].shape
-        if x.shape[1:] != wanted:
-            raise InvalidInputError(
-                f"Test features need shape {tuple(wanted)} for each sample",
-                f"{tuple(x.shape[1:])}",
-                "use the features that the model was trained on",
-            )
+        x = features_at(features, self.models.step_graph)
         x = rounded_to(x, self.models.step_graph.precision)
         return x.to(self.models.poison.features.device)
 

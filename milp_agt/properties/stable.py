@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor
 from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND
 from milp_agt.properties.answer import Scores
-from milp_agt.properties.decision import Decision, DecisionQuestion, class_scores, only
+from milp_agt.properties.decision import DecisionQuestion, class_scores, only
 from milp_agt.properties.models import ReachableModels
-from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
+from milp_agt.properties.property_table import PROPERTIES, TableOfShares
 from milp_agt.properties.question import Question
 
 
-@dataclass(frozen=True)
 class StableQuestion(DecisionQuestion):
     """Share of points that a model classifies as the nominal model does; no labels are needed.
 
@@ -31,9 +29,7 @@ class StableQuestion(DecisionQuestion):
         """For features (n, *shape)."""
         scores = models.outputs(features) @ class_scores(models).to(features).T
         changed = ~only(scores.argmax(-1), scores.shape[-1])
-        inputs = Interval.point(features.unsqueeze(0))
-        index = torch.arange(len(features), device=features.device)
-        return StableQuestion(index, Decision.of(models, inputs, changed))
+        return StableQuestion.at(models, features, changed)
 
     def evaluate(self, bounds: Sequence[Interval]) -> Scores:
         found = super().evaluate(bounds)
@@ -46,12 +42,10 @@ class StableQuestion(DecisionQuestion):
 
 
 @PROPERTIES.register
-class StableTable(TableOfPoints):
+class StableTable(TableOfShares):
     """Share of points with the class that the run on the data as given predicts."""
 
     what = "share of predictions that are those of the nominal run"
-    needs_classes = True
-    is_share = True
     high_is_good = True
     in_short = "the predictions of at least {low} of the {part} points cannot be changed"
     in_words = (

@@ -188,40 +188,27 @@ def _of_points(models: ReachableModels, reached: Reached, forms: OutputForms) ->
 
 
 def _widths(models: ReachableModels, reached: Reached) -> Tensor:
-    """The width that is granted to each sample, (N,)."""
-    if isinstance(reached.adversary, ListedData):
-        return _of_runs(models, reached, reached.adversary)
-    if isinstance(reached.adversary, Enumerated):
-        return _of_cases(models, reached, reached.adversary)
+    """The width that is granted to each sample, (N,): of the widest hull of the clean run with a case in
+    which the sample is poisoned; where all are bounded jointly, what the bounds owe to it."""
+    adversary, names = reached.adversary, models.step_graph.parameters
+    if isinstance(adversary, (ListedData, Enumerated)):
+        boxes = [reached.state[n] for n in names]
+        low = torch.cat([box.lower.flatten(1) for box in boxes], 1)
+        high = torch.cat([box.upper.flatten(1) for box in boxes], 1)
+        if isinstance(adversary, ListedData):
+            least = most = torch.cat([models.nominal[n].flatten() for n in names])
+            everyone = torch.arange(len(models.poison.features), device=low.device)
+            poisoned = adversary.choices.masks(adversary.part, everyone)
+        else:  # case 0 is the clean run
+            least, most, low, high = low[0], high[0], low[1:], high[1:]
+            poisoned = (adversary.mask | adversary.label_mask)[1:]
+        width = (torch.maximum(high, most) - torch.minimum(low, least)).mean(1)
+        return (poisoned * width[:, None]).amax(0)
     rows = models.parameter_rows(reached)
 
     def worth(some: Tensor) -> Tensor:
         start = Forms.start(models.on_parameters(reached, rows[some]))
-        worst_case = influence(models.schedule, reached.window, reached.adversary, start)
-        return worst_case.sum(0)
+        return influence(models.schedule, reached.window, adversary, start).sum(0)
 
     pieces = in_passes(len(rows), models.rows_at_once(reached.window), worth)
     return torch.stack(pieces).sum(0) / (len(rows) // 2)
-
-
-def _of_cases(models: ReachableModels, reached: Reached, adversary: Enumerated) -> Tensor:
-    """The widest hull of a case that holds the sample with case 0, the clean run."""
-    names = models.step_graph.parameters
-    low = torch.cat([reached.state[n].lower.flatten(1) for n in names], 1)
-    high = torch.cat([reached.state[n].upper.flatten(1) for n in names], 1)
-    width = (torch.maximum(high, high[:1]) - torch.minimum(low, low[:1])).mean(1)
-    poisoned = adversary.mask | adversary.label_mask
-    return (poisoned[1:] * width[1:, None]).amax(0)
-
-
-def _of_runs(models: ReachableModels, reached: Reached, adversary: ListedData) -> Tensor:
-    """The widest hull of the nominal model and of a run on data in which the sample is changed."""
-    names = models.step_graph.parameters
-    boxes = [reached.state[n] for n in names]
-    low = torch.cat([box.lower.flatten(1) for box in boxes], 1)
-    high = torch.cat([box.upper.flatten(1) for box in boxes], 1)
-    nominal = torch.cat([models.nominal[n].flatten() for n in names])
-    width = (torch.maximum(high, nominal) - torch.minimum(low, nominal)).mean(1)
-    everyone = torch.arange(len(models.poison.features), device=width.device)
-    changed = adversary.choices.masks(adversary.part, everyone)
-    return (changed * width[:, None]).amax(0)

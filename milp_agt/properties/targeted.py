@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND, Index
 from milp_agt.errors import InvalidInputError, Problem
 from milp_agt.properties.answer import Scores
-from milp_agt.properties.decision import Decision, DecisionQuestion
+from milp_agt.properties.decision import DecisionQuestion
 from milp_agt.properties.models import OutputForms, ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
-from milp_agt.properties.question import Question
+from milp_agt.properties.question import Question, index_of
 from milp_agt.training.inputs import ArrayLike
 
 Targets = int | ArrayLike | Sequence[Collection[int]]
@@ -31,7 +31,7 @@ class TargetedQuestion(DecisionQuestion):
 
 
 @dataclass(frozen=True)
-class UnsafeRegion:
+class UnsafeRegion(Question):
     """Share of points whose outputs lie in the unsafe box of the point (regression).
 
     The margin is ``max_j max(low_j - f_j, f_j - high_j)`` over the outputs j: the distance by which
@@ -41,7 +41,7 @@ class UnsafeRegion:
         low, high: ends of the box, (n, outputs); infinite for half-lines.
     """
 
-    counts_harm: ClassVar[bool] = True
+    counts_harm = True
 
     index: Tensor
     low: Tensor
@@ -88,21 +88,15 @@ def targeted(models: ReachableModels, features: Tensor, targets: Targets) -> Que
     Raises:
         InvalidInputError: targets of another shape, a class that does not exist, an empty interval.
     """
-    index = torch.arange(len(features), device=features.device)
-    inputs = Interval.point(features.unsqueeze(0))
     outputs = models.step_graph.outputs
     classes = models.step_graph.loss.classes(outputs)
     if classes:
         unsafe = unsafe_classes(targets, len(features), classes).to(features.device)
-        return TargetedQuestion(index, Decision.of(models, inputs, unsafe))
+        return TargetedQuestion.at(models, features, unsafe)
     low, high = unsafe_box(targets, len(features), outputs)
-    eye = torch.eye(outputs, dtype=torch.float64, device=features.device)
-    forms = OutputForms(
-        inputs,
-        eye.expand(len(features), outputs, outputs),
-        features.new_zeros(len(features), outputs),
-    )
-    return UnsafeRegion(index, low.to(features.device), high.to(features.device), forms)
+    forms = OutputForms.of_outputs(features, outputs)
+    ends = low.to(features.device), high.to(features.device)
+    return UnsafeRegion(index_of(features), *ends, forms)
 
 
 def unsafe_classes(targets: Targets, count: int, classes: int) -> Tensor:
@@ -143,10 +137,9 @@ def _masks_of_sets(targets: Sequence[Any], count: int, classes: int) -> Tensor:
 
 
 def _known(chosen: Sequence[object], classes: int) -> None:
+    whole = (int, np.integer)
     bad = [
-        c
-        for c in chosen
-        if isinstance(c, bool) or not isinstance(c, (int, np.integer)) or not 0 <= c < classes
+        c for c in chosen if isinstance(c, bool) or not (isinstance(c, whole) and 0 <= c < classes)
     ]
     if bad:
         raise InvalidInputError(

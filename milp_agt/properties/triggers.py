@@ -64,9 +64,8 @@ class BallTrigger:
         what = "The radius of a ball trigger"
         radius = _spread(self.radius, features, what)
         if not bool((torch.isfinite(radius) & (radius >= 0)).all()):
-            raise InvalidInputError(
-                f"{what} is a finite number >= 0", f"{_range(radius)}", "give numbers >= 0"
-            )
+            asked = f"{what} is a finite number >= 0"
+            raise InvalidInputError(asked, _range(radius), "give numbers >= 0")
         # x + e is rounded to nearest, so that the ends are moved outwards by one float.
         down, up = features - torch.inf, features + torch.inf
         lower = torch.where(radius > 0, torch.nextafter(features - radius, down), features)
@@ -136,9 +135,8 @@ class PatchTrigger:
         mask = _mask(self.coordinates, features)
         values = _spread(self.values, features, "The values of a patch")
         if not bool(torch.isfinite(values[:, mask]).all()):
-            raise InvalidInputError(
-                "The values of a patch must be finite", f"{_range(values)}", "correct the values"
-            )
+            asked = "The values of a patch must be finite"
+            raise InvalidInputError(asked, _range(values), "correct the values")
         patched = torch.where(mask, values, features)
         return _box(patched, patched)
 
@@ -170,32 +168,28 @@ def _spread(values: Values, features: Tensor, what: str) -> Tensor:
 
 def _mask(coordinates: Coordinates, features: Tensor) -> Tensor:
     """Mask of one input, (*shape)."""
-    shape = tuple(features.shape[1:])
+    shape, what = tuple(features.shape[1:]), "The coordinates of a trigger"
     remedy = "match the shape of one test input"
-    array = array_of(coordinates, "The coordinates of a trigger", remedy)
+    array = array_of(coordinates, what, remedy)
     if array.dtype == np.bool_ and array.shape == shape:
         mask = torch.from_numpy(array.copy())
     elif array.dtype.kind in "iu" and array.ndim == 1 and len(shape) == 1:
         bad = [int(c) for c in array if not 0 <= c < shape[0]]
         if bad:
-            raise InvalidInputError(
-                f"The coordinates of a trigger are positions 0..{shape[0] - 1}",
-                f"{bad[:5]}",
-                "correct the positions",
-            )
+            asked = f"{what} are positions 0..{shape[0] - 1}"
+            raise InvalidInputError(asked, f"{bad[:5]}", "correct the positions")
         mask = torch.zeros(shape, dtype=torch.bool)
         mask[array.astype(np.int64)] = True
     else:
         raise InvalidInputError(
-            f"The coordinates of a trigger are a mask of bools of shape {shape}"
+            f"{what} are a mask of bools of shape {shape}"
             + (", or a list of positions" if len(shape) == 1 else ""),
             f"shape {array.shape} of type {array.dtype}",
             remedy,
         )
     if not bool(mask.any()):
-        raise InvalidInputError(
-            "A trigger needs at least one coordinate", "none", "name the coordinates"
-        )
+        asked = "A trigger needs at least one coordinate"
+        raise InvalidInputError(asked, "none", "name the coordinates")
     return mask.to(features.device)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import DAMAGE, replace
+from milp_agt.io.files import DAMAGE, arrays_of, replace_arrays, writing
 
 Array = npt.NDArray[np.float64]
 FORMAT = 1
@@ -78,8 +78,6 @@ class Witness:
         Raises:
             InvalidInputError: no such folder, or one that cannot be written.
         """
-        target = Path(path)
-        target = target if target.suffix == ".npz" else target.with_name(f"{target.name}.npz")
         arrays: dict[str, Any] = {}
         for kind in ("features", "labels", "there"):
             arrays |= {f"{kind}/{leaf}": a for leaf, a in enumerate(getattr(self, kind))}
@@ -94,15 +92,11 @@ class Witness:
             "threat": self.threat,
         }
         arrays["about"] = np.array(json.dumps(about))
-        try:
-            replace(target, lambda stream: np.savez_compressed(stream, **arrays))
-        except OSError as error:
-            raise InvalidInputError(
-                f"Save a witness to {target}",
-                error.strerror or str(error),
-                "give the path of a file in a folder that can be written to",
-            ) from error
-        return target
+        with writing(
+            f"Save a witness to {path}",
+            "give the path of a file in a folder that can be written to",
+        ):
+            return replace_arrays(Path(path), arrays)
 
 
 def load_witness(path: str | Path) -> Witness:
@@ -116,8 +110,7 @@ def load_witness(path: str | Path) -> Witness:
     """
     asked = f"Read the witness {path}"
     try:
-        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = arrays_of(Path(path))
         about = json.loads(str(arrays["about"]))
         if about["format"] != FORMAT:
             raise InvalidInputError(

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from milp_agt.bounds.step import NodeOrder, step_at_points, velocity_of
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.loss import LossFunction, get_loss
-from milp_agt.recording import files
+from milp_agt.io.files import Archive
 from milp_agt.training import inputs
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Batch, ParameterGroup, Training, UpdateRule
 
+FILE = Archive(
+    "A recorded run", 2, "give a file that run.save(path) wrote, or record again", "recorded run"
+)
 ASSUMED = (
     "The number and the order of the recorded steps, their samples and their learning rates do not depend "
     "on the values of the data: no early stopping, no sampling and no schedule looks at them.",
@@ -182,7 +185,7 @@ class RecordedRun:
             "assumed": self.assumed,
             "trained": [n for n, p in self.model.named_parameters() if p.requires_grad],
         }
-        files.write(Path(path), arrays, about)
+        FILE.write(Path(path), arrays, about)
 
 
 def recorded_run(
@@ -219,7 +222,7 @@ def loss_in(path: str | Path) -> str:
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
-    return str(files.read(Path(path))[1].get("loss"))
+    return str(FILE.read(Path(path))[1].get("loss"))
 
 
 def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
@@ -239,7 +242,7 @@ def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
     inputs.of_kind(
         model, nn.Module, "The model", "give a module of the architecture that was recorded"
     )
-    arrays, about = files.read(Path(path))
+    arrays, about = FILE.read(Path(path))
     asked = f"A recorded run was to be read from {path}"
     try:
         own = {name: tuple(value.shape) for name, value in model.state_dict().items()}

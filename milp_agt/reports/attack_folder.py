@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milp_agt.io.files import replace
+from milp_agt.io.files import replace_arrays
 from milp_agt.reports.result_folder import (
     WRITING_SHARE,
     check_same_run,
@@ -73,20 +73,10 @@ class AttackFolder:
             arrays[f"{number}/positions"] = np.asarray(best.positions, dtype=np.int64)
             for parameter, value in best.state_dict.items():
                 arrays[f"{number}/state/{parameter}"] = value.numpy()
+            told = ("objective", "value", "nominal", "reached", "trained", "exhaustive")
             objectives.append(
-                {
-                    "name": name,
-                    "objective": attack.objective,
-                    "value": attack.value,
-                    "nominal": attack.nominal,
-                    "reached": attack.reached,
-                    "poisoned": best.poisoned,
-                    "positions": best.positions,
-                    "trained": attack.trained,
-                    "exhaustive": attack.exhaustive,
-                    "limit_reached": attack.limit_reached,
-                    "seconds": attack.seconds,
-                }
+                {"name": name, "poisoned": best.poisoned, "positions": best.positions}
+                | {each: getattr(attack, each) for each in (*told, "limit_reached", "seconds")}
             )
         envelope = next(iter(found.values()))
         for parameter in envelope.lower:
@@ -98,7 +88,7 @@ class AttackFolder:
             "parameters": {"mean_width": envelope.mean_width, "max_width": envelope.max_width},
             "objectives": objectives,
         }
-        replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
+        replace_arrays(self.npz_path, arrays)
         write_json(self.json_path, document)
         self._written = time.monotonic()
         self._cost = self._written - begun

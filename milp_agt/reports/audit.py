@@ -13,7 +13,7 @@ from milp_agt.checker import Report
 from milp_agt.checker.__main__ import FOLDER, source_sha256
 from milp_agt.checker.files import CLAIM
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import DAMAGE, replace
+from milp_agt.io.files import DAMAGE, replace_text
 
 NAME = "check.json"  # in the result folder, beside the certificate
 
@@ -44,10 +44,8 @@ def save(folder: Path, report: Report) -> Path:
         "claim": report.sha256,
         "checker": source_sha256(),
     }
-    text = json.dumps(found, indent=1) + "\n"
-    path = folder / NAME
-    replace(path, lambda stream: stream.write(text.encode()))
-    return path
+    replace_text(folder / NAME, json.dumps(found, indent=1) + "\n")
+    return folder / NAME
 
 
 def read(folder: Path) -> Audit | None:

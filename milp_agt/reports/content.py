@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,12 +64,16 @@ class Property:
 
 @dataclass(frozen=True)
 class PointTable:
-    """Bounds of each test point, most at risk first: of the margin of the true class, (n,) each.
+    """What is certified at each test point, (n,) each; ``nominal`` is on the data as given.
 
-    Above 0 is right, below 0 is wrong. ``reached`` are the ends that attacks reached; None where nothing
-    was attacked. ``total`` counts the points of this part of the data, bounded or not. ``name`` is the row
-    of each in the file, with its id; ``index`` its position in the part. ``refuted`` says which a real
-    poisoned run gets wrong.
+    Of a classifier ``lower`` and ``upper`` bound the margin of the true class ``label``, most at risk first:
+    above 0 is right, below 0 is wrong; ``refuted`` says which a real poisoned run gets wrong. Of a
+    regression they bound the prediction, in a row for each output, widest first; ``label`` is the target and
+    ``loss`` the largest loss of the point, over all ``outputs``, that any admissible poisoning can cause.
+
+    ``reached`` are the ends that attacks reached; None where nothing was attacked. ``total`` counts the
+    points of this part of the data, bounded or not. ``name`` is the row of each in the file, with its id;
+    ``index`` its position in the part.
     """
 
     on: str
@@ -77,45 +81,15 @@ class PointTable:
     index: Array
     name: Array
     label: Array
-    predicted: Array
     lower: Array
     nominal: Array
     upper: Array
-    reached: tuple[Array, Array] | None = None
+    reached: tuple[Array, Array] | None
+    predicted: Array | None = None
     refuted: Array | None = None
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def status(self) -> list[str]:
-        """What is known of each point."""
-        refuted = np.zeros(len(self), dtype=bool) if self.refuted is None else self.refuted
-        known = [self.lower > 0, self.upper < 0, refuted]
-        found: list[str] = np.select(known, STATES[:3], STATES[3]).tolist()
-        return found
-
-
-@dataclass(frozen=True)
-class PredictionMap:
-    """Certified intervals of the predictions of a regression, widest first, (n,) each.
-
-    A row for each test point and output. ``loss`` is the largest loss of the point that any admissible
-    poisoning can cause, over all outputs. ``reached`` and ``total`` are as in :class:`PointTable`.
-    """
-
-    on: str
-    total: int
-    outputs: int
-    index: Array
-    name: Array
-    output: Array
-    target: Array
-    lower: Array
-    nominal: Array
-    upper: Array
-    loss: Array
-    reached: tuple[Array, Array] | None = None
+    outputs: int = 1
+    output: Array | None = None
+    loss: Array | None = None
 
     def __len__(self) -> int:
         """Test points, with all their outputs."""
@@ -124,6 +98,14 @@ class PredictionMap:
     @property
     def width(self) -> Array:
         found: Array = self.upper - self.lower
+        return found
+
+    @property
+    def status(self) -> list[str]:
+        """What is known of each point of a classifier."""
+        refuted = np.zeros(len(self), dtype=bool) if self.refuted is None else self.refuted
+        known = [self.lower > 0, self.upper < 0, refuted]
+        found: list[str] = np.select(known, STATES[:3], STATES[3]).tolist()
         return found
 
 
@@ -138,14 +120,13 @@ class ClassRow:
     upper: float
 
 
-@dataclass(frozen=True)
-class Map:
+class Map(NamedTuple):
     """A grid over two features: scores of the classes, and their leads over the others.
 
     Where ``lead[..., k] > 0``, every reachable model predicts class k.
     """
 
-    names: tuple[str, str]
+    names: Sequence[str]
     x: Array
     y: Array
     scores: Array
@@ -154,8 +135,7 @@ class Map:
     test: tuple[Array, Array]
 
 
-@dataclass(frozen=True)
-class PlottedCurve:
+class PlottedCurve(NamedTuple):
     """Bounds of one question over the size of the threat, for one budget; (m,) each.
 
     ``size`` is the radius; the budget where no radius was swept, and then ``budget`` is None.
@@ -187,7 +167,9 @@ class Content:
             # Numbers that JSON cannot hold are texts.
             for name in ("lower", "nominal", "upper", "ratio", "worst"):
                 given[name] = None if given.get(name) is None else float(given[name])
-            found.append(Property(**given | {"reached": _ends(given.get("reached"))}))
+            if given.get("reached") is not None:
+                given["reached"] = tuple(map(float, given["reached"]))
+            found.append(Property(**given))
         return tuple(found)
 
     @property
@@ -227,56 +209,44 @@ class Content:
         if "points/predicted" not in self.arrays or "outputs/lower" in self.arrays:
             return None
         order = np.argsort(self.arrays["points/lower"], kind="stable")
-        columns = {
-            name: self.arrays[f"points/{name}"][order]
-            for name in ("index", "label", "predicted", "lower", "nominal", "upper")
+        columns: dict[str, Any] = {
+            name: self.arrays[f"points/{name}"][order] for name in ("label", "predicted")
         }
-        return PointTable(
-            on=str(self.arrays["points/on"]),
-            total=int(self.arrays["points/total"]),
-            name=self._names[order],
-            **columns,
-            reached=self._reached("points", order),
-            refuted=self.arrays["points/refuted"][order]
-            if "points/refuted" in self.arrays
-            else None,
-        )
+        if "points/refuted" in self.arrays:
+            columns["refuted"] = self.arrays["points/refuted"][order]
+        return self._table("points", order, order, **columns)
 
     @cached_property
-    def predictions(self) -> PredictionMap | None:
+    def predictions(self) -> PointTable | None:
         """Predictions at each point; None for a classifier."""
         if "outputs/lower" not in self.arrays:
             return None
-        ends = {n: self.arrays[f"outputs/{n}"].ravel() for n in ("lower", "nominal", "upper")}
-        count, outputs = self.arrays["outputs/lower"].shape
-        order = np.argsort(ends["lower"] - ends["upper"], kind="stable")
-        return PredictionMap(
-            on=str(self.arrays["points/on"]),
-            total=int(self.arrays["points/total"]),
-            outputs=outputs,
-            index=np.repeat(self.arrays["points/index"], outputs)[order],
-            name=np.repeat(self._names, outputs)[order],
-            output=np.tile(np.arange(outputs), count)[order],
-            target=self.arrays["points/label"].ravel()[order],
-            lower=ends["lower"][order],
-            nominal=ends["nominal"][order],
-            upper=ends["upper"][order],
-            loss=np.repeat(self.arrays["points/upper"], outputs)[order],
-            reached=self._reached("outputs", order),
-        )
+        lower, upper = self.arrays["outputs/lower"], self.arrays["outputs/upper"]
+        order = np.argsort((lower - upper).ravel(), kind="stable")
+        point, output = order // lower.shape[1], order % lower.shape[1]
+        target = self.arrays["points/label"].ravel()[order]
+        loss = self.arrays["points/upper"][point]
+        columns = {"label": target, "outputs": lower.shape[1], "output": output, "loss": loss}
+        return self._table("outputs", order, point, **columns)
 
-    @property
-    def _names(self) -> Array:
-        """What each point is called: its row, and its id where it has one."""
+    def _table(self, of: str, order: Array, point: Array, **columns: Any) -> PointTable:
+        """Margins or predictions in an order; ``point`` says whose each of them is."""
         rows = self.arrays.get("points/row", self.arrays["points/index"])
         ids = self.arrays.get("points/id", np.full(len(rows), ""))
-        return np.array([f"{r} ({i})" if i else f"{r}" for r, i in zip(rows, ids, strict=True)])
-
-    def _reached(self, of: str, order: Array) -> tuple[Array, Array] | None:
-        if f"{of}/reached_lower" not in self.arrays:
-            return None
-        low, high = (self.arrays[f"{of}/reached_{end}"] for end in ("lower", "upper"))
-        return low.ravel()[order], high.ravel()[order]
+        names = [f"{r} ({i})" if i else f"{r}" for r, i in zip(rows, ids, strict=True)]
+        for name in ("lower", "nominal", "upper"):
+            columns[name] = self.arrays[f"{of}/{name}"].ravel()[order]
+        low, high = (self.arrays.get(f"{of}/reached_{end}") for end in ("lower", "upper"))
+        return PointTable(
+            on=str(self.arrays["points/on"]),
+            total=int(self.arrays["points/total"]),
+            index=self.arrays["points/index"][point],
+            name=np.array(names)[point],
+            reached=None
+            if low is None or high is None
+            else (low.ravel()[order], high.ravel()[order]),
+            **columns,
+        )
 
     @cached_property
     def classes(self) -> tuple[ClassRow, ...]:
@@ -286,31 +256,20 @@ class Content:
         rows = []
         for label in np.unique(points.label):
             own = points.label == label
-            rows.append(
-                ClassRow(
-                    name=str(label),
-                    count=int(own.sum()),
-                    lower=float((points.lower[own] > 0).mean()),
-                    nominal=float((points.nominal[own] > 0).mean()),
-                    upper=float((~(points.upper[own] < 0)).mean()),
-                )
-            )
+            right = points.lower > 0, points.nominal > 0, ~(points.upper < 0)
+            shares = (float(each[own].mean()) for each in right)
+            rows.append(ClassRow(str(label), int(own.sum()), *shares))
         return tuple(rows)
 
     @cached_property
     def map(self) -> Map | None:
         if "map/x" not in self.arrays:
             return None
-        first, second = self.arrays["map/names"].tolist()
-        return Map(
-            names=(first, second),
-            x=self.arrays["map/x"],
-            y=self.arrays["map/y"],
-            scores=self.arrays["map/scores"],
-            lead=self.arrays["map/lower"],
-            train=(self.arrays["train/x"], self.arrays["train/label"]),
-            test=(self.arrays["test/x"], self.arrays["test/label"]),
+        x, y, scores, lead = (self.arrays[f"map/{n}"] for n in ("x", "y", "scores", "lower"))
+        train, test = (
+            (self.arrays[f"{part}/x"], self.arrays[f"{part}/label"]) for part in ("train", "test")
         )
+        return Map(self.arrays["map/names"].tolist(), x, y, scores, lead, train, test)
 
     @cached_property
     def curves(self) -> tuple[PlottedCurve, ...]:
@@ -351,10 +310,6 @@ def _sweep(asked: str, path: Path, result: Mapping[str, Any]) -> Sequence[Mappin
             )
     rows = document["rows"]
     return [row for row in rows if {"question", "budget", "radius", "lower", "upper"} <= set(row)]
-
-
-def _ends(found: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if found is None else (float(found[0]), float(found[1]))
 
 
 def read(folder: Path) -> Content:

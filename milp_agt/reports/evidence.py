@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.errors import InvalidInputError, SoundnessError
-from milp_agt.io.files import replace
+from milp_agt.errors import SoundnessError
+from milp_agt.io.files import arrays_of, replace_arrays, writing
 
 if TYPE_CHECKING:
     from milp_agt.attacks import Attack
@@ -111,26 +111,17 @@ def save(folder: Path, arrays: Arrays) -> Path:
     Raises:
         InvalidInputError: the folder takes no files.
     """
-    path = folder / NAME
-    try:
-        replace(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
-    except OSError as error:
-        raise InvalidInputError(
-            f"Write the bounds of the test points to {folder}",
-            error.strerror or str(error),
-            "make room or give the folder back its rights, then go on with "
-            f"milp-agt certify --resume {folder}",
-        ) from error
-    return path
+    with writing(
+        f"Write the bounds of the test points to {folder}",
+        "make room or give the folder back its rights, then go on with "
+        f"milp-agt certify --resume {folder}",
+    ):
+        return replace_arrays(folder / NAME, arrays)
 
 
 def load(folder: Path) -> dict[str, Array]:
     """What :func:`save` wrote; nothing where there is no such file."""
-    path = folder / NAME
-    if not path.exists():
-        return {}
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    return arrays_of(folder / NAME) if (folder / NAME).exists() else {}
 
 
 def _outputs(result: Result, x: Array) -> Array:
@@ -163,9 +154,9 @@ def _reached(attack: Attack, x: Array, labels: Array | None) -> tuple[Array, Arr
     features = torch.from_numpy(np.asarray(x, dtype=np.float64))
     features = features.to(attack.runs.unrolled.poison.features.device)
     low, high = [], []
-    for part in torch.arange(len(attack.runs)).split(ATTACKS_AT_ONCE):
+    for models in attack.runs.parts(ATTACKS_AT_ONCE):
         with torch.no_grad():
-            values: Array = attack.runs.part(part).outputs(features).cpu().numpy()
+            values: Array = models.outputs(features).cpu().numpy()
         if labels is not None:
             values = _margins(_by_class(values), labels)
         low.append(values.min(0))

@@ -34,6 +34,10 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "figure.facecolor": "white",
 }
+CERTIFIED: Any = {"color": BLUE, "linewidth": 9, "alpha": 0.45, "solid_capstyle": "butt"}
+CERTIFIED["label"] = "certified interval"
+REACHED: Any = {"color": RED, "markersize": 9, "linewidth": 3, "label": "reached by attacks"}
+OPEN: Any = {"facecolor": "white", "hatch": "////", "edgecolor": "#999999"}
 
 
 @dataclass(frozen=True)
@@ -87,44 +91,30 @@ def _bounds(content: Content) -> tuple[Figure, str] | None:
     rows = np.atleast_1d(figure.subplots(len(shown), 1))
     for axes, each in zip(rows, shown, strict=True):
         _bound_line(axes, each)
-    handles, labels = rows[0].get_legend_handles_labels()
-    for axes in rows[1:]:
+    known: dict[str, Any] = {}
+    for axes in rows:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if label not in labels:
-                handles.append(handle)
-                labels.append(label)
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+            known.setdefault(label, handle)
+    figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=len(known))
     said = "; ".join(
         f"{p.name}: certified between {format_number(p.lower)} and {format_number(p.upper)}, "
         f"{format_number(p.nominal)} on the data as given"
-        + ("" if p.reached is None else f", attacks reach {_span(p.reached)}")
+        + (
+            ""
+            if p.reached is None
+            else f", attacks reach {' to '.join(map(format_number, p.reached))}"
+        )
         for p in shown
     )
     return figure, said
 
 
 def _bound_line(axes: Axes, each: Property) -> None:
-    axes.plot(
-        [each.lower, each.upper],
-        [0, 0],
-        color=BLUE,
-        linewidth=9,
-        alpha=0.45,
-        solid_capstyle="butt",
-        label="certified interval",
-    )
+    axes.plot([each.lower, each.upper], [0, 0], **CERTIFIED)
     for end in (each.lower, each.upper):
         axes.plot([end], [0], "|", color=BLUE, markersize=20, markeredgewidth=2.5)
     if each.reached is not None:
-        axes.plot(
-            each.reached,
-            [0, 0],
-            "X-",
-            color=RED,
-            markersize=9,
-            linewidth=3,
-            label="reached by attacks",
-        )
+        axes.plot(each.reached, [0, 0], "X-", **REACHED)
     axes.plot([each.nominal], [0], "o", color=BLACK, markersize=6, label="data as given")
     if each.threshold is not None:
         axes.axvline(each.threshold, color=BLACK, linestyle="--", linewidth=1.2, label="asked for")
@@ -139,10 +129,6 @@ def _bound_line(axes: Axes, each: Property) -> None:
         axes.margins(x=0.15)
 
 
-def _span(ends: tuple[float, float]) -> str:
-    return f"{format_number(ends[0])} to {format_number(ends[1])}"
-
-
 def _widths(content: Content) -> tuple[Figure, str] | None:
     """Mean width of the parameter box after each step, for every relaxation that was run."""
     if not content.steps:
@@ -154,22 +140,13 @@ def _widths(content: Content) -> tuple[Figure, str] | None:
     positive = False
     for number, (name, widths) in enumerate(content.chains.items()):
         color, marker, dash = LINES[number % len(LINES)]
-        thicker = (
-            len(content.chains) - 1 - number
-        )  # looser lines show beneath tighter ones that meet them
+        # Looser lines show beneath tighter ones that meet them.
+        thicker = len(content.chains) - 1 - number
         drawn = np.where(np.isfinite(widths) & (widths > 0), widths, np.nan)
         positive |= bool(np.isfinite(drawn).any())
-        axes.plot(
-            steps,
-            drawn,
-            color=color,
-            marker=marker,
-            markersize=5.0 + 1.5 * thicker,
-            linewidth=1.5 + 0.8 * thicker,
-            linestyle=dash,
-            markevery=stride,
-            label=name,
-        )
+        look: Any = {"color": color, "marker": marker, "linestyle": dash, "markevery": stride}
+        look |= {"markersize": 5.0 + 1.5 * thicker, "linewidth": 1.5 + 0.8 * thicker}
+        axes.plot(steps, drawn, label=name, **look)
         known = widths[np.isfinite(widths)]
         if len(known):
             said.append(f"{name} {format_number(float(known[-1]), 3)}")
@@ -236,33 +213,22 @@ def _map(content: Content) -> tuple[Figure, str] | None:
         if lead.max() > 0:
             tint = _tint(CLASSES[k % len(CLASSES)])
             rows, columns = np.nonzero(lead > 0)
-            axes.scatter(
-                found.x[columns], found.y[rows], marker="s", s=SQUARE, color=tint, linewidth=0
-            )
+            look: Any = {"marker": "s", "s": SQUARE, "color": tint, "linewidth": 0}
+            axes.scatter(found.x[columns], found.y[rows], **look)
             axes.fill_between([], [], [], facecolor=tint, label=f"surely class {k}")
     for k in range(classes):
         lead = found.scores[..., k] - np.delete(found.scores, k, -1).max(-1)
         if lead.min() < 0 < lead.max():
             axes.contour(found.x, found.y, lead, levels=[0.0], colors=BLACK, linewidths=1.4)
-    axes.fill_between(
-        [], [], [], facecolor="white", hatch="////", edgecolor="#999999", label="open"
-    )
-    for (points, own), filled, what in (
-        (found.train, True, "training"),
-        (found.test, False, "test"),
-    ):
+    axes.fill_between([], [], [], label="open", **OPEN)
+    for (points, own), filled in ((found.train, True), (found.test, False)):
         for label in np.unique(own):
-            color = CLASSES[int(label) % len(CLASSES)]
-            axes.scatter(
-                points[own == label, 0],
-                points[own == label, 1],
-                marker=MARKERS[int(label) % len(MARKERS)],
-                s=26 if filled else 40,
-                facecolor=color if filled else "white",
-                edgecolor=BLACK if filled else color,
-                linewidth=0.6 if filled else 1.6,
-                label=f"class {label}, {what}",
-            )
+            color, marker = (each[int(label) % len(each)] for each in (CLASSES, MARKERS))
+            look = {"s": 26, "facecolor": color, "edgecolor": BLACK, "linewidth": 0.6}
+            if not filled:
+                look = {"s": 40, "facecolor": "white", "edgecolor": color, "linewidth": 1.6}
+            look["label"] = f"class {label}, {'training' if filled else 'test'}"
+            axes.scatter(*points[own == label].T, marker=marker, **look)
     axes.set_xlabel(found.names[0])
     axes.set_ylabel(found.names[1])
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

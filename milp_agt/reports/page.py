@@ -15,11 +15,10 @@ import matplotlib.image
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import replace
+from milp_agt.io.files import replace_text, writing
 from milp_agt.io.tables import format_number
 from milp_agt.reports import audit, words
-from milp_agt.reports.content import Array, Content, PointTable, PredictionMap
+from milp_agt.reports.content import Array, Content
 from milp_agt.reports.figures import Picture, pictures
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -36,19 +35,16 @@ def write(content: Content) -> Path:
     drawn = pictures(content)
     page = render(content, drawn)
     target = content.folder / PAGE
-    try:
+    with writing(
+        f"Write the report to {content.folder}",
+        "make room or give the folder back its rights, then milp-agt report DIR",
+    ):
         (content.folder / FIGURES).mkdir(exist_ok=True)
         for picture in drawn.values():
             stem = content.folder / FIGURES / picture.name
-            _replace_bytes(stem.with_suffix(".svg"), picture.svg.encode())
-            _replace_bytes(stem.with_suffix(".png"), picture.png)
-        _replace_bytes(target, page.encode())
-    except OSError as error:
-        raise InvalidInputError(
-            f"Write the report to {content.folder}",
-            error.strerror or str(error),
-            "make room or give the folder back its rights, then milp-agt report DIR",
-        ) from error
+            replace_text(stem.with_suffix(".svg"), picture.svg)
+            replace_text(stem.with_suffix(".png"), picture.png)
+        replace_text(target, page)
     return target
 
 
@@ -116,26 +112,15 @@ def _plain(value: object) -> str:
 
 def _point_rows(content: Content) -> list[dict[str, Any]]:
     """Rows of the table of margins, or of predictions; as many as are shown."""
-    columns: dict[str, Sequence[Any]]
-    found: PointTable | PredictionMap
-    if content.points is not None:
-        found = content.points
-        columns = {
-            "label": found.label.tolist(),
-            "predicted": found.predicted.tolist(),
-            "status": found.status,
-        }
-    elif content.predictions is not None:
-        found = content.predictions
-        columns = {
-            "label": found.target.tolist(),
-            "output": found.output.tolist(),
-            "width": found.width.tolist(),
-            "loss": found.loss.tolist(),
-        }
-    else:
+    found = content.points or content.predictions
+    if found is None:
         return []
-    for name in ("index", "name", "lower", "nominal", "upper"):
+    columns: dict[str, Sequence[Any]] = {}
+    if found.predicted is not None:
+        columns |= {"predicted": found.predicted.tolist(), "status": found.status}
+    if found.output is not None and found.loss is not None:
+        columns |= {"output": found.output.tolist(), "loss": found.loss.tolist()}
+    for name in ("index", "name", "label", "width", "lower", "nominal", "upper"):
         columns[name] = getattr(found, name).tolist()
     low, high = ([None] * len(found.index),) * 2 if found.reached is None else found.reached
     columns |= {"reached_lower": list(low), "reached_upper": list(high)}
@@ -164,7 +149,3 @@ def _thumbnails(pixels: Array | None) -> list[str]:
         matplotlib.image.imsave(stream, scaled, cmap="gray", vmin=0.0, vmax=1.0, format="png")
         shown.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
     return shown
-
-
-def _replace_bytes(path: Path, content: bytes) -> None:
-    replace(path, lambda stream: stream.write(content))

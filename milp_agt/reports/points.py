@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +14,8 @@ from milp_agt.reports.colours import BLACK, BLUE, ORANGE, RED
 from milp_agt.reports.content import Array, Content
 
 SHOWN_OUTPUTS = 3  # of the predictions of a regression
+TARGET: Any = {"color": ORANGE, "markersize": 3.5, "fillstyle": "none", "label": "target"}
+PREDICTION: Any = {"color": BLACK, "linewidth": 1.2, "label": "prediction, data as given"}
 
 
 def margins(content: Content) -> tuple[Figure, str] | None:
@@ -32,14 +36,9 @@ def margins(content: Content) -> tuple[Figure, str] | None:
         color, marker = looks[name]
         ends = _drawn(points.lower[own]), _drawn(points.upper[own])
         above.vlines(rank[own], *ends, color=color, linewidth=width, alpha=0.45)
-        above.plot(
-            rank[own],
-            points.nominal[own],
-            marker,
-            color=color,
-            markersize=np.clip(width, 2.0, 5.0),
-            label=f"{name} ({int(own.sum())})",
-        )
+        look: Any = {"color": color, "markersize": np.clip(width, 2.0, 5.0)}
+        look["label"] = f"{name} ({int(own.sum())})"
+        above.plot(rank[own], points.nominal[own], marker, **look)
     above.axhline(0.0, color=BLACK, linewidth=1.0)
     above.set_ylabel("margin of the true class")
     above.legend(loc="best")
@@ -71,20 +70,10 @@ def predictions(content: Content) -> tuple[Figure, str] | None:
         name = f" of output {output}" if found.outputs > 1 else ""
         bounds = found.lower[own], found.upper[own]
         above, below = panels[2 * output : 2 * output + 2]
-        above.plot(
-            rank,
-            found.target[own],
-            "o",
-            color=ORANGE,
-            markersize=3.5,
-            fillstyle="none",
-            label="target",
-        )
+        above.plot(rank, found.label[own], "o", **TARGET)
         low, high = map(_drawn, bounds)
         above.vlines(rank, low, high, color=BLUE, linewidth=width, alpha=0.45)
-        above.plot(
-            rank, found.nominal[own], color=BLACK, linewidth=1.2, label="prediction, data as given"
-        )
+        above.plot(rank, found.nominal[own], **PREDICTION)
         above.set_ylabel(f"prediction{name}")
         reached = None if found.reached is None else (found.reached[0][own], found.reached[1][own])
         _moved(below, rank, found.nominal[own], bounds, reached, width)

@@ -19,11 +19,10 @@ import numpy as np
 
 from milp_agt.certificates.folder import clear
 from milp_agt.certification.fingerprint import versions
-from milp_agt.certification.worth import BoxWorth
 from milp_agt.checker.__main__ import FOLDER
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import replace
+from milp_agt.io.files import replace_arrays, replace_text, writing
 from milp_agt.io.tables import json_text, plain
 from milp_agt.runfile.run_file import RunConfig
 from milp_agt.runfile.verdicts import Verdict
@@ -87,10 +86,9 @@ class ResultFolder:
         arrays: dict[str, Any] = {}
         parameters: dict[str, Any] = {}
         for name in reachable.lower:
-            arrays[f"lower/{name}"] = reachable.lower[name]
-            arrays[f"nominal/{name}"] = reachable.nominal[name]
-            arrays[f"upper/{name}"] = reachable.upper[name]
-            width = np.asarray(reachable.upper[name]) - np.asarray(reachable.lower[name])
+            lower, upper = np.asarray(reachable.lower[name]), np.asarray(reachable.upper[name])
+            arrays |= {f"lower/{name}": lower, f"nominal/{name}": reachable.nominal[name]}
+            arrays[f"upper/{name}"], width = upper, upper - lower
             parameters[name] = {
                 "shape": list(width.shape),
                 "mean_width": float(width.mean()) if width.size else 0.0,
@@ -128,9 +126,9 @@ class ResultFolder:
                 "mean_size": reachable.mean_size,
                 "by_name": parameters,
             },
-            "worth": worth_summary(result),
+            "worth": _worth(result),
             "still_proved": smaller,
-            "attack": attack_summary(result),
+            "attack": _attack(result),
             "suspects": None if suspects is None else suspects.to_dict(),
             "steps": [asdict(step) for step in result.steps],
             "properties": properties,
@@ -138,18 +136,15 @@ class ResultFolder:
             - self._started
             + sum(step.seconds for step in result.steps[: self._steps_before]),
         }
-        try:
+        with writing(
+            f"Write the result of {len(result.steps)} steps to {self.folder}",
+            "make room or give the folder back its rights, then go on with "
+            f"milp-agt certify --resume {self.folder}",
+        ):
             clear(self.folder / FOLDER)
             self._save_witnesses(verdicts, properties)
-            replace(self.npz_path, lambda stream: np.savez_compressed(stream, **arrays))
+            replace_arrays(self.npz_path, arrays)
             write_json(self.json_path, document)
-        except OSError as error:
-            raise InvalidInputError(
-                f"Write the result of {len(result.steps)} steps to {self.folder}",
-                error.strerror or str(error),
-                "make room or give the folder back its rights, then go on with "
-                f"milp-agt certify --resume {self.folder}",
-            ) from error
         self._written = time.perf_counter()
         self._cost = self._written - begun
 
@@ -184,7 +179,7 @@ class ResultFolder:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A JSON file, replaced as a whole; numbers that JSON cannot hold are written as text."""
-    replace(path, lambda stream: stream.write(json_text(document).encode()))
+    replace_text(path, json_text(document))
 
 
 def run_header(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
@@ -227,33 +222,21 @@ def _rows(dataset: Dataset) -> dict[str, Any]:
     return found
 
 
-def worth_summary(result: Result) -> dict[str, Any]:
+def _worth(result: Result) -> dict[str, Any]:
     """What the boxes are worth: a word for programs, the steps, and the same in words."""
-    found = BoxWorth.of(result.steps, result.reachable.mean_size, result.helps)
-    return {
-        "boxes": found.worth.value,
-        "useful_until": found.useful_until,
-        "bounded_until": found.bounded_until,
-        "helps": list(found.helps),
-        "words": found.words,
-    }
+    found = result.worth
+    told = {name: getattr(found, name) for name in ("useful_until", "bounded_until", "words")}
+    return {"boxes": found.worth.value, "helps": list(found.helps), **told}
 
 
-def attack_summary(result: Result) -> dict[str, Any] | None:
+def _attack(result: Result) -> dict[str, Any] | None:
     """Both sides of the parameters' widths; None where nothing was attacked."""
     attack, sandwich = result.attack, result.sandwich
     if attack is None or sandwich is None:
         return None
-    return {
-        "mean_width": sandwich.reached,
-        "max_width": attack.max_width,
-        "ratio": sandwich.ratio,
-        "trained": attack.trained,
-        "proposed": attack.proposed,
-        "exhaustive": attack.exhaustive,
-        "seed": attack.seed,
-        "seconds": attack.seconds,
-    }
+    names = ("max_width", "trained", "proposed", "exhaustive", "seed", "seconds")
+    told = {name: getattr(attack, name) for name in names}
+    return {"mean_width": sandwich.reached, "ratio": sandwich.ratio, **told}
 
 
 def check_same_run(path: Path, header: Mapping[str, Any], *, force: bool) -> bool:
@@ -296,21 +279,14 @@ def make_folder(folder: Path) -> Path:
     Raises:
         InvalidInputError: it cannot be made or written to.
     """
-    try:
+    asked = f"Write the result to the folder {folder}"
+    if any(place.is_file() for place in (folder, *folder.parents)):
+        raise InvalidInputError(asked, "a file there", "give another name")
+    with writing(asked, "give a folder that can be written to"):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".partial"
         probe.touch()
         probe.unlink()
-    except (FileExistsError, NotADirectoryError):
-        raise InvalidInputError(
-            f"Write the result to the folder {folder}", "a file there", "give another name"
-        ) from None
-    except OSError as error:
-        raise InvalidInputError(
-            f"Write the result to {folder}",
-            error.strerror or str(error),
-            "give a folder that can be written to",
-        ) from error
     return folder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,7 +12,66 @@ from milp_agt.core.option_table import WRONG, Table
 from milp_agt.errors import Problem
 
 Fields = Mapping[str, tuple[str, ...]]  # the known keys of every table
+Path = tuple[str | int, ...]
 Tables = Mapping[str, type[BaseModel]]  # every table by its name, kinds apart: "threat.labels"
+
+
+class _Wrong(NamedTuple):
+    """One of pydantic's errors.
+
+    ``path`` is its place in the file: location without the names of union members, which are not there.
+    ``forms`` are these names, each with its place: the forms of a key that were tried on the way.
+    """
+
+    kind: str
+    path: Path
+    forms: Sequence[tuple[Path, str]]
+    value: Any
+    said: str
+    context: Mapping[str, Any]
+
+    @property
+    def is_unknown_key(self) -> bool:
+        return self.kind in ("extra_forbidden", "unexpected_keyword_argument")
+
+    @property
+    def is_no_table(self) -> bool:
+        return self.kind in ("model_type", "dict_type", "model_attributes_type")
+
+    @property
+    def is_other_form(self) -> bool:
+        """Whether a key may be a list or a table, and the other was tried: what is inside it is wrong."""
+        if self.kind == "list_type":
+            return isinstance(self.value, dict)
+        no_table = self.is_no_table or self.kind == "union_tag_not_found"
+        return no_table and isinstance(self.value, list)
+
+    @property
+    def wanted(self) -> str:
+        if self.is_no_table:
+            return "a table"
+        if self.kind == "tuple_type":
+            return "a list of tables, each opened by [[property]]"
+        return self.said.removeprefix("Input should be ").removeprefix("should be ")
+
+    @staticmethod
+    def of(item: Any, raw: Any) -> _Wrong:
+        path: Path = ()
+        forms: list[tuple[Path, str]] = []
+        current, location = raw, item["loc"]
+        for part in location:
+            if isinstance(current, dict):
+                inside = part in current
+            else:
+                inside = isinstance(current, list) and isinstance(part, int) and part < len(current)
+            if inside:
+                current, path = current[part], (*path, part)
+            else:
+                forms.append((path, str(part)))
+        if item["type"] == "missing" and forms:  # the end of its path is the key
+            forms.pop()
+            path = (*path, location[-1])
+        return _Wrong(item["type"], path, forms, item["input"], item["msg"], item.get("ctx", {}))
 
 
 def explain(error: ValidationError, raw: Mapping[str, Any], tables: Tables) -> list[Problem]:
@@ -23,32 +82,30 @@ def explain(error: ValidationError, raw: Mapping[str, Any], tables: Tables) -> l
     found as well.
     """
     fields = {name: tuple(table.model_fields) for name, table in tables.items()}
+    wrong = [_Wrong.of(item, raw) for item in error.errors(include_url=False)]
     unknown = list(_unknown_keys(raw, fields))
     misspelt = {remedy.replace("use ", "add ", 1) for _, remedy in unknown}
-    others = [problem for problem in _others(error, raw) if problem[1] not in misspelt]
-    more = _contradictions(error, raw, tables)
-    return list(dict.fromkeys([*unknown, *others, *more])) or list(_plainly(error, raw))
+    others = [problem for problem in _others(wrong) if problem[1] not in misspelt]
+    more = _contradictions(wrong, raw, tables)
+    return list(dict.fromkeys([*unknown, *others, *more])) or list(_plainly(wrong))
 
 
 def _contradictions(
-    error: ValidationError, raw: Mapping[str, Any], tables: Tables
+    wrong: Sequence[_Wrong], raw: Mapping[str, Any], tables: Tables
 ) -> Iterator[Problem]:
     """What the tables find themselves: pydantic asks them only where every value is right."""
-    wrong = {
-        _real_path(item["loc"], item["type"], raw)
-        for item in error.errors(include_url=False)
-        if item["type"] != "milp_agt"
-    }
+    broken = [each.path for each in wrong if each.kind != "milp_agt"]
     for path, name, item in _items(raw, tables):
         table = tables[name]
         if not issubclass(table, Table):
             continue
+        known = tuple(table.model_fields)
         given: dict[str, Any] = {}
         for key, value in item.items():
-            near = key if key in table.model_fields else _nearest(key, tuple(table.model_fields))
-            broken = any(each[: len(path) + 1] == (*path, key) for each in wrong)
+            near = key if key in known else _nearest(key, known)
             if near is not None:
-                given[near] = WRONG if broken else value
+                here = (*path, key)
+                given[near] = WRONG if any(b[: len(here)] == here for b in broken) else value
         where, _ = _place((*path, "kind"))
         if len(path) > 1 and isinstance(path[-1], str):
             where = f"[{'.'.join(str(part) for part in path)}]"
@@ -56,16 +113,14 @@ def _contradictions(
             yield f"{where} {found}", remedy
 
 
-def _items(
-    raw: Mapping[str, Any], tables: Tables
-) -> Iterator[tuple[tuple[str | int, ...], str, Mapping[str, Any]]]:
+def _items(raw: Mapping[str, Any], tables: Tables) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
     """Every table of a file with its place and its name among ``tables``."""
     for key, value in raw.items():
         entries = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
         for number, item in entries:
             if not isinstance(item, dict):
                 continue
-            path: tuple[str | int, ...] = (key,) if number is None else (key, number)
+            path: Path = (key,) if number is None else (key, number)
             name = key if key in tables else f"{key}.{item.get('kind')}"
             if name not in tables:
                 continue
@@ -126,137 +181,70 @@ def _unknown_in(
         yield f"{where} unknown key '{key}'", remedy
 
 
-def _others(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]:
-    grouped: dict[tuple[str | int, ...], list[dict[str, Any]]] = {}
-    for item in _of_nearest_form(error.errors(include_url=False), raw):
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            continue
-        if _is_other_form(item["type"], item["input"]):
-            continue
-        grouped.setdefault(_real_path(item["loc"], item["type"], raw), []).append(dict(item))
+def _others(wrong: Sequence[_Wrong]) -> Iterator[Problem]:
+    grouped: dict[Path, list[_Wrong]] = {}
+    for each in _of_nearest_form(wrong):
+        if not each.is_unknown_key and not each.is_other_form:
+            grouped.setdefault(each.path, []).append(each)
     for path, items in grouped.items():
         where, key = _place(path)
         first = items[0]
-        if first["type"] == "milp_agt":
-            for found, remedy in first["ctx"]["problems"]:
+        if first.kind == "milp_agt":
+            for found, remedy in first.context["problems"]:
                 yield f"{where} {found}", remedy
-        elif first["type"] in ("missing", "union_tag_not_found"):
+        elif first.kind in ("missing", "union_tag_not_found"):
             name = key
-            if first["type"] == "union_tag_not_found":
+            if first.kind == "union_tag_not_found":
                 name = "kind" if key is None else f"{key}.kind"
             if name is None:
                 yield f"no table {where}", f"add the table {where}"
             else:
                 yield f"{where} without the key '{name}'", f"add '{name.split('.')[-1]}'"
-        elif first["type"] == "union_tag_invalid":
-            yield (
-                f"{where} kind = {first['ctx']['tag']!r}",
-                f"give one of {first['ctx']['expected_tags']}",
-            )
+        elif first.kind == "union_tag_invalid":
+            known = first.context["expected_tags"]
+            yield f"{where} kind = {first.context['tag']!r}", f"give one of {known}"
         else:
-            value = first["input"]
-            found = f"{where} {key} = {value!r}" if key is not None else f"{where} = {value!r}"
-            wanted = dict.fromkeys(_wanted(item) for item in items)
-            subject = key if key is not None else where
-            yield found, f"{subject} should be {' or '.join(wanted)}"
+            found = (
+                f"{where} = {first.value!r}" if key is None else f"{where} {key} = {first.value!r}"
+            )
+            wanted = dict.fromkeys(item.wanted for item in items)
+            yield found, f"{where if key is None else key} should be {' or '.join(wanted)}"
 
 
-def _of_nearest_form(items: Sequence[Any], raw: Mapping[str, Any]) -> Iterator[Any]:
+def _of_nearest_form(wrong: Sequence[_Wrong]) -> Iterator[_Wrong]:
     """The errors without those of forms that a value does not have.
 
     Where a key may have several forms (a number, a list, a list of lists), pydantic reports what is
     wrong with each. Meant is the form that the value fits farthest: errors inside it, fewest, deepest.
     """
-    forms: dict[tuple[str | int, ...], dict[str, list[int]]] = {}
-    labelled = [
-        _forms(item["loc"][:-1] if item["type"] == "missing" else item["loc"], raw)
-        for item in items  # the end of the path of a missing key is that key
-    ]
-    depths = [len(_real_path(item["loc"], item["type"], raw)) for item in items]
-    for number, labels in enumerate(labelled):
-        for place, label in labels:
+    forms: dict[Path, dict[str, list[int]]] = {}
+    for number, each in enumerate(wrong):
+        for place, label in each.forms:
             forms.setdefault(place, {}).setdefault(label, []).append(number)
     dropped: set[int] = set()
     for place, branches in forms.items():
-        if len(branches) < 2:
-            continue
-
-        def fit(numbers: list[int], at: int = len(place)) -> tuple[bool, int, int]:
-            deepest = max(depths[n] for n in numbers)
-            return deepest <= at, len(numbers), -deepest
-
-        best = min(fit(numbers) for numbers in branches.values())
-        if best[0]:
-            continue  # none is fitted: every form is worth naming
-        for numbers in branches.values():
-            if fit(numbers) != best:
-                dropped.update(numbers)
-    yield from (item for number, item in enumerate(items) if number not in dropped)
+        fits = {}
+        for label, numbers in branches.items():
+            deepest = max(len(wrong[n].path) for n in numbers)
+            fits[label] = deepest <= len(place), len(numbers), -deepest
+        best = min(fits.values())
+        if not best[0]:  # where none is fitted every form is worth naming
+            dropped.update(n for label, fit in fits.items() if fit != best for n in branches[label])
+    yield from (each for number, each in enumerate(wrong) if number not in dropped)
 
 
-def _forms(location: tuple[str | int, ...], raw: Any) -> list[tuple[tuple[str | int, ...], str]]:
-    """The names of the forms that pydantic tried on the way, with their places in the file."""
-    found: list[tuple[tuple[str | int, ...], str]] = []
-    path: tuple[str | int, ...] = ()
-    current: Any = raw
-    for part in location:
-        if _is_in(part, current):
-            current, path = current[part], (*path, part)
-        else:
-            found.append((path, str(part)))
-    return found
-
-
-def _is_in(part: str | int, current: object) -> bool:
-    """Whether this is a key of a table, or a place of a list."""
-    if isinstance(current, dict):
-        return part in current
-    return isinstance(current, list) and isinstance(part, int) and part < len(current)
-
-
-# What pydantic says of a value that is no table, where one may stand.
-_NO_TABLE = ("model_type", "dict_type", "model_attributes_type", "union_tag_not_found")
-
-
-def _is_other_form(kind: str, value: object) -> bool:
-    """Whether pydantic also tried the other form of a key that may be a list or a table.
-
-    What is inside the list, or the table, is what is wrong.
-    """
-    if kind == "list_type" and isinstance(value, dict):
-        return True
-    return kind in _NO_TABLE and isinstance(value, list)
-
-
-def _plainly(error: ValidationError, raw: Mapping[str, Any]) -> Iterator[Problem]:
+def _plainly(wrong: Sequence[_Wrong]) -> Iterator[Problem]:
     """What pydantic says, where nothing better is known: a table in place of a list, say."""
-    for item in error.errors(include_url=False):
-        where, key = _place(_real_path(item["loc"], item["type"], raw))
+    for each in wrong:
+        where, key = _place(each.path)
         name = where if key is None else key
         found = f"{where} = " if key is None else f"{where} {key} = "
-        unknown = item["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-        yield (
-            f"{found}{item['input']!r:.60}",
-            f"drop '{name}', which is not known"
-            if unknown
-            else f"{name} should be {_wanted(dict(item))}",
-        )
+        drop = f"drop '{name}', which is not known"
+        remedy = drop if each.is_unknown_key else f"{name} should be {each.wanted}"
+        yield f"{found}{each.value!r:.60}", remedy
 
 
-def _real_path(location: tuple[str | int, ...], kind: str, raw: Any) -> tuple[str | int, ...]:
-    """The location without the names of union members, which are not in the file."""
-    path: list[str | int] = []
-    current: Any = raw
-    for position, part in enumerate(location):
-        if _is_in(part, current):
-            current = current[part]
-            path.append(part)
-        elif position == len(location) - 1 and kind == "missing":
-            path.append(part)
-    return tuple(path)
-
-
-def _place(path: tuple[str | int, ...]) -> tuple[str, str | None]:
+def _place(path: Path) -> tuple[str, str | None]:
     """The table in brackets, and the key inside it, for instance ``layers[1]``."""
     table, rest = str(path[0]), list(path[1:])
     where = f"[{table}]"
@@ -270,18 +258,6 @@ def _place(path: tuple[str | int, ...]) -> tuple[str, str | None]:
     for part in rest[1:]:
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
     return where, key
-
-
-def _wanted(item: Mapping[str, Any]) -> str:
-    kind = item["type"]
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return "a table"
-    if kind == "tuple_type":
-        return "a list of tables, each opened by [[property]]"
-    text = str(item["msg"])
-    for prefix in ("Input should be ", "should be "):
-        text = text.removeprefix(prefix)
-    return text
 
 
 def _nearest(key: str, known: tuple[str, ...]) -> str | None:

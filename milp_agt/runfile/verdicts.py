@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
-from milp_agt.data.origin import Part
 from milp_agt.properties.answer import Answer
 from milp_agt.properties.backdoor import BackdoorTable
 from milp_agt.properties.property_table import (
@@ -132,7 +131,11 @@ def judge(result: Result, dataset: Dataset, asked: PropertyTable) -> tuple[Verdi
         return (_verdict(asked, answer, both=both),)
     assert isinstance(answer, Answer)
     positions = at.positions[answer.points.index].tolist()
-    points = _with_rows(answer.points.columns(), positions, dataset, asked.on)
+    points = {"row": dataset.rows.of(asked.on)[positions].tolist()}
+    if dataset.ids is not None:
+        points["id"] = dataset.ids.of(asked.on)[positions].tolist()
+    columns = answer.points.columns()
+    points |= {"position": positions} | {n: columns[n] for n in columns if n != "index"}
     what = "class" if asked.groups == "class" else "group"
     return (
         _verdict(asked, answer, points=points, both=both),
@@ -154,19 +157,6 @@ def _bounds(
     return asked.bounds(result.models), None
 
 
-def _with_rows(
-    columns: Mapping[str, list[Any]], positions: list[int], dataset: Dataset, on: Part
-) -> dict[str, list[Any]]:
-    """The table of points by their rows in the file, with ids where there are any."""
-    ids = None if dataset.ids is None else dataset.ids.of(on)[positions].tolist()
-    return {
-        "row": dataset.rows.of(on)[positions].tolist(),
-        **({} if ids is None else {"id": ids}),
-        "position": positions,
-        **{name: values for name, values in columns.items() if name != "index"},
-    }
-
-
 def _verdict(
     asked: PropertyTable,
     bounds: Bounds,
@@ -176,27 +166,21 @@ def _verdict(
     both: Sandwich | None = None,
 ) -> Verdict:
     # What an answer carries is the end that harms: of a threshold on the other side it says nothing.
-    low = asked.at_least is not None
-    harms = low == asked.high_is_good
-    worst = bounds.reached if harms else None
+    worst = bounds.reached if (asked.at_least is not None) == asked.high_is_good else None
     answer = bounds if isinstance(bounds, Answer) else None
     return Verdict(
-        asked.kind,
-        asked.on,
-        bounds.lower,
-        bounds.nominal,
-        bounds.upper,
-        asked.at_least,
-        asked.at_most,
-        decide(bounds.lower, bounds.upper, asked.at_least, asked.at_most, worst),
-        asked.detail,
-        group,
-        points,
-        None if both is None else both.reached,
-        None if both is None else both.ratio,
-        bounds.reached,
-        () if answer is None else answer.witnesses,
-        None if answer is None else answer.shown,
+        **{name: getattr(asked, name) for name in ("kind", "on", "at_least", "at_most", "detail")},
+        lower=bounds.lower,
+        nominal=bounds.nominal,
+        upper=bounds.upper,
+        status=decide(bounds.lower, bounds.upper, asked.at_least, asked.at_most, worst),
+        group=group,
+        points=points,
+        reached=None if both is None else both.reached,
+        ratio=None if both is None else both.ratio,
+        worst=bounds.reached,
+        witnesses=() if answer is None else answer.witnesses,
+        shown=None if answer is None else answer.shown,
     )
 
 

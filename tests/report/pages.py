@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from run_texts import run_text
+from run_texts import document, run_text
 
 import milp_agt as agt
 from milp_agt.cli import main
@@ -34,13 +34,14 @@ def certify(folder: Path, x: Any, y: Any, text: str, *options: str) -> Path:
     return out
 
 
+def small(folder: Path, text: str, *options: str, count: int = 8) -> Path:
+    """The run of a text on a few samples of two features."""
+    y = np.arange(count) % 2
+    return certify(folder, np.eye(count)[:, :2] + y[:, None], y, text, *options)
+
+
 def page(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
-
-
-def document(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return loaded
 
 
 def visible(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import LOSS, certify, copied, document, page, run, trained, visible
+from pages import LOSS, certify, copied, document, page, run, small, trained, visible
 from refusals import refused
 
 import milp_agt as agt
@@ -42,15 +42,6 @@ def test_the_numbers_of_the_result_are_on_the_page(
 
 
 @pytest.mark.parametrize("name", ["classes", "pixels", "regression"])
-def test_the_page_needs_nothing_else(name: str, request: pytest.FixtureRequest) -> None:
-    text = page(request.getfixturevalue(name))
-    loaded = re.findall(r'<(?:img|script|link|iframe)\b[^>]*?(?:src|href)="([^"]*)"', text)
-    assert all(address.startswith("data:") for address in loaded)
-    assert "@import" not in text
-    assert "url(http" not in text
-
-
-@pytest.mark.parametrize("name", ["classes", "pixels", "regression"])
 def test_every_picture_has_a_text_and_a_file(name: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(name)
     text = page(folder)
@@ -67,6 +58,11 @@ def test_every_picture_has_a_text_and_a_file(name: str, request: pytest.FixtureR
         assert "</svg>" in (folder / "figures" / f"{figure}.svg").read_text()
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
+    # The page needs nothing else.
+    loaded = re.findall(r'<(?:img|script|link|iframe)\b[^>]*?(?:src|href)="([^"]*)"', text)
+    assert all(address.startswith("data:") for address in loaded)
+    assert "@import" not in text
+    assert "url(http" not in text
 
 
 def test_what_an_auditor_asks_stands_on_the_page(classes: Path) -> None:
@@ -145,10 +141,10 @@ def test_predictions_of_a_regression(regression: Path) -> None:
     assert content.points is None
     assert content.classes == ()
     (loss,) = content.properties
-    assert ((found.nominal - found.target) ** 2).mean() == pytest.approx(loss.nominal, rel=1e-12)
+    assert ((found.nominal - found.label) ** 2).mean() == pytest.approx(loss.nominal, rel=1e-12)
     assert ((found.lower <= found.nominal) & (found.nominal <= found.upper)).all()
     assert (np.diff(found.width) <= 0).all()
-    farthest = np.maximum(found.upper - found.target, found.target - found.lower)
+    farthest = np.maximum(found.upper - found.label, found.label - found.lower)
     np.testing.assert_allclose(found.loss, farthest**2, rtol=1e-9)
     shown = visible(page(regression))
     for number in (*found.lower, *found.nominal, *found.upper, *found.loss, *found.width):
@@ -174,9 +170,7 @@ def test_predictions_with_two_outputs_and_attacks(tmp_path: Path) -> None:
 
 
 def test_attacks_stand_beside_every_point(tmp_path: Path) -> None:
-    y = np.arange(12) % 2
-    text = run([2, 2]) + QUICK
-    folder = certify(tmp_path, np.eye(12)[:, :2] + y[:, None], y, text, "--attack")
+    folder = small(tmp_path, run([2, 2]) + QUICK, "--attack", count=12)
     points = read(folder).points
     assert points is not None
     assert points.reached is not None
@@ -226,9 +220,7 @@ def test_attacks_stand_beside_the_certificate(classes: Path, tmp_path: Path) -> 
 def test_suspects_are_asked_for_printed_kept_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    y = np.arange(8) % 2
-    text = run([2, 2, 2])
-    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, "--suspects")
+    folder = small(tmp_path, run([2, 2, 2]), "--suspects")
     found = document(folder)["suspects"]
     shown, printed = visible(page(folder)), capsys.readouterr().out
     first = found["samples"][0]
@@ -244,10 +236,8 @@ def test_suspects_are_asked_for_printed_kept_and_shown(
 def test_suspects_of_bounds_without_forms_are_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    y = np.arange(8) % 2
-    text = run([2, 2])
     options = ("--suspects", "--relaxation", "interval", "--no-report")
-    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, *options)
+    folder = small(tmp_path, run([2, 2]), *options)
     assert document(folder)["suspects"] is None
     assert "keeps no linear forms" in capsys.readouterr().err
 

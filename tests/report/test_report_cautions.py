@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from pages import LOSS, certify, copied, document, page, run, visible
+from pages import LOSS, copied, document, page, run, small, visible
 from refusals import refused
 
 from milp_agt import reports
@@ -15,36 +16,50 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.reports import evidence
 
 
+def property_of(number: int, **values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda found: found["properties"][number].update(values)
+
+
+def endless(found: dict[str, Any]) -> None:
+    found["properties"][-1] |= {"upper": "inf", "status": "OPEN", "at_most": 1.0}
+    inf = {"mean_width": "inf", "max_width": "inf", "chains": {"linear": "inf"}}
+    found["steps"][-1] |= inf
+
+
+CAUTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
+    "unfinished": (
+        lambda found: found.update(complete=False, steps=found["steps"][:1], properties=[]),
+        ("Unfinished: bounds after 1 of 3 training steps",),
+    ),
+    "numbers that are none": (endless, ("at most inf", "Not proved does not mean broken")),
+    "misses the mark unpoisoned": (
+        property_of(0, lower=0.2, nominal=0.4, upper=0.6, status="OPEN"),
+        ("Even without an adversary the model misses",),
+    ),
+    "bounds that exclude nothing": (
+        property_of(0, lower=0.0, nominal=0.9, upper=1.0, status="OPEN"),
+        ("exclude nothing any more",),
+    ),
+    "text of a result is text": (
+        lambda found: found["data"].update(description="<script>alert(1)</script> & more"),
+        ("<script>alert(1)</script> & more",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CAUTIONS)
 @pytest.mark.usefixtures("undrawn")
-def test_an_unfinished_run_says_so(classes: Path, tmp_path: Path) -> None:
-    steps = document(classes)["steps"][:1]
-    folder = copied(classes, tmp_path / "out", complete=False, steps=steps, properties=[])
-    (folder / "evidence.npz").unlink()
+def test_what_a_reader_could_overlook_is_said(name: str, classes: Path, tmp_path: Path) -> None:
+    change, said = CAUTIONS[name]
+    found = document(classes)
+    change(found)
+    folder = copied(classes, tmp_path / "out", **found)
+    if name == "unfinished":
+        (folder / "evidence.npz").unlink()
     assert main(["report", str(folder)]) == 0
-    assert "Unfinished: bounds after 1 of 3 training steps" in visible(page(folder))
-    assert "figure-points" not in page(folder)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_numbers_that_are_none(classes: Path, tmp_path: Path) -> None:
-    properties = document(classes)["properties"]
-    properties[-1] |= {"upper": "inf", "status": "OPEN", "at_most": 1.0}
-    steps = document(classes)["steps"]
-    steps[-1] |= {"mean_width": "inf", "max_width": "inf", "chains": {"linear": "inf"}}
-    folder = copied(classes, tmp_path / "out", properties=properties, steps=steps)
-    assert main(["report", str(folder)]) == 0
-    shown = visible(page(folder))
-    assert "at most inf" in shown
-    assert "Not proved does not mean broken" in shown
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_model_that_misses_the_mark_unpoisoned(classes: Path, tmp_path: Path) -> None:
-    properties = document(classes)["properties"]
-    properties[0] |= {"lower": 0.2, "nominal": 0.4, "upper": 0.6, "status": "OPEN"}
-    folder = copied(classes, tmp_path / "out", properties=properties)
-    assert main(["report", str(folder)]) == 0
-    assert "Even without an adversary the model misses" in visible(page(folder))
+    assert all(words in visible(page(folder)) for words in said)
+    assert "<script>alert" not in page(folder)
+    assert ("figure-points" in page(folder)) == (name != "unfinished")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -61,24 +76,6 @@ def test_notes_and_fallbacks_are_told_apart(classes: Path, tmp_path: Path) -> No
     assert main(["report", str(folder)]) == 0
     assert "step 2: time limit" in visible(page(folder))
     assert "left it open" not in visible(page(folder))
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_bounds_that_exclude_nothing_say_so(classes: Path, tmp_path: Path) -> None:
-    properties = document(classes)["properties"]
-    properties[0] |= {"lower": 0.0, "nominal": 0.9, "upper": 1.0, "status": "OPEN"}
-    folder = copied(classes, tmp_path / "out", properties=properties)
-    assert main(["report", str(folder)]) == 0
-    assert "exclude nothing any more" in visible(page(folder))
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_text_of_a_result_is_text(classes: Path, tmp_path: Path) -> None:
-    data = document(classes)["data"] | {"description": "<script>alert(1)</script> & more"}
-    folder = copied(classes, tmp_path / "out", data=data)
-    assert main(["report", str(folder)]) == 0
-    assert "<script>alert" not in page(folder)
-    assert "<script>alert(1)</script> & more" in visible(page(folder))
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"steps": ['])
@@ -105,9 +102,7 @@ def test_without_the_extra_the_result_is_written_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(reports, "find_spec", lambda name: None)
-    y = np.arange(8) % 2
-    text = run([2, 2]) + LOSS
-    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text)
+    folder = small(tmp_path, run([2, 2]) + LOSS)
     err = capsys.readouterr().err
     assert "no module jinja2 or matplotlib" in err
     assert "pip install 'milp_agt[report]'" in err
@@ -142,16 +137,12 @@ def test_a_report_that_fails_leaves_the_result_complete(
         raise error
 
     monkeypatch.setattr(evidence, "collect", collect)
-    y = np.arange(8) % 2
-    text = run([2, 2]) + LOSS
-    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text)
+    folder = small(tmp_path, run([2, 2]) + LOSS)
     assert note in capsys.readouterr().err
     assert document(folder)["complete"] is True
     assert len(document(folder)["properties"]) == 1
 
 
 def test_no_report_is_no_report(tmp_path: Path) -> None:
-    y = np.arange(8) % 2
-    text = run([2, 2])
-    folder = certify(tmp_path, np.eye(8)[:, :2] + y[:, None], y, text, "--no-report")
+    folder = small(tmp_path, run([2, 2]), "--no-report")
     assert {p.name for p in folder.iterdir()} == {"result.json", "reachable.npz", "certificate"}

@@ -49,6 +49,14 @@ class Cell:
     def centre(self) -> Tensor:
         return 0.5 * self.lower + 0.5 * self.upper
 
+    @property
+    def size(self) -> float:
+        """Length, area of the polygon, or volume of the box."""
+        if self.vertices is None or len(self.lower) < 2:
+            return float((self.upper - self.lower).prod())
+        x, y = self.vertices.T
+        return 0.5 * float((x * y.roll(-1) - x.roll(-1) * y).sum().abs())
+
     def cut(self, normal: Tensor, offset: float) -> Cell | None:
         """The part with ``normal . e <= offset``, or a little more; None where it is surely empty."""
         largest = torch.maximum(self.lower.abs(), self.upper.abs())

@@ -107,15 +107,15 @@ class Form:
         parts = (self.on_state, self.on_moves, self.on_cut)
         return all(part is None for part in parts) and not bool(self.away.any())
 
-    def element(self, row: int, sample: int, element: int) -> Form:
-        """One number of one cell, as a form of shape (1, 1)."""
+    def elements(self, row: int, sample: Tensor, element: Tensor) -> Form:
+        """Some numbers of one cell, (m,), as a form of shape (1, m)."""
 
         def one(part: Tensor) -> Tensor:
-            return part.flatten(2)[row, sample, element].reshape(1, 1)
+            return part.flatten(2)[row, sample, element][None]
 
         def coefficient(part: Tensor) -> Tensor:
             full = part.expand(-1, *self.centre.shape).flatten(3)
-            return full[:, row, sample, element].reshape(-1, 1, 1)
+            return full[:, row, sample, element][:, None]
 
         return Form(
             one(self.centre),
@@ -214,6 +214,23 @@ class States:
             self.on_moves[rows],
             self.noise[rows],
         )
+
+    def reduced(self, most: int, kept: int) -> States:
+        """The same sets, or larger ones, with fewer than ``most`` columns of noise.
+
+        Beside the ``kept`` columns that would lose most, all are one box: ``|L xi| <= sum |L|`` in each
+        coordinate. A column along one coordinate loses nothing (Girard, HSCC 2005).
+        """
+        size, width = self.noise.shape[1:]
+        if width <= most or width <= size + kept:
+            return self
+        magnitude = self.noise.abs()
+        loss = magnitude.sum(1) - magnitude.amax(1)
+        order = loss.topk(kept, 1).indices[:, None]
+        lead = self.noise.gather(2, order.expand(-1, size, -1))
+        rest = magnitude.scatter(2, order.expand(-1, size, -1), 0.0).sum(2)
+        radius = rest * (1.0 + gamma(self.operations)) + TINY
+        return replace(self, noise=torch.cat([lead, torch.diag_embed(radius)], 2))
 
     @property
     def operations(self) -> float:

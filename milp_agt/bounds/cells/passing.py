@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +25,11 @@ from milp_agt.training.training import UpdateRule
 
 # Cells whose coordinates reach beyond this are given up: a smaller cell is worth more.
 WILD = 1e4
+# Noise of more steps than this is reduced to as many columns as this many steps have, and a box.
+STEPS_OF_NOISE, STEPS_KEPT = 12, 4
+# A pass is given up once more phases are in doubt than this share, which shrinks by e for so many steps to
+# come: doubt grows from step to step, and what its noise spoils stays spoilt.
+CROWD, GROWTH = 0.5, 10.0
 # Numbers of all coefficients of the forms of test points that are made at once.
 NUMBERS = 2**22
 
@@ -139,14 +145,12 @@ class Ambiguous:
         rows: of the batch.
         states: before that step.
         fresh: the new noise of that step, (b, P).
-        count: how many phases are not known, (b,).
     """
 
     step: int
     rows: Tensor
     states: States
     fresh: Tensor
-    count: Tensor
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,8 @@ class Passed:
         wild: cells that were given up, (B,) bool.
         ambiguous: the cells by the first step with a phase that is not known.
         doubtful: how many phases of all steps are not known, (B,).
+        since: how the last state depends on that after the first step with a phase that is not known, for
+            the cells that got to the end, (b, P, P).
     """
 
     rows: Tensor
@@ -168,6 +174,7 @@ class Passed:
     wild: Tensor
     ambiguous: tuple[Ambiguous, ...]
     doubtful: Tensor
+    since: Tensor
 
 
 def passed(run: Run, origins: Sequence[Origins]) -> Passed:
@@ -181,6 +188,8 @@ def passed(run: Run, origins: Sequence[Origins]) -> Passed:
     forced, known = Phases.none(device), 0
     rows = torch.zeros(0, dtype=torch.int64, device=device)
     states: States | None = None
+    eye = torch.eye(run.layout.size, dtype=torch.float64, device=device)
+    since = eye.expand(0, -1, -1)
     found: list[Ambiguous] = []
     waiting = list(origins)
     for step in run.steps:
@@ -190,6 +199,7 @@ def passed(run: Run, origins: Sequence[Origins]) -> Passed:
             forced = Phases.cat([forced, own])
             rows = torch.cat([rows, torch.arange(known, known + len(new.states), device=device)])
             known += len(new.states)
+            since = torch.cat([since, eye.expand(len(new.states), -1, -1)])
             none = states is None or not len(states)
             states = new.states if none or states is None else _both(states, new.states)
         if states is None or not len(states):
@@ -206,17 +216,21 @@ def passed(run: Run, origins: Sequence[Origins]) -> Passed:
         if bool(first.any()):
             at = first.nonzero()[:, 0]
             fresh = after.noise[at][:, :, -run.layout.size :].diagonal(dim1=1, dim2=2)
-            found.append(Ambiguous(step.index, rows[at], states.take(at), fresh, count[at]))
-            seen[rows[at]] = True
+            found.append(Ambiguous(step.index, rows[at], states.take(at), fresh))
+        since = torch.where(seen[rows][:, None, None], passage.jacobian @ since, eye)
+        seen[rows[first]] = True
         reach = torch.maximum(*after.reach())
         good = (reach <= WILD).all(1) & torch.isfinite(after.centre).all(1) & ~passage.void
+        left = len(run.steps) - 1 - step.index
+        good &= count <= CROWD * math.exp(-left / GROWTH) * passage.phases
         wild[rows[~good & ~passage.void]] = True
         if not bool(good.all()):
             keep = good.nonzero()[:, 0]
-            after, rows = after.take(keep), rows[keep]
-        states = after
+            after, rows, since = after.take(keep), rows[keep], since[keep]
+        size = run.layout.size
+        states = after.reduced(STEPS_OF_NOISE * size, STEPS_KEPT * size)
     assert states is not None
-    return Passed(rows, states, void, wild, tuple(found), unknown)
+    return Passed(rows, states, void, wild, tuple(found), unknown, since)
 
 
 def _both(first: States, second: States) -> States:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,13 +14,21 @@ from milp_agt.bounds.cells.cell import Cell
 from milp_agt.bounds.cells.goals import Goal
 from milp_agt.bounds.cells.moves import Phases
 from milp_agt.bounds.cells.passing import (
-    Ambiguous,
     Bounded,
     Passed,
     Run,
     passed,
 )
-from milp_agt.bounds.cells.tree import MANY, Branch, Child, Doubt, Kind, Leaf, origins_of, split
+from milp_agt.bounds.cells.tree import (
+    MANY,
+    Branch,
+    Doubt,
+    Kind,
+    Leaf,
+    is_thin,
+    origins_of,
+    split,
+)
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
 
@@ -30,8 +38,6 @@ BATCH = 16
 ROUNDED = 1e-9
 # Numbers of the states that waiting leaves keep to go on from.
 MOST_KEPT = 2**27
-# A cell of less than this share of the whole range is not halved again.
-THIN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,8 @@ class Search:
             batch, waiting = waiting[:BATCH], waiting[BATCH:]
             if not batch:
                 leaves = [self._pop() for _ in range(min(BATCH // 2, len(self.heap)))]
-                waiting = self._children([leaf for leaf in leaves if self._keeps(leaf)])
+                leaves = [leaf for leaf in leaves if self._keeps(leaf)]
+                waiting = split(self.training, leaves, self._grow)
                 continue
             for leaf in self._bounded(batch):
                 self._push(leaf)
@@ -147,7 +154,7 @@ class Search:
         for samples, low, high in zip(self.selections, lower, upper, strict=True):
             branch = Branch(-1, Kind.SELECTION, tuple(samples.tolist()))
             leaf = Leaf(
-                len(self.tree),
+                self._grow(branch),
                 samples,
                 Cell.box(low, high),
                 Phases.none(),
@@ -157,18 +164,12 @@ class Search:
                 torch.zeros_like(low),
                 torch.zeros_like(low),
             )
-            self.tree.append(branch)
             found.append(leaf)
         return found
 
-    def _children(self, leaves: Sequence[Leaf]) -> list[Leaf]:
-        if not leaves:
-            return []
-        return [self._named(child) for child in split(self.training, leaves)]
-
-    def _named(self, child: Child) -> Leaf:
-        self.tree.append(child.branch)
-        return replace(child.leaf, number=len(self.tree) - 1)
+    def _grow(self, branch: Branch) -> int:
+        self.tree.append(branch)
+        return len(self.tree) - 1
 
     # -- leaves
 
@@ -197,9 +198,7 @@ class Search:
     def _push(self, leaf: Leaf) -> None:
         if not self._keeps(leaf):
             return
-        whole = self.training.moves.ranges(leaf.samples[None])
-        length = (leaf.cell.upper - leaf.cell.lower) / (whole[1] - whole[0])[0].clamp(min=1e-300)
-        if leaf.doubt is None and bool((length < THIN).all()):
+        if leaf.doubt is None and is_thin(self.training, leaf):
             self._close(leaf)
             return
         worst = self.asked.urgency(self._margin(leaf.bounds)[self._open(leaf)])
@@ -207,7 +206,7 @@ class Search:
         if self.kept + size > MOST_KEPT:  # halved from the first step on instead
             leaf, size = replace(leaf, doubt=None), 0
         self.kept += size
-        heapq.heappush(self.heap, (worst, leaf.number, leaf))
+        heapq.heappush(self.heap, (worst, -leaf.number, leaf))
 
     def _pop(self) -> Leaf:
         leaf = heapq.heappop(self.heap)[2]
@@ -225,7 +224,7 @@ class Search:
         ordered = [replace(leaves[number], origin=None) for number in order]
         done = passed(self.training, origins)
         if not len(done.rows):
-            return self._tightened(ordered, done, None, points)
+            return self._doubted(self._tightened(ordered, done, None, points), done, {})
         found = self.asked.bounded(self.training, done.states, points)
         ordered = self._tightened(ordered, done, found, points)
         return self._with_doubts(ordered, done, found, points)
@@ -251,7 +250,7 @@ class Search:
     ) -> list[Leaf]:
         """How far coordinates, and the noise of the step in doubt, move what is open."""
         lower = self.asked.shifted(found.box.lower, points, self.reached)
-        states, used = done.states, self.training.layout.parameters
+        used = self.training.layout.parameters
         margins = torch.stack([self._open(leaves[row])[points] for row in done.rows.tolist()])
         position = {row: at for at, row in enumerate(done.rows.tolist())}
         open_ = (margins[:, :, None] & ~(lower > 0.0)).flatten(1)  # (B, n * forms)
@@ -264,39 +263,31 @@ class Search:
         for row, at in position.items():
             towards = -torch.sign(on_moves[at, worst[at]])
             leaves[row] = replace(leaves[row], pull=pull[at], towards=towards)
+        worth: dict[int, Tensor] = {}
         for doubt in done.ambiguous:
-            rows = [k for k, row in enumerate(doubt.rows.tolist()) if row in position]
+            rows = [
+                k
+                for k, row in enumerate(doubt.rows.tolist())
+                if row in position and int(done.doubtful[row]) <= MANY
+            ]
             if not rows:
                 continue
-            own = torch.tensor(rows)
-            places = torch.tensor([position[int(doubt.rows[k])] for k in rows])
-            worth = self._worth(doubt, own, places, found, states.noise, open_, gap, used)
-            for k, value in zip(rows, worth, strict=True):
-                row = int(doubt.rows[k])
-                if int(done.doubtful[row]) <= MANY:
-                    one = doubt.states.take(torch.tensor([k]))
-                    leaves[row] = replace(leaves[row], doubt=Doubt(doubt.step, one, value))
-        return leaves
+            own = torch.tensor([position[int(doubt.rows[k])] for k in rows])
+            effect = (found.on_state[own] @ done.since[own, :used]).abs()  # (b, m, P)
+            noise = (effect @ doubt.fresh[rows][..., None])[..., 0]
+            weight = open_[own] * self.asked.weight(gap[own], noise)
+            values = torch.einsum("bm,bmp->bp", weight, effect)
+            worth |= {int(doubt.rows[k]): value for k, value in zip(rows, values, strict=True)}
+        return self._doubted(leaves, done, worth)
 
-    def _worth(
-        self,
-        doubt: Ambiguous,
-        own: Tensor,
-        at: Tensor,
-        found: Bounded,
-        noise: Tensor,
-        open_: Tensor,
-        gap: Tensor,
-        used: int,
-    ) -> Tensor:
-        """What the fresh noise of a step is worth for the open forms, by coordinate, (b, P)."""
-        size = self.training.layout.size
-        before = doubt.states.noise.shape[2]
-        columns = noise[at][:, :used, before : before + size]
-        effect = (found.on_state[at] @ columns).abs()  # (b, m, P)
-        weight = open_[at] * self.asked.weight(gap[at], effect.sum(-1))
-        total = torch.einsum("bm,bmp->bp", weight, effect)
-        return total / doubt.fresh[own].clamp(min=1e-300)
+    def _doubted(self, leaves: list[Leaf], done: Passed, worth: Mapping[int, Tensor]) -> list[Leaf]:
+        """The leaves with the first step in doubt of each, and what its noise is worth."""
+        for doubt in done.ambiguous:
+            for k, number in enumerate(doubt.rows.tolist()):
+                one = doubt.states.take(torch.tensor([k]))
+                found = Doubt(doubt.step, one, worth.get(number))
+                leaves[number] = replace(leaves[number], doubt=found)
+        return leaves
 
     # -- real trainings
 

@@ -59,6 +59,7 @@ class Passage:
         }
         self.nodes: Mapping[str, Node] = {node.name: node for node in self.schedule.all}
         self.cut: Cut | None = None
+        self.jacobian = self.states.noise.new_zeros(0)  # of the step; once it is advanced
         self.void = torch.zeros(len(self.states), dtype=torch.bool, device=self.device)
         # Position in the batch of each poisoned sample, -1 where it is not in it.
         hit = self.states.samples[..., None] == self.step.samples
@@ -171,6 +172,22 @@ class Passage:
         """The known phases of this step at one node."""
         own = (self.forced.step == self.step.index) & (self.forced.source == source)
         return self.forced.take(own.nonzero()[:, 0])
+
+    @property
+    def phases(self) -> int:
+        """How many phases a step has in each cell."""
+        return self.step.size * sum(self.nodes[name].signature.size for name in self.sources)
+
+    def ranges(self) -> None:
+        """The ranges of all nodes that functions with a kink read, and no more than these need."""
+        self.leaves()
+        for node in self.schedule.before:
+            if all(name in self.forms for name in self.sources):
+                break
+            if node.name not in self.forms:
+                self.take(node)
+        for name in self.sources:
+            self.box(name)
 
     def ambiguous(self) -> Phases:
         """Phases that are not known after all nodes were taken; ``on`` has no meaning."""
@@ -309,6 +326,7 @@ class Passage:
                 rounding[:, rows] += abs(of_terms[len(sources)]) * sizes[:, own]
         jacobian = carry.expand(count, size, size).clone()
         jacobian[:, :, :used] += scale[:, None] * on_state[:, place]
+        self.jacobian = jacobian
         # Rounding of the run (few operations), and of the products with the Jacobian here.
         carried = (jacobian.abs() @ magnitude[..., None])[..., 0]
         error = gamma(64) * rounding

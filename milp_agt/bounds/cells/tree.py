@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -17,8 +17,14 @@ from milp_agt.bounds.cells.training_step import Passage
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import gamma
 
-# With more phases in doubt than this a cell is halved: each phase would say little.
+# With more phases in doubt than this, what one of them costs at the end says little.
 MANY = 100
+# A cell is cut by the phases of its step in doubt into about so many parts at once.
+PARTS = 32
+# Parts on both sides of a phase that share more than this of a cell: noise blurs where it changes.
+BLURRED = 0.5
+# A cell of less than this share of the whole range is not halved again.
+THIN = 1e-6
 
 
 class Kind(StrEnum):
@@ -56,12 +62,13 @@ class Doubt:
 
     Attributes:
         states: before the step, of this leaf alone.
-        worth: what the new noise of the step is worth for what is asked, by coordinate, (P,).
+        worth: what the new noise of the step is worth for what is asked, by coordinate, (P,); None where
+            the pass was given up, or ended with more than ``MANY`` phases in doubt.
     """
 
     step: int
     states: States
-    worth: Tensor
+    worth: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -127,30 +134,32 @@ def _recentred(states: States, parts: Sequence[States], size: int) -> States:
     return replace(states, centre=states.centre + moved, noise=noise)
 
 
-@dataclass(frozen=True)
-class Child:
-    """A part of a leaf, before it is bounded."""
-
-    leaf: Leaf
-    branch: Branch
+Grow = Callable[[Branch], int]  # adds a node to the tree and says its number
 
 
-def split(run: Run, leaves: Sequence[Leaf]) -> list[Child]:
+def split(run: Run, leaves: Sequence[Leaf], grow: Grow) -> list[Leaf]:
     """The children of leaves, which cover them; halves of those without a phase in doubt."""
-    children = []
-    by_step: dict[int, list[Leaf]] = {}
+    found = []
+    by_step: dict[tuple[int, bool], list[Leaf]] = {}
     for leaf in leaves:
         if leaf.doubt is None:
-            children += halves(leaf)
+            found += halves(leaf, grow)
         else:
-            by_step.setdefault(leaf.doubt.step, []).append(leaf)
-    for step, own in by_step.items():
-        children += _by_phase(run, step, own)
-    return children
+            by_step.setdefault((leaf.doubt.step, leaf.doubt.worth is None), []).append(leaf)
+    for (step, crowded), own in by_step.items():
+        found += (_by_lines if crowded else _by_phase)(run, step, own, grow)
+    return found
 
 
-def halves(leaf: Leaf) -> list[Child]:
-    """Both halves of the coordinate that moves most of what is asked."""
+def is_thin(run: Run, leaf: Leaf) -> bool:
+    """Whether a cell is too small to be halved."""
+    lower, upper = run.moves.ranges(leaf.samples[None])
+    share = (leaf.cell.upper - leaf.cell.lower) / (upper - lower)[0].clamp(min=1e-300)
+    return bool((share < THIN).all())
+
+
+def halves(leaf: Leaf, grow: Grow) -> list[Leaf]:
+    """Both halves of the coordinate that moves most of what is asked, from the first step on."""
     cell = leaf.cell
     length = cell.upper - cell.lower
     weight = length * leaf.pull if bool((length * leaf.pull > 0.0).any()) else length
@@ -162,29 +171,34 @@ def halves(leaf: Leaf) -> list[Child]:
         normal[coordinate] = -1.0 if side else 1.0
         part = cell.cut(normal, -middle if side else middle)
         if part is not None:
-            branch = Branch(leaf.number, Kind.HALF, (coordinate,), side, middle)
-            found.append(Child(replace(leaf, cell=part, origin=None, doubt=None), branch))
+            number = grow(Branch(leaf.number, Kind.HALF, (coordinate,), side, middle))
+            found.append(replace(leaf, number=number, cell=part, origin=None, doubt=None))
     return found
 
 
-def _by_phase(run: Run, step: int, leaves: Sequence[Leaf]) -> list[Child]:
-    doubts = [leaf.doubt for leaf in leaves if leaf.doubt is not None]
-    parts = [doubt.states for doubt in doubts]
+def _passage(run: Run, step: int, leaves: Sequence[Leaf], tracked: bool) -> Passage:
+    """The step in doubt of leaves."""
+    parts = [leaf.doubt.states for leaf in leaves if leaf.doubt is not None]
     own = run.begin(torch.stack([leaf.samples for leaf in leaves]), [leaf.cell for leaf in leaves])
-    states = joined(parts, own.states.cells)
     known = [
         replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(leaves)
     ]
-    passage = Passage(
+    return Passage(
         run.schedule,
         run.steps[step],
-        states,
+        joined(parts, own.states.cells),
         run.layout,
         run.moves,
         Phases.cat(known),
-        tracked={},
+        tracked={} if tracked else None,
     )
-    worth = torch.stack([doubt.worth for doubt in doubts])
+
+
+def _by_phase(run: Run, step: int, leaves: Sequence[Leaf], grow: Grow) -> list[Leaf]:
+    """Both sides of the phase whose noise costs what is asked most."""
+    passage = _passage(run, step, leaves, tracked=True)
+    doubts = [leaf.doubt for leaf in leaves if leaf.doubt is not None]
+    worth = torch.stack([doubt.worth for doubt in doubts if doubt.worth is not None])
     with torch.enable_grad():
         fresh = passage.advanced().noise[:, :, -run.layout.size :].diagonal(dim1=1, dim2=2)
         tracked = passage.tracked or {}
@@ -194,18 +208,43 @@ def _by_phase(run: Run, step: int, leaves: Sequence[Leaf]) -> list[Child]:
     costs = _costs(passage, tracked, slopes)
     phases = passage.ambiguous()
     cost = torch.stack([costs[s] for s in range(len(passage.sources))])
-    where = (passage.step.samples == phases.sample[:, None]).to(torch.int64).argmax(1)
+    where = _places(passage, phases)
     each = cost[phases.source, phases.cell, where, phases.element]
-    children = []
+    found = []
     for number, leaf in enumerate(leaves):
         mine = (phases.cell == number).nonzero()[:, 0]
         if not len(mine):
-            children += halves(leaf)
+            found += halves(leaf, grow)
             continue
-        best = int(mine[each[mine].argmax()])
-        place = int(phases.sample[best]), int(phases.source[best]), int(phases.element[best])
-        children += _sides(passage, leaf, number, int(where[best]), place)
-    return children
+        best = mine[each[mine].argmax()][None]
+        found += _parts(leaf, _lines(passage, leaf, number, phases.take(best)), grow)
+    return found
+
+
+def _by_lines(run: Run, step: int, leaves: Sequence[Leaf], grow: Grow) -> list[Leaf]:
+    """The parts into which all phases of a step cut a cell: the pass can go on without doubt in this step.
+
+    Until that step nothing was in doubt, so that what blurs phases there is noise of the second order in
+    the size of the cell: a cell all of whose phases are blurred is halved.
+    """
+    passage = _passage(run, step, leaves, tracked=False)
+    passage.ranges()
+    phases = passage.ambiguous()
+    found = []
+    for number, leaf in enumerate(leaves):
+        mine = phases.take((phases.cell == number).nonzero()[:, 0])
+        lines = _lines(passage, leaf, number, mine) if len(mine) else []
+        shared = [line.shared(leaf.cell) for line in lines]
+        clear = [line for line, share in zip(lines, shared, strict=True) if share < BLURRED]
+        if not clear and lines and is_thin(run, leaf):
+            clear = [min(zip(shared, lines, strict=True), key=lambda pair: pair[0])[1]]
+        found += _parts(leaf, clear, grow) if clear else halves(leaf, grow)
+    return found
+
+
+def _places(passage: Passage, phases: Phases) -> Tensor:
+    """Where the samples of phases are in the batch."""
+    return (passage.step.samples == phases.sample[:, None]).to(torch.int64).argmax(1)
 
 
 def _costs(
@@ -224,41 +263,77 @@ def _costs(
     return found
 
 
-def _sides(
-    passage: Passage, leaf: Leaf, row: int, where: int, place: tuple[int, int, int]
-) -> list[Child]:
-    """The leaf with a phase on, and with it off; a side whose cell is empty is left out."""
-    sample, source, element = place
-    form = passage.whole(passage.forms[passage.sources[source]])
-    states, doubt = passage.states.take(torch.tensor([row])), leaf.doubt
-    assert doubt is not None
-    one = form.element(row, where, element)
-    along = states.moves_of(one)[0, 0]
+@dataclass(frozen=True)
+class Line:
+    """A phase that moves decide: its argument lies within ``spread`` of ``middle + along . e``.
+
+    Attributes:
+        what: step, sample, source and element.
+    """
+
+    what: tuple[int, int, int, int]
+    along: Tensor
+    middle: float
+    spread: float
+
+    def sides(self, cell: Cell) -> tuple[Cell | None, Cell | None]:
+        """The parts of a cell where the phase can be on, and off; None for none."""
+        # On: 0 < middle + along . e + spread. Off: middle + along . e - spread <= 0.
+        return (
+            cell.cut(-self.along, self.middle + self.spread),
+            cell.cut(self.along, self.spread - self.middle),
+        )
+
+    def shared(self, cell: Cell) -> float:
+        """The share of a cell that lies on both sides."""
+        total = sum(part.size for part in self.sides(cell) if part is not None)
+        return (total - cell.size) / max(cell.size, 1e-300)
+
+
+def _lines(passage: Passage, leaf: Leaf, row: int, phases: Phases) -> list[Line]:
+    """Phases of one leaf by the moves that decide them; clearest and most central ones first."""
+    states = passage.states.take(torch.tensor([row]))
     # Without the moves: the noise alone.
     still = replace(states, on_moves=torch.zeros_like(states.on_moves))
-    down, up = still.reach_of(replace(one, on_moves=None))
-    spread = float(torch.maximum(down, up))
-    middle = float(one.centre) - float(along @ states.cells.centre[0])
     found = []
-    for on in (1, 0):
-        # On: 0 < middle + along . e + spread. Off: middle + along . e - spread <= 0.
-        cell = (
-            leaf.cell.cut(-along, middle + spread) if on else leaf.cell.cut(along, spread - middle)
-        )
+    for source in phases.source.unique().tolist():
+        own = phases.take((phases.source == source).nonzero()[:, 0])
+        form = passage.whole(passage.forms[passage.sources[source]])
+        some = form.elements(row, _places(passage, own), own.element)
+        along = states.moves_of(some)[0]
+        down, up = still.reach_of(replace(some, on_moves=None))
+        spread = torch.maximum(down, up)[0]
+        middle = some.centre[0] - along @ states.cells.centre[0]
+        for k, (sample, element) in enumerate(
+            zip(own.sample.tolist(), own.element.tolist(), strict=True)
+        ):
+            what = (passage.step.index, sample, source, element)
+            found.append(Line(what, along[k], float(middle[k]), float(spread[k])))
+    return found
+
+
+def _parts(leaf: Leaf, lines: Sequence[Line], grow: Grow) -> list[Leaf]:
+    """The leaf with each phase on, and with it off, one phase after the other."""
+    assert leaf.doubt is not None
+    origin = (leaf.doubt.step, leaf.doubt.states)
+    parts = [replace(leaf, origin=origin, doubt=None)]
+    for line in lines:
+        if len(parts) < PARTS:
+            parts = [child for part in parts for child in _sides(part, line, grow)]
+    return parts
+
+
+def _sides(leaf: Leaf, line: Line, grow: Grow) -> list[Leaf]:
+    """The leaf with a phase on, and with it off; a side whose cell is empty is left out."""
+    found = []
+    for on, cell in zip((1, 0), line.sides(leaf.cell), strict=True):
         if cell is None:
             continue
-        new = torch.tensor([doubt.step, source, sample, element])
-        forced = Phases(
-            torch.cat([leaf.forced.cell, new[:1] * 0]),
-            torch.cat([leaf.forced.step, new[:1]]),
-            torch.cat([leaf.forced.source, new[1:2]]),
-            torch.cat([leaf.forced.sample, new[2:3]]),
-            torch.cat([leaf.forced.element, new[3:]]),
-            torch.cat([leaf.forced.on, torch.tensor([bool(on)])]),
+        step, sample, source, element = line.what
+        new = Phases(
+            *(torch.tensor([part]) for part in (0, step, source, sample, element, bool(on)))
         )
-        branch = Branch(leaf.number, Kind.PHASE, (doubt.step, sample, source, element), on)
-        origin = (doubt.step, doubt.states)
-        found.append(
-            Child(replace(leaf, cell=cell, forced=forced, origin=origin, doubt=None), branch)
-        )
+        number = grow(Branch(leaf.number, Kind.PHASE, line.what, on))
+        forced = Phases.cat([leaf.forced, new])
+        found.append(replace(leaf, number=number, cell=cell, forced=forced))
     return found

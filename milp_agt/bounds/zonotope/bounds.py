@@ -17,6 +17,9 @@ from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 
+# Coefficients on moves that are kept of what multipliers add to the ends.
+ADDED = 2**25
+
 
 @dataclass(frozen=True)
 class StateBounds:
@@ -47,24 +50,26 @@ class StateBounds:
         """Bounds after ``steps`` of ascent from the multipliers ``old`` of the step before."""
         size, samples, flips = zonotope.size, zonotope.samples, zonotope.flips
         terms = zonotope.terms()
-        eye = torch.eye(size, dtype=terms.dtype, device=terms.device)
-        signs = torch.where(torch.arange(2 * size) < size, 1.0, -1.0).to(terms)
-        ends = torch.arange(2 * size, device=terms.device)
         width = max(1, samples.count * samples.width, flips.count)
-        pieces = []
-        for part in ends.split(max(1, AT_ONCE // width)):
-            directions = zonotope.spread(eye[part % size], terms).towards(signs[part])
+        pieces, order = [], []
+        for part in torch.arange(size, device=terms.device).split(max(1, AT_ONCE // (2 * width))):
+            spread = zonotope.coordinates(slice(int(part[0]), int(part[-1]) + 1), terms)
+            supports = None if flips.rows else samples.both_supports(spread.on_moves)
+            directions = spread.both(supports)
+            ends = torch.cat([part, size + part])
+            order.append(ends)
             if old is None:
                 alpha = start(directions, flips, samples)
             else:
-                alpha = warm(old.take(part), directions, flips, samples)
+                alpha = warm(old.take(ends), directions, flips, samples)
             alpha = ascend(directions, flips, samples, alpha, steps)
             found = bound(directions, flips, alpha, samples)
             total = found.total(samples).clamp(min=0.0)
             pieces.append((alpha, total, *_conditional(found, samples)))
         alphas, totals, cleans, poisoneds = zip(*pieces, strict=True)
-        alpha, total = Multipliers.cat(alphas), torch.cat(totals)
-        clean, poisoned = torch.cat(cleans), torch.cat(poisoneds)
+        at = torch.cat(order).argsort()
+        alpha, total = Multipliers.cat(alphas).take(at), torch.cat(totals)[at]
+        clean, poisoned = torch.cat(cleans)[at], torch.cat(poisoneds)[at]
         ends_of_all = total.unsqueeze(1)
         return StateBounds(
             flips,
@@ -118,14 +123,17 @@ class StateBounds:
         return ends.mixed(upper), ends.mixed(lower)
 
     def added(self, rows: Tensor) -> Iterator[tuple[Multipliers, Added | None]]:
-        """The same of C3 alone, and what those of C1 and C2 add to directions and to their opposites, None
-        without rows: linear in the multipliers, and so a sum over the ends that a direction reads.
+        """The same, and what those of C1 and C2 add to directions and to their opposites: linear in the
+        multipliers, and so a sum over the ends that a direction reads. None without rows of flips, and where
+        it would take much memory; else these multipliers themselves are left out.
         """
         used, sides = self._weights(rows)
-        ends = replace(self.alpha, rows=self.alpha.rows[..., :0]).take(used)
+        numbers = len(self.alpha.limits) * self.flips.on_moves[:1].numel()
+        ends, known = self.alpha.take(used), self.flips.rows > 0 and numbers <= ADDED
+        if known:
+            ends = replace(ends, rows=ends.rows[..., :0])
         for weights in sides:
-            added = self._added.mixed(weights, used) if self.flips.rows else None
-            yield ends.mixed(weights), added
+            yield ends.mixed(weights), self._added.mixed(weights, used) if known else None
 
     @cached_property
     def _added(self) -> Added:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from milp_agt.bounds.step import Step
 from milp_agt.bounds.zonotope.bounds import StateBounds
-from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, starts
+from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, tried
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form
 from milp_agt.bounds.zonotope.multipliers import Multipliers
@@ -117,12 +117,15 @@ def _added(
     alone = torch.where(picked.on, clean < 0.0, clean <= 0.0) & (own >= 0)
     most = torch.maximum(largest, clean).clamp(min=SMALLEST)
     columns = _columns(search, picked, most, alone, keep)
-    several = keep[~alone[keep]]
+    at = (~alone[keep]).nonzero()[:, 0]
+    room = search.work.room(search.share, search.zonotope.flips.limits + known.limits)
+    if len(at) > room:
+        at = at[most[keep[at]].topk(room).indices.sort().values]
+    several = keep[at]
     if len(several):
-        at = (~alone[keep]).nonzero()[:, 0]
         plain = picked.take(several).plain()
-        tried = [*(_at(each, several) for each in towards), *plain]
-        columns = _limited(columns, at, tried, margin[several], samples)
+        bounds_ = [*(_at(each, several) for each in towards), *plain]
+        columns = _limited(columns, at, bounds_, margin[several], samples)
     if has_rows:
         least = _least(torch.stack([b.total(samples) for b in back]) + margin, margin)
         quiet = _least(torch.stack([b.given(samples, own)[0] for b in back]) + margin, margin)
@@ -136,13 +139,13 @@ def _added(
             least=least.clamp(min=SMALLEST)[keep],
             quiet=quiet.clamp(min=SMALLEST)[keep],
         )
-    count, slots = search.zonotope.flips.count + known.count, search.slots
-    slot, sample = columns.place[:, 2], picked.rows.samples[keep]
-    slots.number[slot, sample] = count + torch.arange(len(keep), device=slot.device)
-    slots.largest[0, slot, sample] = torch.where(alone, 0.0, clean.clamp(min=SMALLEST))[keep]
-    slots.largest[1, slot, sample] = most[keep]
-    slots.possible[0, slot, sample] = (~alone[keep]).to(margin)
-    slots.possible[1, slot, sample] = 1.0
+    search.slots.add(
+        search.zonotope.flips.count + known.count,
+        columns.place[:, 2],
+        picked.rows.samples[keep],
+        torch.stack([torch.where(alone, 0.0, clean.clamp(min=SMALLEST)), most])[:, keep],
+        torch.stack([~alone, torch.ones_like(alone)]).to(margin)[:, keep],
+    )
     return known.joined(columns)
 
 
@@ -190,8 +193,7 @@ class _Candidates:
         """Bounds towards the kink without a search: much of them is paid by samples, little by the rest."""
         directions, flips = self.rows.spread.towards(self.sign), self.zonotope.flips
         samples = self.zonotope.samples
-        alphas = (Multipliers.of(*tried, flips) for tried in starts(directions, flips))
-        return [bound(directions, flips, alpha, samples) for alpha in alphas]
+        return [found for _, found in tried(directions, flips, samples)]
 
     def ascended(self, steps: int) -> tuple[Bound, Bound, Bound]:
         """Bounds towards the kink, the same if the own sample is clean, and away from the kink."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -159,6 +160,22 @@ class Opened:
     bends: Tensor  # coefficients on rho, (r, f)
     size: Tensor  # (r,)
     operations: float
+    flips: Flips
+
+    @cached_property
+    def limited(self) -> Tensor:
+        """Costs of the flips with C3, (r, l)."""
+        return self.costs[:, self.flips.limited]
+
+    @cached_property
+    def settled(self) -> tuple[Tensor, Tensor]:
+        """``rest`` and ``dev`` with the prices of all flips that have no C3, which nothing else changes."""
+        flips, alone = self.flips, self.flips.paid_alone
+        dev = self.dev
+        if len(alone):
+            dev = dev.index_add(1, flips.own[alone], self.costs[:, alone].clamp(min=0.0))
+        others = flips.unlimited
+        return self.rest + self.costs[:, others].clamp(min=0.0).sum(1), dev
 
 
 def gathered(
@@ -179,22 +196,17 @@ def gathered(
         supports = None
     costs = costs + flips.largest * bends.clamp(min=0.0)
     dev = (samples.support(moves) if supports is None else supports) + extra
-    return Opened(rest, dev, moves, costs, bends, size, operations)
+    return Opened(rest, dev, moves, costs, bends, size, operations, flips)
 
 
 def _closed(opened: Opened, flips: Flips, alpha: Multipliers) -> Bound:
-    prices = opened.costs
+    rest, dev = opened.settled
     if flips.limits:
-        prices = prices.clone()
-        prices[:, flips.limited] -= alpha.limits
-    prices = prices.clamp(min=0.0)
-    dev, alone = opened.dev + alpha.paid, flips.paid_alone
-    if len(alone):
-        dev = dev.index_add(1, flips.own[alone], prices[:, alone])
-        prices = prices[:, flips.paid_by_all]
+        rest = rest + (opened.limited - alpha.limits).clamp(min=0.0).sum(1)
+    dev = dev + alpha.paid
     size = opened.size + alpha.limits @ (1.0 + flips.cover)
     slack = gamma(opened.operations) * size + TINY
-    return Bound(opened.rest + prices.sum(1), dev.clamp(min=0.0), slack)
+    return Bound(rest, dev.clamp(min=0.0), slack)
 
 
 def prices_of(d: Directions, flips: Flips) -> Tensor:
@@ -221,24 +233,37 @@ def starts(d: Directions, flips: Flips) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.stack([first, torch.zeros_like(first)]), limits
 
 
+def tried(
+    d: Directions, flips: Flips, samples: SampleGenerators
+) -> Iterator[tuple[Multipliers, Bound]]:
+    """The multipliers of :func:`starts`, and their bounds."""
+    opened = None
+    for rows, limits in starts(d, flips):
+        alpha = Multipliers.of(rows, limits, flips)
+        if opened is None or flips.rows:
+            opened = gathered(d, flips, rows, samples)
+        yield alpha, _closed(opened, flips, alpha)
+        if not flips.rows and not flips.limits:
+            return
+
+
 def start(d: Directions, flips: Flips, samples: SampleGenerators) -> Multipliers:
     """The best of :func:`starts` for each direction."""
     best = Multipliers.none(d.rows, flips)
     if not flips.rows and not flips.limits:
         return best
-    least, opened = d.base.new_full((d.rows,), torch.inf), None
-    for rows, limits in starts(d, flips):
-        tried = Multipliers.of(rows, limits, flips)
-        if opened is None or flips.rows:
-            opened = gathered(d, flips, rows, samples)
-        value = _closed(opened, flips, tried).total(samples)
-        best = tried.where(value < least, best)
+    least = d.base.new_full((d.rows,), torch.inf)
+    for alpha, found in tried(d, flips, samples):
+        value = found.total(samples)
+        best = alpha.where(value < least, best)
         least = torch.minimum(value, least)
     return best
 
 
 def warm(old: Multipliers, d: Directions, flips: Flips, samples: SampleGenerators) -> Multipliers:
     """Multipliers of an earlier ascent, with those of :func:`start` for flips that are new."""
+    if old.rows.shape[-1] == flips.rows and old.limits.shape[1] == flips.limits:
+        return Multipliers.of(old.rows, old.limits, flips)
     fresh = start(d, flips, samples)
     fresh.rows[..., : old.rows.shape[-1]] = old.rows
     fresh.limits[:, : old.limits.shape[1]] = old.limits
@@ -323,6 +348,10 @@ def _value_and_slopes(
     found = _closed(opened, flips, alpha)
     dev = found.dev if free is None else found.dev * free
     value = found.rest + samples.worst(dev)
+    if not flips.rows:
+        paid = samples.chosen(dev) * (dev > 0.0) if samples.count else dev
+        happens = (opened.limited > alpha.limits).to(dev)
+        return value, dev.new_zeros(2, len(dev), 0), paid @ flips.threshold.T - happens
     paid, happens = maximiser(opened, flips, samples, alpha, dev)
     return value, *slopes_of(opened, flips, samples, paid, happens)
 

@@ -26,8 +26,6 @@ from milp_agt.training.training import Batch
 # Ranges beyond this prove nothing that intervals do not.
 WILD = 1e6
 MEMORY = 2**32
-# How many times more of C3 than are carried are thinned out before they are bounded.
-FAR_TOO_MANY = 2
 
 
 @dataclass(frozen=True)
@@ -112,14 +110,7 @@ class ZonotopePass:
         box = None
         effort = self.effort.last if last else self.effort.state
         effort = work.steps(effort, 2 * zonotope.size, zonotope.flips)
-        alpha = self.bounds.alpha
-        if (
-            zonotope.flips.limits > FAR_TOO_MANY * work.most_limits
-        ):  # to bound them all would take too long
-            kept = zonotope.dearest_limits(work.most_limits)
-            zonotope = replace(zonotope, flips=zonotope.flips.with_limits(kept))
-            alpha = alpha.before(kept)
-        bounds = StateBounds.of(zonotope, alpha, effort)
+        bounds = StateBounds.of(zonotope, self.bounds.alpha, effort)
         if zonotope.flips.rows > work.most_rows:
             kept = bounds.most_used(work.kept_rows)
             zonotope = zonotope.with_rows(kept)

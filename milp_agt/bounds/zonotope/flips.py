@@ -147,6 +147,14 @@ class Flips:
         every[self.paid_alone] = False
         return every.nonzero()[:, 0]
 
+    @cached_property
+    def unlimited(self) -> Tensor:
+        """Numbers of those of :attr:`paid_by_all` that have no C3."""
+        every = torch.ones_like(self.alone)
+        every[self.paid_alone] = False
+        every[self.limited] = False
+        return every.nonzero()[:, 0]
+
     def joined(self, new: Flips) -> Flips:
         """These and new ones, whose rows may read both, and flips before them."""
         read = max(self.on_phase.shape[1], new.on_phase.shape[1])

@@ -17,7 +17,7 @@ class Form:
     """``v = centre + J (theta - c) + E e + Lp phi + Lr rho + rest`` for a node of a step.
 
     ``theta - c`` are deviations of the parameters from the centre of the zonotope, ``e`` the move of
-    the sample itself, phi and rho its own flips of this step (*slots*: one for each unit with a kink).
+    the sample itself, phi and rho its own flips of this step (*slots*).
     Coefficients come first, so that operations that are linear act on them as on values; None is 0.
 
     Attributes:
@@ -160,7 +160,14 @@ def plus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     """The sum of two coefficients, None being 0."""
     if first is None or second is None:
         return second if first is None else first
-    return first + second
+    count = max(len(first), len(second))
+    return led(first, count) + led(second, count)
+
+
+def led(part: Tensor, count: int, value: float = 0.0) -> Tensor:
+    """With ``count`` entries along the first axis, the further ones ``value``; none is ever dropped."""
+    missing = count - len(part)
+    return torch.cat([part, part.new_full((missing, *part.shape[1:]), value)]) if missing else part
 
 
 def holding_zero(box: Interval) -> Interval:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.form import Form, SummedForm
+from milp_agt.bounds.zonotope.form import Form, SummedForm, led
 from milp_agt.bounds.zonotope.local import Local, OnState, Source, Term
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -142,10 +142,10 @@ def _tensor(on_state: OnState) -> Tensor | None:
 
 def _filled(parts: Sequence[tuple[Tensor | None, Tensor]]) -> list[Tensor]:
     """Coefficients of all inputs, zeros where there are none."""
-    lead = next(len(part) for part, _ in parts if part is not None)
+    lead = max(len(part) for part, _ in parts if part is not None)
     return [
         torch.zeros(1, dtype=centre.dtype, device=centre.device).expand(lead, *centre.shape)
         if part is None
-        else part
+        else led(part, lead)
         for part, centre in parts
     ]

@@ -68,10 +68,6 @@ class Multipliers:
     def with_rows(self, keep: Tensor) -> Multipliers:
         return Multipliers(self.rows[..., keep], self.limits, self.paid)
 
-    def before(self, keep: Tensor) -> Multipliers:
-        """Those of an earlier state, from which more of C3 were made of which only these (l',) are left."""
-        return Multipliers(self.rows, self.limits[:, keep[keep < self.limits.shape[1]]], self.paid)
-
     def with_limits(self, keep: Tensor, flips: Flips) -> Multipliers:
         """Only some of C3; ``flips`` have these alone."""
         return Multipliers.of(self.rows, self.limits[:, keep], flips)

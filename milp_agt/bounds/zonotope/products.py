@@ -142,7 +142,7 @@ def _times_flips(
     clean, poisoned = radius[0], radius[-1]
     weight = phase.form.on_phase.abs()
     rank = weight.dim() - 2
-    possible = slots.possible[0].reshape(*slots.possible[0].shape, *[1] * rank)
+    possible = slots.possible[0, : len(weight)].reshape(len(weight), -1, *[1] * rank)
     equation = f"Z{letters[0]},{letters[1]}->Z{letters[2]}"
     if clean.shape[0] == 1 and letters[1].startswith("n") and weight.shape[1] != 1:
         clean, poisoned = (

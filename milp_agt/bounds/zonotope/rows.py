@@ -11,7 +11,7 @@ from torch import Tensor
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.dual import Bound, bound
 from milp_agt.bounds.zonotope.flips import Flips, widened
-from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.form import Form, led
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Spread
 from milp_agt.core.rounding import gamma
@@ -22,24 +22,62 @@ CACHED, FEWEST = 2**20, 32
 
 @dataclass
 class Slots:
-    """The flips of a step by slot (unit with a kink) and sample of the batch, while the step is taken.
+    """The flips of a step by sample of the batch, while the step is taken.
+
+    Few units of a sample flip: its flips take slots 0, 1, ... in the order in which they are found. Forms
+    made before the last of them have fewer slots, and say nothing of the others.
 
     Attributes:
-        number: of the flip among all, -1 for phases that are settled, (slots, n).
-        largest: how far beyond its kink a unit gets if its sample is clean, and if it may be poisoned;
-            0 where it never does, (2, slots, n).
+        number: of the flip among all, -1 where a sample has fewer, (slots, n).
+        unit: its place among all elements with a kink, (slots, n).
+        largest: how far beyond its kink a unit gets if its sample is clean, and if it may be poisoned,
+            (2, slots, n).
         possible: whether it gets there, as numbers, (2, slots, n).
     """
 
     number: Tensor
+    unit: Tensor
     largest: Tensor
     possible: Tensor
 
     @staticmethod
-    def empty(count: int, samples: int, like: Tensor) -> Slots:
-        zero = like.new_zeros(2, count, samples)
-        number = torch.full((count, samples), -1, dtype=torch.int64, device=like.device)
-        return Slots(number, zero, zero.clone())
+    def empty(samples: int, like: Tensor) -> Slots:
+        none = torch.full((0, samples), -1, dtype=torch.int64, device=like.device)
+        zero = like.new_zeros(2, 0, samples)
+        return Slots(none, none, zero, zero)
+
+    def add(
+        self, first: int, units: Tensor, samples: Tensor, largest: Tensor, possible: Tensor
+    ) -> None:
+        """New flips, numbered from ``first`` on: their units and samples, (f,), and both of (2, f)."""
+        order = samples.argsort(stable=True)
+        _, sizes = samples[order].unique_consecutive(return_counts=True)
+        rank = torch.arange(len(order), device=order.device)
+        rank = rank - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        slot = torch.empty_like(rank)
+        slot[order] = rank
+        slot = slot + (self.number >= 0).sum(0)[samples]
+        count = max(len(self.number), int(slot.max()) + 1)
+        self.number, self.unit = (led(part, count, -1) for part in (self.number, self.unit))
+        self.largest, self.possible = (
+            led(part.transpose(0, 1), count).transpose(0, 1).clone()
+            for part in (self.largest, self.possible)
+        )
+        self.number[slot, samples] = first + torch.arange(len(slot), device=slot.device)
+        self.unit[slot, samples] = units
+        self.largest[:, slot, samples] = largest
+        self.possible[:, slot, samples] = possible
+
+    def of(self, values: Tensor, first: int) -> Tensor | None:
+        """Coefficients on their own flips of the elements of a node, numbered from ``first`` on, from what
+        each flip adds, (n, elements): (slots, n, elements); None for 0."""
+        elements = values.shape[1]
+        out = values.new_zeros(len(self.number), len(values), elements)
+        inside = (self.number >= 0) & (self.unit >= first) & (self.unit < first + elements)
+        slot, sample = inside.nonzero(as_tuple=True)
+        element = self.unit[slot, sample] - first
+        out[slot, sample, element] = values[sample, element]
+        return out if bool(out.any()) else None
 
     def moved(self, form: Form) -> tuple[Tensor, Tensor] | None:
         """How far flips of the own sample move a node down and up, (2, n, *shape); None for not at all."""
@@ -47,19 +85,23 @@ class Slots:
         known = next((part for part in parts if part is not None), None)
         if known is None:
             return None
-        rank = known.dim() - 2
-        possible = self.possible.reshape(*self.possible.shape, *[1] * rank)
-        largest = self.largest.reshape(possible.shape)
+        count, rank = max(len(p) for p in parts if p is not None), known.dim() - 2
+        possible, largest = (
+            part[:, :count].reshape(2, count, -1, *[1] * rank)
+            for part in (self.possible, self.largest)
+        )
+        known = led(known, count)
+        on_phase, on_bend, charge = (None if p is None else led(p, count) for p in parts)
         found = []
         for sign in (-1.0, 1.0):
             cost = torch.zeros_like(known)
-            if form.on_phase is not None:
-                cost = cost + sign * form.on_phase
-            if form.charge is not None:
-                cost = cost + form.charge
+            if on_phase is not None:
+                cost = cost + sign * on_phase
+            if charge is not None:
+                cost = cost + charge
             cost = cost.expand(2, *cost.shape)
-            if form.on_bend is not None:
-                cost = cost + largest * (sign * form.on_bend).clamp(min=0.0)
+            if on_bend is not None:
+                cost = cost + largest * (sign * on_bend).clamp(min=0.0)
             found.append((cost.clamp(min=0.0) * possible).sum(1))
         return found[0], found[1]
 
@@ -204,10 +246,11 @@ def with_flips(
         (spread.on_bend, form.on_bend),
     ):
         if part is not None:
-            target[row, flip] += _at(part, slot, rows, row)
+            target[row, flip] += _at(led(part, len(number)), slot, rows, row)
     if form.charge is None or not len(flip):
         return spread
-    charge, local = _at(form.charge, slot, rows, row), flip - before.count
+    charge = _at(led(form.charge, len(number)), slot, rows, row)
+    local = flip - before.count
     own_row = known.row_of[local]
     kept = own_row >= 0
     spread.charge[row[kept], before.rows + own_row[kept]] += charge[kept]

@@ -91,11 +91,22 @@ class Noise:
         """The flips that each group is charged to: mostly those of its own steps."""
         return [part.any(0).nonzero()[:, 0] for part in self.charge]
 
-    def spread(self, samples: SampleGenerators) -> Tensor:
-        """The most that all groups move each coordinate, every flip included, (P,)."""
-        each = self.onto.abs()
-        total = torch.einsum("gpq,gq->p", each, self.radius + self.charge.sum(-1))
-        return total + samples.worst(torch.einsum("gpq,gqm->pm", each, self.reach))
+    @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """How far what single samples add moves each coordinate down and up, (P, m) each.
+
+        ``Phi^+ up + Phi^- down = |Phi| (up + down) / 2 + Phi (up - down) / 2``; rounding is far below that of
+        the sum of all sizes, to which it is charged.
+        """
+        total = torch.zeros_like(self.up[0])
+        tilt = torch.zeros_like(total)
+        for onto, down, up in zip(self.onto, self.down, self.up, strict=True):
+            middle, half = 0.5 * (up + down), 0.5 * (up - down)
+            if bool(middle.any()):
+                total += onto.abs() @ middle
+            if bool(half.any()):
+                tilt += onto @ half
+        return (total - tilt).clamp(min=0.0), (total + tilt).clamp(min=0.0)
 
     def carried(self, jacobian: Tensor) -> Noise:
         """The noise after a step with this Jacobian, (P, P)."""
@@ -189,6 +200,20 @@ class Spread:
             self.operations,
         )
 
+    def both(self, supports: tuple[Tensor, Tensor] | None = None) -> Directions:
+        """All directions, then their opposites; with the ``supports`` of both, (r, m), if they are known."""
+        return Directions(
+            torch.cat([self.on_moves, -self.on_moves]),
+            torch.cat([self.on_phase, -self.on_phase]),
+            torch.cat([self.on_bend, -self.on_bend]),
+            torch.cat([self.charge, self.charge]),
+            torch.cat([self.up, self.down]),
+            torch.cat([self.above, self.below]),
+            torch.cat([self.size, self.size]),
+            self.operations,
+            None if supports is None else torch.cat(supports),
+        )
+
 
 @dataclass(frozen=True)
 class HybridZonotope:
@@ -264,19 +289,17 @@ class HybridZonotope:
         )
         return replace(self, flips=flips.with_rows(keep), noise=noise)
 
-    def dearest_limits(self, count: int) -> Tensor:
-        """The C3 that may save most, ascending: they admit little of flips that move much."""
-        flips = self.flips
-        moved = (self.on_phase.abs() + self.on_bend.abs() * flips.largest).sum(0)[flips.limited]
-        worth = moved * (1.0 - flips.cover).clamp(min=0.0)
-        return worth.topk(min(count, len(worth))).indices.sort().values
-
     def terms(self) -> Tensor:
         """Sum of the sizes of all terms but the centre, the worst samples counting, (P,)."""
         pieces = self.on_moves.split(max(1, AT_ONCE // max(1, self.on_moves[0].numel())))
         reach = torch.cat([(part.abs() * self.samples.reach).sum(-1) for part in pieces])
         flips = (self.on_phase.abs() + self.on_bend.abs() * self.flips.largest).sum(-1)
-        total = self.samples.worst(reach) + flips + self.noise.spread(self.samples)
+        noise = self.noise
+        each = noise.radius + noise.charge.sum(-1)
+        total = (
+            self.samples.worst(reach) + flips + torch.einsum("gpq,gq->p", noise.onto.abs(), each)
+        )
+        total = total + self.samples.worst(self.charged)
         return total * (1.0 + gamma(self.operations)) + TINY
 
     @property
@@ -289,10 +312,28 @@ class HybridZonotope:
     @cached_property
     def charged(self) -> Tensor:
         """The most that noise of each sample moves each coordinate, (P, m)."""
-        noise = self.noise
-        total = sum(onto.abs() @ reach for onto, reach in zip(noise.onto, noise.reach, strict=True))
-        assert isinstance(total, Tensor)
-        return total * (1.0 + gamma(4.0 * len(noise) * self.size + 8.0))
+        grow = 1.0 + gamma(8.0 * len(self.noise) * self.size + 64.0)
+        return torch.maximum(*self.noise.ends) * grow
+
+    def coordinates(self, part: slice, terms: Tensor) -> Spread:
+        """:meth:`spread` of the coordinates themselves, without a product."""
+        noise, moves = self.noise, self.on_moves[part]
+        onto = noise.onto[:, part].transpose(0, 1).flatten(1)
+        above, below = onto.clamp(min=0.0), (-onto).clamp(min=0.0)
+        low, high = noise.below.flatten(), noise.above.flatten()
+        down, up = noise.ends
+        return Spread(
+            moves,
+            self.on_phase[part],
+            self.on_bend[part],
+            (above + below) @ noise.charge.flatten(0, 1),
+            above @ low + below @ high,
+            above @ high + below @ low,
+            down[part],
+            up[part],
+            terms[part],
+            self.operations,
+        )
 
     def spread(self, rows: Tensor, terms: Tensor, many: bool = False) -> Spread:
         """Directions ``rows`` (r, p) of the first p coordinates; ``terms`` are those of :meth:`terms`.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.form import Form, SummedForm
+from milp_agt.bounds.zonotope.form import Form, SummedForm, led
 from milp_agt.bounds.zonotope.rows import Slots
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.interval import Interval
@@ -39,7 +39,7 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int
     def at_flips(part: Tensor | None) -> Tensor:
         if part is None:
             return size.new_zeros(len(slot), *size.shape)
-        return part[slot, sample]
+        return led(part, len(slots.number))[slot, sample]
 
     charge = at_flips(form.charge)
     grow = 1.0 + gamma(8.0 * len(slots.number) + 8.0)

@@ -84,7 +84,7 @@ class Transformer:
             for s in self.softmaxes.values()
             if not self.work.fits(s.differences.signature.size)
         }
-        self.slots = Slots.empty(count, self.step.size, self.zonotope.centre)
+        self.slots = Slots.empty(self.step.size, self.zonotope.centre)
         self.flips = self.earlier
         self.done: set[str] = set()
 
@@ -341,25 +341,19 @@ class Transformer:
         form = argument.scaled(slope)
         elements = centre[0].numel()
         first = self.first[node.inputs[0]]
-        part = slice(first, first + elements)
-        active = (self.slots.number[part] >= 0).to(centre)  # (elements, n)
-        each = torch.arange(elements, device=centre.device)
-
-        def at_slots(values: Tensor) -> Tensor | None:
-            if not bool(values.any()):
-                return None
-            out = centre.new_zeros(len(self.slots.number), len(centre), elements)
-            out[first + each, :, each] = values
-            return out.reshape(len(out), *centre.shape)
-
-        on_flat = on.reshape(len(centre), elements).T
-        jump = kink.jump * torch.where(on_flat, -1.0, 1.0).to(centre) * active
-        bend = (kink.right - kink.left) * active
+        flat = on.reshape(len(centre), elements)
+        jump = self.slots.of(kink.jump * torch.where(flat, -1.0, 1.0).to(centre), first)
+        bend = self.slots.of(
+            torch.full_like(flat, kink.right - kink.left, dtype=centre.dtype), first
+        )
+        furthest = self.slots.of(torch.ones_like(flat).to(centre), first)
+        beyond = torch.zeros_like(centre)
+        if furthest is not None:
+            beyond = (furthest * self.slots.largest[1][..., None]).sum(0).reshape(centre.shape)
         value = node.op.value(centre)
         if argument.on_state is None and not argument.is_constant:
             raise unsupported(node.op, node)
         size = value.abs() + slope.abs() * (argument.size + centre.abs())
-        beyond = self.slots.largest[1, part].T.reshape(centre.shape)
         size = size + abs(kink.jump) + abs(kink.right - kink.left) * beyond
         exact = kink.left in (0.0, 1.0) and kink.right in (0.0, 1.0)
         error = torch.zeros_like(size) if exact else gamma(8) * size + TINY
@@ -371,8 +365,8 @@ class Transformer:
             centre=value,
             rest=Interval(form.rest.lower - error, form.rest.upper + error),
             size=size,
-            on_phase=plus(form.on_phase, at_slots(jump)),
-            on_bend=plus(form.on_bend, at_slots(bend)),
+            on_phase=plus(form.on_phase, _like(jump, centre)),
+            on_bend=plus(form.on_bend, _like(bend, centre)),
         )
         if straight:
             form = replace(form, on_state=None, on_moves=None, charge=None)
@@ -394,6 +388,11 @@ class Transformer:
             if isinstance(on_state, Local):
                 form = replace(form, on_state=on_state.summed())
         return summed(form, self.flips.since(self.earlier), self.slots, self.columns, symbols)
+
+
+def _like(at_slots: Tensor | None, centre: Tensor) -> Tensor | None:
+    """Coefficients (slots, n, elements) in the shape of the node."""
+    return None if at_slots is None else at_slots.reshape(len(at_slots), *centre.shape)
 
 
 def _fit(reach: Tensor, like: Tensor) -> Tensor:

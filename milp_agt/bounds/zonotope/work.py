@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.state import HybridZonotope
@@ -61,6 +62,10 @@ class Work:
             return 0
         fitting = PER_ASCENT // (3 * max(1, steps) * max(1, rows) * self.numbers)
         return max(FEWEST_NEW, min(MOST_NEW, max(1, self.most_rows // 2), fitting))
+
+    def room(self, share: float, limits: int) -> int:
+        """How many more phases get a C3 by the end of a part of the step: twice as many as are carried."""
+        return max(0, ceil(share * 2 * self.most_limits) - limits)
 
     def fits(self, elements: int) -> bool:
         """Whether a node with so many elements for each sample is worth bounding as directions."""

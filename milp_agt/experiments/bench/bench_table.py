@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from milp_agt.certification.fingerprint import versions
-from milp_agt.io.tables import csv_text, format_number, format_table
+from milp_agt.io.tables import csv_text, format_table
 from milp_agt.reports.result_folder import hardware
 
 SCHEMA_VERSION = 1
@@ -68,33 +68,18 @@ class Benchmark:
 
     def table(self) -> str:
         """The machine in one line, then the rows."""
-        headers: tuple[str, ...] = (
-            "case",
-            "seed",
-            "samples",
-            "hidden",
-            "parameters",
-            "method",
-            "step",
-        )
-        headers += ("mean width", "max width", "attacked", "ratio", "s/step", "MiB")
+        names = ["case", "seed", "samples", "hidden", "parameters", "method", "step"]
+        names += ["mean_width", "max_width", "attacked_mean_width", "ratio"]
+        headers = [name.removesuffix("_mean_width").replace("_", " ") for name in names]
         cells = [
             (
-                row.case,
-                *("-" if n is None else str(n) for n in (row.seed, row.samples, row.hidden)),
-                str(row.parameters),
-                row.method,
-                str(row.step),
-                format_number(row.mean_width, 4),
-                format_number(row.max_width, 4),
-                format_number(row.attacked_mean_width, 4),
-                format_number(row.ratio, 4),
+                *(getattr(row, name) for name in names),
                 f"{row.seconds_per_step:.3f}",
-                "-" if row.peak_mib is None else f"{row.peak_mib:.0f}",
+                None if row.peak_mib is None else f"{row.peak_mib:.0f}",
             )
             for row in self.rows
         ]
-        return f"{self.named_machine()}\n\n{format_table(headers, cells)}"
+        return f"{self.named_machine()}\n\n{format_table([*headers, 's/step', 'MiB'], cells, 4)}"
 
     def named_machine(self) -> str:
         """The machine and the versions in words."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import torch
@@ -32,22 +32,6 @@ class Case(NamedTuple):
     threat: ThreatModel
 
 
-class CaseSource(Protocol):
-    """Where a case comes from."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def marks(self) -> tuple[int, ...]:
-        """Steps, ascending, after which widths are set beside attacks; the last ends the run."""
-        ...
-
-    def at(self, steps: int) -> Case:
-        """The run, cut off after one of the marks."""
-        ...
-
-
 @dataclass(frozen=True)
 class Moons:
     """Two moons and a 2-h-1 relu network, full batch, binary cross entropy, rate 0.5.
@@ -55,7 +39,7 @@ class Moons:
     Attributes:
         seed: of the moons and of the initial parameters.
         samples, hidden: n and h.
-        marks: see :class:`CaseSource`.
+        marks: steps, ascending, after which widths are set beside attacks; the last ends the run.
         budget, radius: so many samples move by so much in each feature (static adversary).
 
     Raises:
@@ -83,6 +67,7 @@ class Moons:
         return "moons"
 
     def at(self, steps: int) -> Case:
+        """The run, cut off after one of the marks."""
         drawn = load_dataset("moons", samples=self.samples, seed=self.seed, test_fraction=0.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -100,7 +85,7 @@ class RunFile:
     """The run of a RUN.toml, measured after its last step; its sizes are its own."""
 
     path: Path
-    steps: int
+    marks: tuple[int, ...]
 
     @staticmethod
     def of(path: Path) -> RunFile:
@@ -108,17 +93,15 @@ class RunFile:
         Raises:
             ConfigurationError: see :func:`milp_agt.runfile.run_file.load_config`.
         """
-        run = load_config(path).build()
-        return RunFile(path, run.steps)
+        return RunFile(path, (load_config(path).build().steps,))
 
     @property
     def name(self) -> str:
         return self.path.stem
 
-    @property
-    def marks(self) -> tuple[int, ...]:
-        return (self.steps,)
-
     def at(self, steps: int) -> Case:
         run = load_config(self.path).build()
         return Case(run.model, run.dataset, run.training, run.threat)
+
+
+CaseSource = Moons | RunFile

@@ -87,18 +87,17 @@ class Series:
 
     def levels(self, source: CaseSource) -> list[Level]:
         """How a source is bounded: over all windows at the base sizes, else over the first."""
-        at_base = not isinstance(source, Moons) or (
-            (source.samples, source.hidden) == (self.samples[0], self.hidden[0])
-        )
+        base = self.samples[0], self.hidden[0]
+        own = (source.samples, source.hidden) if isinstance(source, Moons) else base
+        windows = self.windows if own == base else self.windows[:1]
         found = [
-            Level(name, 0 if name in FORWARD else window, self._selections(name), self.device)
+            Level(name, 0, None, self.device)
+            if name in FORWARD
+            else Level(name, window, self.selections, self.device)
             for name in self.relaxations
-            for window in (self.windows if at_base else self.windows[:1])
+            for window in windows
         ]
         return list(dict.fromkeys(found))
-
-    def _selections(self, relaxation: str) -> str | None:
-        return None if relaxation in FORWARD else self.selections
 
 
 def bench(sweep: Series, on_row: OnRow | None = None, *, within: float | None = None) -> Benchmark:
@@ -143,7 +142,7 @@ def _rows(
     Raises:
         SoundnessError: an attack outside the reachable set.
     """
-    size = source if isinstance(source, Moons) else None
+    size = {name: getattr(source, name, None) for name in ("seed", "samples", "hidden")}
     rows = []
     for index, mark in enumerate(source.marks[: len(measured.reachable)]):
         sandwich = ParameterSandwich.of(measured.reachable[index], reached[index])
@@ -151,9 +150,7 @@ def _rows(
         rows.append(
             Row(
                 case=source.name,
-                seed=None if size is None else size.seed,
-                samples=None if size is None else size.samples,
-                hidden=None if size is None else size.hidden,
+                **size,
                 parameters=measured.parameters,
                 method=level.name,
                 step=mark,

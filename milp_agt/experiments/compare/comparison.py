@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
-from milp_agt.io.tables import csv_text, format_number, format_table, json_text
+from milp_agt.io.tables import csv_text, format_table, json_text
 
 SCHEMA_VERSION = 2
+_SERIES = ("widths", "elapsed")
+_SIZES = ("columns", "rows", "integers", "products", "solves", "skipped", "limited")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +59,12 @@ class ComparisonRow:
     @property
     def name(self) -> str:
         """What was asked, in a few words."""
-        parts = [self.relaxation]
-        if self.window:
-            parts.append(f"window {self.window}")
-        if self.solver:
-            parts.append(self.solver)
-        return ", ".join(parts)
+        return asked(self.relaxation, self.window, self.solver)
 
 
-_SERIES = ("widths", "elapsed")
+def asked(relaxation: str, window: int, solver: str | None) -> str:
+    """What was asked, in a few words."""
+    return ", ".join(filter(None, (relaxation, f"window {window}" if window else "", solver)))
 
 
 @dataclass(frozen=True)
@@ -86,44 +85,30 @@ class Comparison:
 
     def table(self) -> str:
         """The rows as text: widths and the property, then what the programs took, then notes."""
-        parts = [self._bounds()]
-        if any(row.solves or row.limited for row in self.rows):
-            parts.append(self._programs())
-        if self.notes:
-            parts.append("\n".join(f"left out: {note}" for note in self.notes))
-        return "\n\n".join(parts)
-
-    def _bounds(self) -> str:
         measure = next((row.measure for row in self.rows if row.measure), "measure")
-        widths = ("relaxation", "window", "program", "solver", "used", "mean width", "max width")
-        headers = (*widths, "/ attack", f"{measure}: lower", "nominal", "upper", "seconds")
+        headers = ["relaxation", "window", "program", "solver", "used", "mean width", "max width"]
+        headers += ["/ attack", f"{measure}: lower", "nominal", "upper", "seconds"]
         cells = [
             (
                 row.relaxation,
-                str(row.window),
-                "-" if row.program_window is None else str(row.program_window),
-                row.solver or "-",
+                row.window,
+                row.program_window,
+                row.solver,
                 row.used + (" (limit reached)" if row.limit_reached else ""),
-                format_number(row.mean_width),
-                format_number(row.max_width),
-                format_number(row.attack_ratio),
-                format_number(row.lower),
-                format_number(row.nominal),
-                format_number(row.upper),
+                *(row.mean_width, row.max_width, row.attack_ratio),
+                *(row.lower, row.nominal, row.upper),
                 f"{row.seconds:.3f}",
             )
             for row in self.rows
         ]
-        return format_table(headers, cells)
-
-    def _programs(self) -> str:
-        sizes = ("columns", "rows", "integers", "products", "solves", "skipped", "limited")
-        cells = [
-            (row.name, *(str(getattr(row, size)) for size in sizes))
-            for row in self.rows
-            if row.solves or row.limited
-        ]
-        return format_table(("largest program", *sizes), cells)
+        parts = [format_table(headers, cells)]
+        solved = [row for row in self.rows if row.solves or row.limited]
+        if solved:
+            sizes = [(row.name, *(getattr(row, size) for size in _SIZES)) for row in solved]
+            parts.append(format_table(("largest program", *_SIZES), sizes))
+        if self.notes:
+            parts.append("\n".join(f"left out: {note}" for note in self.notes))
+        return "\n\n".join(parts)
 
     def to_csv(self) -> str:
         """The rows as comma-separated text with a header; an absent value is empty. The series over

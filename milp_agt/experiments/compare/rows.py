@@ -22,7 +22,7 @@ from milp_agt.core.reachable import Bounds
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, SolverUnavailableError
-from milp_agt.experiments.compare.comparison import Comparison, ComparisonRow
+from milp_agt.experiments.compare.comparison import Comparison, ComparisonRow, asked
 from milp_agt.formulations.loss import get_loss
 from milp_agt.threats import ThreatModel
 from milp_agt.training.inputs import check_run, features_of, located
@@ -44,9 +44,7 @@ class _ComparedCase(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What was asked, in a few words."""
-        window = f"window {self.window}" if self.window else ""
-        return ", ".join(filter(None, (self.relaxation, window, self.solver)))
+        return asked(*self)
 
     def options(self) -> dict[str, Any]:
         """What this row has of its own."""
@@ -58,6 +56,14 @@ class _ComparedCase(NamedTuple):
             "window": self.window or None,
             "solver": self.solver,
         }
+
+    def spanned(self, solved: int | None, total: int) -> int | None:
+        """Steps of one program, where ``solved`` were asked for."""
+        if self.relaxation == "auto":
+            return None
+        if self.relaxation == TREE or not Relaxation.parse(self.relaxation).uses_programs:
+            return 0
+        return min(self.window if solved is None else solved, total)
 
 
 @takes_options("relaxation", "window", "solver")
@@ -104,7 +110,13 @@ def compare(
         raise InvalidInputError(
             "Compare relaxations on test data", "only one of X_test and y_test", "give both"
         )
-    _check_kinds(relaxations, windows, solvers, on_row)
+    listed(relaxations, str, "relaxations", "give names: ('interval', 'linear')")
+    listed(windows, (int, str), "windows", "give counts of steps, or 'T' for the whole run")
+    names = "give names, or None to have one picked"
+    of_kind(solvers, Sequence, "solvers", names)
+    listed(solvers, (str, type(None)), "solvers", names)
+    if on_row is not None:
+        callable_of(on_row, "on_row", "give a function (row, number, rows), or leave it out")
     options = options_of(options, changes)
     arrays, bound, _ = located(data, threat)
     check_run(model, arrays, training, bound)
@@ -129,16 +141,11 @@ def compare(
             notes.append(f"{case.name}: the time of {within:g} s was over")
             continue
         begun = time.perf_counter()
+        # Its share of the time of the whole, within the time limit of a row.
+        limit = shorter(options.time_limit, deadline.share(len(cases) + 1 - number))
+        own = options.changed({"time_limit": limit}).changed(case.options())
         try:
-            result = certify(
-                model,
-                data,
-                training,
-                threat,
-                options=_in_time(options, deadline.share(len(cases) + 1 - number)).changed(
-                    case.options()
-                ),
-            )
+            result = certify(model, data, training, threat, options=own)
             if case.relaxation == TREE:
                 result = result.narrowed(options.tree)
         except SolverUnavailableError as error:
@@ -146,37 +153,22 @@ def compare(
             continue
         seconds = time.perf_counter() - begun
         if attack is not False and reached is None:
-            reached = _attack(model, data, training, threat, attack, deadline.share(1))
+            search = Search() if isinstance(attack, bool) else attack
+            limit = shorter(search.time_limit, deadline.share(1))
+            search = replace(search, time_limit=limit)
+            # The bounds that attacks are checked against are the cheapest.
+            cheap = certify(model, data, training, threat, relaxation="interval", attack=search)
+            reached = cheap.attack
         bounds = None
         if X_test is not None and y_test is not None:
             score = result.accuracy if measure == "accuracy" else result.loss
             bounds = score(X_test, y_test)
-        spanned = _program_window(case.relaxation, case.window, solved, total)
-        rows.append(_row(case, result, spanned, seconds, measure, bounds, reached))
+        rows.append(_row(case, result, case.spanned(solved, total), seconds, bounds, reached))
+        if bounds is not None:
+            rows[-1] = replace(rows[-1], measure=measure)
         if on_row is not None:
             on_row(rows[-1], number, len(cases))
     return Comparison(tuple(rows), tuple(notes), deadline.missed)
-
-
-def _in_time(options: CertifyOptions, share: float | None) -> CertifyOptions:
-    """The options with the share of the time of the whole, within the time limit of a row."""
-    return options.changed({"time_limit": shorter(options.time_limit, share)})
-
-
-def _attack(
-    model: torch.nn.Module,
-    data: tuple[ArrayLike, ArrayLike] | Dataset,
-    training: Training,
-    threat: ThreatModel,
-    attack: bool | Search,
-    left: float | None,
-) -> Attack:
-    """What attacks reach; the bounds that they are checked against are the cheapest."""
-    search = Search() if isinstance(attack, bool) else attack
-    search = replace(search, time_limit=shorter(search.time_limit, left))
-    result = certify(model, data, training, threat, relaxation="interval", attack=search)
-    assert result.attack is not None
-    return result.attack
 
 
 def _row(
@@ -184,7 +176,6 @@ def _row(
     result: Result,
     spanned: int | None,
     seconds: float,
-    measure: str,
     bounds: Bounds | None,
     reached: Attack | None,
 ) -> ComparisonRow:
@@ -194,53 +185,36 @@ def _row(
     """
     programs = [step.program for step in result.steps if step.program]
 
-    def largest(size: str) -> int:
-        return max((program[size] for program in programs), default=0)
-
-    def total(count: str) -> int:
-        return sum(program[count] for program in programs)
+    def of_programs(size: str, taken: Callable[[list[int]], int]) -> int:
+        return taken([0, *(program[size] for program in programs)])
 
     widths = [step.mean_width for step in result.steps]
     elapsed = list(itertools.accumulate(step.seconds for step in result.steps))
     if case.relaxation == TREE:
         widths[-1], elapsed[-1] = float(result.reachable.mean_width), seconds
+    sandwich = None if reached is None else ParameterSandwich.of(result.reachable, reached)
     return ComparisonRow(
-        relaxation=case.relaxation,
-        window=case.window,
+        **case._asdict(),
         program_window=spanned,
-        solver=case.solver,
         used=", ".join(dict.fromkeys(step.relaxation for step in result.steps)),
         mean_width=float(result.reachable.mean_width),
         max_width=float(result.reachable.max_width),
-        attack_ratio=None
-        if reached is None
-        else ParameterSandwich.of(result.reachable, reached).ratio,
-        measure=None if bounds is None else measure,
+        attack_ratio=None if sandwich is None else sandwich.ratio,
         lower=None if bounds is None else bounds.lower,
         nominal=None if bounds is None else bounds.nominal,
         upper=None if bounds is None else bounds.upper,
-        columns=largest("columns"),
-        rows=largest("rows"),
-        integers=largest("integers"),
-        products=largest("products"),
-        solves=total("solves"),
-        skipped=total("skipped"),
-        limited=total("limited"),
+        columns=of_programs("columns", max),
+        rows=of_programs("rows", max),
+        integers=of_programs("integers", max),
+        products=of_programs("products", max),
+        solves=of_programs("solves", sum),
+        skipped=of_programs("skipped", sum),
+        limited=of_programs("limited", sum),
         seconds=seconds,
         limit_reached=result.limit_reached,
         widths=tuple(widths),
         elapsed=tuple(elapsed),
     )
-
-
-def _check_kinds(relaxations: object, windows: object, solvers: object, on_row: object) -> None:
-    listed(relaxations, str, "relaxations", "give names: ('interval', 'linear')")
-    listed(windows, (int, str), "windows", "give counts of steps, or 'T' for the whole run")
-    names = "give names, or None to have one picked"
-    of_kind(solvers, Sequence, "solvers", names)
-    listed(solvers, (str, type(None)), "solvers", names)
-    if on_row is not None:
-        callable_of(on_row, "on_row", "give a function (row, number, rows), or leave it out")
 
 
 def _cases(
@@ -256,12 +230,3 @@ def _cases(
         solves = relaxation == "auto" or Relaxation.parse(relaxation).uses_programs
         for solver in solvers if solves else solvers[:1]:
             yield _ComparedCase(relaxation, walked, solver if solves else None)
-
-
-def _program_window(relaxation: str, window: int, solved: int | None, total: int) -> int | None:
-    if relaxation == "auto":
-        return None
-    if relaxation == TREE:
-        return 0
-    uses_programs = Relaxation.parse(relaxation).uses_programs
-    return min(window if solved is None else solved, total) if uses_programs else 0

@@ -1,4 +1,4 @@
-"""Poisonings that are drawn or listed without looking at an objective."""
+"""All poisonings of a finite threat."""
 
 from __future__ import annotations
 
@@ -9,18 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.moves import random_moves
 from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
 from milp_agt.threats.sets import MoveSet, Vertices
-
-
-def random_poisoning(
-    selector: Selector, attacks: int, generator: torch.Generator, corners: bool
-) -> Poisoning:
-    """Random admissible data: moves at full strength, or from all over the sets of moves."""
-    masks = selector.random(attacks, generator)
-    return random_moves(selector.unrolled, masks, generator, corners)
 
 
 @dataclass(frozen=True)
@@ -43,18 +34,14 @@ class Ways:
 
     def poisoning(self, unrolled: Unrolled, part: Tensor) -> Poisoning:
         """The data of some of the ways."""
-        poison, option = unrolled.poison, self.option[part]
+        own, option = unrolled.moves, self.option[part]
         samples = torch.arange(option.shape[1], device=option.device)
-        x = poison.features + self.feature_moves[samples, option].reshape(
-            -1, *poison.features.shape
-        )
-        y = poison.labels + self.label_moves[samples, option]
-        near_x, near_y = poison.project(x, y)
-        there = tuple(
-            torch.where(self.goes[samples, option], 1.0 - present, present)
-            for present in unrolled.leaf_present
-        )
-        return Poisoning((near_x,), (near_y,), there)
+        moves = self.feature_moves[samples, option].reshape(-1, *own.features.shape)
+        x, y = own.project(own.features + moves, own.labels + self.label_moves[samples, option])
+        there = unrolled.given_there
+        if there is not None:
+            there = torch.where(self.goes[samples, option], 1.0 - there, there)
+        return Poisoning(x, y, there)
 
 
 def all_ways(selector: Selector, largest: int) -> Ways | None:
@@ -66,10 +53,8 @@ def all_ways(selector: Selector, largest: int) -> Ways | None:
     poison, rest = selector.unrolled.poison, selector.restriction
     if not poison.static or poison.per_batch or poison.label_quota is not None:
         return None
-    x, y = (
-        _options(poison.feature_moves, poison.features),
-        _options(poison.label_moves, poison.labels),
-    )
+    x = _options(poison.feature_moves, poison.features)
+    y = _options(poison.label_moves, poison.labels)
     if x is None or y is None:
         return None
     x, y = x.repeat_interleave(y.shape[1], 1), y.repeat(1, x.shape[1], 1)
