@@ -26,4 +26,4 @@ def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Finite threats are bounded as those whose data sets are too many for a list."""
     from milp_agt.certification import listing
 
-    monkeypatch.setattr(listing, "count_choices", lambda *_: float("inf"))
+    monkeypatch.setattr(listing.listed, "count_choices", lambda *_: float("inf"))

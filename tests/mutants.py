@@ -96,7 +96,7 @@ def unlisted(check: Check) -> Check:
 
     def checked(seed: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(listing, "count_choices", lambda *_: float("inf"))
+            patch.setattr(listing.listed, "count_choices", lambda *_: float("inf"))
             check(seed)
 
     return checked

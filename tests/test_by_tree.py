@@ -12,18 +12,24 @@ from problems import problem, tiny
 from torch import nn
 
 import milp_agt as agt
+from milp_agt.attacks.refute import Refuter
 from milp_agt.bounds.cells.plan import _missing
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyQuestion
 
 
-def test_points_that_bounds_leave_open_are_decided() -> None:
+def test_points_that_bounds_leave_open_are_decided(monkeypatch: pytest.MonkeyPatch) -> None:
     case = tiny(agt.FeaturePoisoning(1, 0.3), epochs=4)
     generator = torch.Generator().manual_seed(3)
     points = torch.randn(30, 2, generator=generator, dtype=torch.float64)
     plain, _ = case.certify(relaxation="linear")
-    searched, _ = case.certify(relaxation="linear", tree=60.0)
+    searched, _ = case.certify(relaxation="linear", tree=60.0, refute="quick")
+
+    def hunt(*_: object) -> None:
+        raise AssertionError("attacks on points that trainings of the tree refute")
+
+    monkeypatch.setattr(Refuter, "_hunt", hunt)
     before, after = plain.stable(points), searched.stable(points)
     assert (after.points.score_lower >= before.points.score_lower).all()
     assert after.lower > before.lower
@@ -39,7 +45,9 @@ def test_points_that_bounds_leave_open_are_decided() -> None:
         poisoning = type(replay.unrolled.nominal(1))(features, labels)
         outputs = replay.outputs_at(replay.unrolled.run(poisoning), points)[..., 0]
         lost |= ((outputs > 0) != nominal).any(0).numpy()
+    assert lost.any()
     assert ((after.points.lower == 1.0) == ~lost).all()
+    assert (after.points.verdict == np.where(lost, "REFUTED", "PROVED")).all()
 
 
 def test_classes_are_decided_within_enumerated_selections() -> None:

@@ -214,12 +214,7 @@ def test_rounding_of_affine_forms_under_any_dampening(dampening: float) -> None:
 
 UNDERFLOWS: dict[str, Any] = {
     # Moves of 1e100 pass a rate and a feature of 1e-330 together, and then a rate that is huge.
-    "a coefficient": (
-        [[0.0, 0.0], [1e-150, 1.0]],
-        [-0.5, 0.0],
-        1e100,
-        [Rule(1e-180), Rule(1e150)],
-    ),
+    "a coefficient": ([[0.0, 0.0], [1e-150, 1.0]], [-0.5, 0.0], 1e100, [Rule(1e-180), Rule(1e150)]),
     # momentum times velocity is 0 in the run, and not where the rate was multiplied before.
     "momentum": (
         [[1.0, 0.0]] * 2,

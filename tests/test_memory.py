@@ -49,7 +49,7 @@ def test_what_a_window_holds_is_left_out_of_the_pieces(
 
     def room(budget: int, data: int, kept: int) -> object:
         found = honest(budget, data, kept)
-        rooms.append(bytes_of("1GiB") - found[0] - planning.BASELINE)
+        rooms.append(bytes_of("1GiB") - found[0] - planning.rates.BASELINE)
         return found
 
     monkeypatch.setattr(planning, "_room", room)

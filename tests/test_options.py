@@ -21,7 +21,6 @@ from milp_agt.cli import main
 from milp_agt.core.option_table import Table
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import SolveResult
-from milp_agt.runfile.certify_table import CertifyTable
 from milp_agt.runfile.reference import (
     ABSENT,
     REQUIRED,
@@ -32,6 +31,7 @@ from milp_agt.runfile.reference import (
     text,
 )
 from milp_agt.runfile.run_file import RunConfig, table_fields
+from milp_agt.runfile.tables import CertifyTable
 from milp_agt.solvers.highs import Highs
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

@@ -71,10 +71,7 @@ def _wrong_moves(own: Poison, samples: Tensor, x: Tensor, y: Tensor) -> str:
 
 
 def tightened(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> Poisoning | None:
-    """The data of one run in ``dtype``, moved inwards by rounding until they are admissible exactly.
-
-    None where that does not help.
-    """
+    """The data of one run in ``dtype``, moved inwards until they are admissible exactly; None if none are."""
     for factor in FACTORS:
         nearer = _nearer(unrolled, data, factor, dtype)
         if not violation(unrolled, nearer):

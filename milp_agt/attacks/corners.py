@@ -63,12 +63,7 @@ class HiddenUnits:
 
 @dataclass(frozen=True)
 class Corners:
-    """Attacks that move one sample each.
-
-    Attributes:
-        sample: index of the sample of each attack, (attacks,).
-        data: the attacks; one place for each span of entries.
-    """
+    """Attacks that move one sample each, (attacks,); one place for each span of entries in their data."""
 
     sample: Tensor
     data: Packed
@@ -151,10 +146,7 @@ def _flips(
     chunk: int,
     most: int,
 ) -> Corners:
-    """The best moves up and down the slopes of pairs (pairs,) of a sample and a unit, at each state.
-
-    A static adversary has an attack for each move, an adaptive one moves in each step by that step's.
-    """
+    """The best moves up and down the slopes of pairs (pairs,) at each state; apart, or in one attack."""
     features, own = run.poison.features, run.poison.feature_moves
     assert own is not None
     pairs = list(zip(sample.split(chunk), unit.split(chunk), strict=True))

@@ -17,10 +17,7 @@ from milp_agt.training.tracing import FEATURES, StepGraph
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """The ends of many training runs, as values of the step graph; differentiable in their parameters.
-
-    ``state`` holds stacked parameters by name, (attacks, *shape).
-    """
+    """Many trained models by the step graph, differentiable in their ``state`` (attacks, *shape) by name."""
 
     step_graph: StepGraph
     state: Mapping[str, Tensor]

@@ -11,9 +11,9 @@ SCALES = 7.0  # new samples are drawn out to their reach, halved up to so many t
 
 
 def steepest(unrolled: Unrolled, gradient: Poisoning) -> tuple[Poisoning, Tensor]:
-    """Every entry at its best move for a gradient, and what that gains to first order.
+    """Every entry at its best move for a gradient, and what that gains, (attacks, entries, quotas).
 
-    A sample comes, or goes, where that is a gain. Gains (attacks, entries, quotas).
+    A sample comes, or goes, where that is a gain.
     """
     best = unrolled.moves.steepest(gradient.features, gradient.labels)
     gain = torch.stack([best.feature_gain, best.label_gain], -1)
@@ -29,10 +29,7 @@ def steepest(unrolled: Unrolled, gradient: Poisoning) -> tuple[Poisoning, Tensor
 
 
 def stepped(unrolled: Unrolled, data: Poisoning, target: Poisoning, stride: float) -> Poisoning:
-    """A step of ``stride`` times the moves of ``target``, back on the admissible set.
-
-    Who has come or gone stays so.
-    """
+    """A step of ``stride`` times the moves of ``target``, back on the admissible set; none comes back."""
     own, there = unrolled.moves, data.there
     features, labels = own.project(
         data.features + stride * (target.features - own.features),
@@ -66,9 +63,9 @@ def _repeated(unrolled: Unrolled, data: Poisoning, generator: torch.Generator) -
     """Every other run inserts the samples of its first step in all others, too."""
     if unrolled.given_there is None or unrolled.poison.static:
         return data
-    new = (unrolled.given_there == 0).nonzero().reshape(len(unrolled.spans), -1)
+    places = len(unrolled.spans), unrolled.poison.budget
+    new = (unrolled.given_there == 0).nonzero().reshape(places)
     again = (_uniform((len(data),), generator) < 0.5).to(new.device).nonzero()[:, :, None]
-    # Nobody comes where the threat only removes: then nothing is copied.
 
     def copied(values: Tensor) -> Tensor:
         found = values.clone()

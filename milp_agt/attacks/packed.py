@@ -13,13 +13,7 @@ from milp_agt.attacks.unrolled import Poisoning, Unrolled
 
 @dataclass(frozen=True)
 class Packed:
-    """Changed entries of many attacks, those that came or went among them.
-
-    Attributes:
-        index: of the entries, (attacks, places); -1 in places that are not used.
-        features: (attacks, places, *shape).
-        labels: (attacks, places, width).
-    """
+    """Changed entries of many attacks, (attacks, places, ...); places that are not used have the index -1."""
 
     index: Tensor
     features: Tensor
@@ -104,14 +98,7 @@ class Aim:
 
 @dataclass
 class Best:
-    """The best run that was met for every aim.
-
-    Attributes:
-        value: ``sign * quantity``, (aims,).
-        data: poisoned data, one row for each aim.
-        run: number of the run for each aim, (aims,).
-        runs: trained models so far.
-    """
+    """The best run for every aim: ``value`` is sign * quantity, ``run`` its number, of ``runs``."""
 
     aim: Aim
     value: Tensor

@@ -95,10 +95,7 @@ class QuestionGoal(Goal):
 
 
 class ShareGoal(QuestionGoal):
-    """The mean of the quantity of a question, which counts points that are safe, or unsafe ones.
-
-    A margin of zero counts for nobody, and neither does a model that is no number.
-    """
+    """The mean of what a question counts; a margin of zero, or no number, counts for nobody."""
 
     def __init__(self, name: str, question: Question) -> None:
         super().__init__(question)

@@ -92,7 +92,8 @@ class Refuter:
     ) -> Decisions | None:
         """Attack the open points of an answer; None where there are none, or no time for a few runs.
 
-        Where the worst data sets are ``listed``, they are trained on and nothing is searched. What does not
+        Where the worst data sets are ``listed``, they are trained on and nothing is searched. Those that a
+        tree tried come first: what they show to be wrong is not searched for. What does not
         end before the ``deadline`` is left out, and it says that it was missed.
 
         Every run that counts was trained again in plain torch. A point is refuted only by data that are
@@ -110,16 +111,20 @@ class Refuter:
         near = near[np.argsort(points.score_nominal[near], kind="stable")][: self.most]
         # Where all open points are wrong on the data as given, there is nothing left to attack.
         time = QuestionTime.of(self.attacker.unrolled, self.seconds, deadline)
-        fits = time.fits(len(near) + 1 if listed is None else len(listed))
+        first = known.tried if listed is None else listed
+        fits = time.fits(len(first) + (len(near) + 1 if listed is None else 0))
         if not fits:
             return None
         goal = QuestionGoal(question)
-        if listed is None:
-            aims = np.append(near[: fits - 1], len(points)) if len(near) else near
-            runs = self._hunt(goal, np.sort(aims), time)
-        else:
-            runs = self._trained(listed[:fits])
+        runs = self._trained(first[:fits])
         check = _Checks(self, goal, runs, points.score_lower, time)
+        if listed is None:
+            wrong = (check.margins < -check.slack).any(0).cpu().numpy()
+            near = near[~wrong[near]][: max(0, fits - len(first) - 1)]
+            if len(near):
+                aims = np.sort(np.append(near, len(points)))
+                runs = self._hunt(goal, aims, time, runs.data)
+                check = _Checks(self, goal, runs, points.score_lower, time)
         chosen, of_point, exact = check.cover()
         worst = check.worst()
         share = None
@@ -147,7 +152,8 @@ class Refuter:
             return None
         features = question.on_outputs.inputs.lower[CLEAN]
         goal = MeanLossGoal(question.loss, features, question.encoded)
-        runs = self._hunt(goal, np.zeros(1, dtype=np.int64), time)
+        nominal = Packed.of(self.attacker.unrolled.nominal(1), self.attacker.unrolled)
+        runs = self._hunt(goal, np.zeros(1, dtype=np.int64), time, nominal)
         values = torch.cat([goal.values(part)[:, 0] for part in runs.parts(256)])
         values = torch.where(torch.isfinite(values), values, -torch.inf)
         for run in values.argsort(descending=True).tolist():
@@ -182,19 +188,18 @@ class Refuter:
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.precision == FLOAT64 else torch.float32
 
-    def _hunt(self, goal: Goal, aims: npt.NDArray[np.int64], time: QuestionTime) -> Runs:
-        """The data as given, then the best run for each aim, trained again in plain torch."""
+    def _hunt(
+        self, goal: Goal, aims: npt.NDArray[np.int64], time: QuestionTime, first: Packed
+    ) -> Runs:
+        """Runs that are known, then the best one for each aim, trained again in plain torch."""
         unrolled = self.attacker.unrolled
-        nominal = Packed.of(unrolled.nominal(1), unrolled)
-        if not len(aims):
-            return self.attacker.trained_again(nominal, 1)
         quantity = torch.from_numpy(aims).to(unrolled.poison.features.device)
         aim = Aim(quantity, torch.ones_like(quantity, dtype=torch.float64))
         limit = shorter(self.attacker.search.time_limit, time.of_search(len(aims)))
         hunt = Hunt(unrolled, goal, aim, replace(self.attacker.search, time_limit=limit))
         best = hunt.run()
         time.ends.missed |= hunt.deadline.missed
-        data = Packed.cat([nominal, best.data.rows(best.first_of_each_run())])
+        data = Packed.cat([first, best.data.rows(best.first_of_each_run())])
         return self.attacker.trained_again(data, hunt.chunk)
 
     def _trained(self, listed: Sequence[Poisoned]) -> Runs:
@@ -247,11 +252,7 @@ class Refuter:
         )
 
     def _data_of(self, witness: Witness) -> Poisoning:
-        """The data of a witness as those of one run.
-
-        Raises:
-            InvalidInputError: data of another run, or of other shapes.
-        """
+        """The data of a witness as those of one run; one of another run is refused."""
         unrolled = self.attacker.unrolled
         graph, spans = unrolled.step_graph, unrolled.spans
         shape = unrolled.poison.features.shape[1:]
@@ -331,10 +332,7 @@ class _Checks:
         return next((each for each in found if each is not None), None)
 
     def cover(self) -> tuple[list[Witness], Tensor, Tensor]:
-        """Few runs that refute all points that any refutes; which refutes each point, and by what margin.
-
-        The run that refutes most of the points left is checked next.
-        """
+        """Few runs that refute all points that any refutes; which refutes each point, and by what margin."""
         wrong = self.margins < -self.slack
         of_point = torch.full_like(self.slack, -1, dtype=torch.int64)
         exact = torch.full_like(self.slack, torch.inf)
@@ -356,10 +354,6 @@ class _Checks:
 
 
 def _check_inside(lower: npt.NDArray[np.float64], margins: Tensor) -> None:
-    """See that margins of trained models are at least what is certified, without any tolerance.
-
-    Raises:
-        SoundnessError: they are not.
-    """
+    """Margins of trained models are at least what is certified, without any tolerance; else it raises."""
     free, nobody = np.full(len(lower), np.inf), np.full(len(lower), -1)
     Decisions(lower=lower, upper=free, reached=margins.cpu().numpy(), witness=nobody)

@@ -115,10 +115,7 @@ class PlainSteps:
 def _mean_gradient(
     graph: StepGraph, device: torch.device, absences: bool
 ) -> Callable[[State, Tensor, Tensor, Tensor], State]:
-    """The gradient of one batch for one model, samples clipped where the run clips.
-
-    With ``absences`` the mean is that over the samples that are there, (n,) of 1 and 0.
-    """
+    """The clipped mean gradient of one batch for one model; with ``absences`` over who is there."""
     module, loss, clipping = _copy(graph, device), mean_loss(graph.loss), graph.clipping
 
     def of_batch(state: State, x: Tensor, y: Tensor) -> Tensor:

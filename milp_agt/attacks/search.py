@@ -12,15 +12,7 @@ from torch import Tensor
 
 from milp_agt.attacks.corners import Corners, corners_of
 from milp_agt.attacks.goals import Goal, TrainedModels
-from milp_agt.attacks.moves import (
-    merged,
-    moved,
-    random_moves,
-    shrunk,
-    steepest,
-    stepped,
-    turned,
-)
+from milp_agt.attacks.moves import merged, moved, random_moves, shrunk, steepest, stepped, turned
 from milp_agt.attacks.packed import Aim, Best, Packed
 from milp_agt.attacks.search_settings import Search
 from milp_agt.attacks.selection import Selector, random_poisoning
@@ -172,10 +164,7 @@ class Hunt:
     def _in_time(self, attacks: int, runs: float = 1.0) -> Iterator[Tensor]:
         """Attacks in pieces, each predicted to take at most a share of the time that is left.
 
-        Each is as dear as so many ``runs``. All at once without a time limit.
-
-        Raises:
-            _TimeIsOver: not even one attack is predicted to end in time.
+        Each is as dear as so many ``runs``. Where not even one is predicted to end in time, the search ends.
         """
         first, device = 0, self.best.value.device
         while first < attacks:

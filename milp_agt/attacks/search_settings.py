@@ -63,10 +63,7 @@ class Search:
     seed: Annotated[int, Key(Index, "Seed of everything that is drawn.")] = 0
     memory: Annotated[
         str | int,
-        Key(
-            Memory,
-            "Memory for the tensors of one pass, in B, KB, MB, GB, KiB, MiB or GiB.",
-        ),
+        Key(Memory, "Memory for the tensors of one pass, in B, KB, MB, GB, KiB, MiB or GiB."),
     ] = "1GiB"
     time_limit: Annotated[
         float | None,

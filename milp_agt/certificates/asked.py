@@ -78,16 +78,8 @@ def questions_of(
             not_covered.append(verdict.name)
             continue
         at = asked.pick(run.dataset)
-        one = Asked(
-            verdict.kind,
-            at.features,
-            at.labels,
-            verdict.lower,
-            verdict.upper,
-            verdict.on,
-            verdict.at_least,
-            verdict.at_most,
-        )
+        ends = verdict.lower, verdict.upper, verdict.on, verdict.at_least, verdict.at_most
+        one = Asked(verdict.kind, at.features, at.labels, *ends)
         if verdict.on == "train" and not _is_trained_on(result, one):
             not_covered.append(f"{verdict.name}, on other points than those of the run")
         else:
@@ -123,20 +115,16 @@ def _labels(result: Result, asked: Asked) -> Array:
 def question(files: Files, number: int, result: Result, asked: Asked) -> dict[str, Any]:
     points = _points(result, asked).numpy()
     count = len(points)
-    if asked.kind in SHARES:
-        ends: dict[str, Any] = {
-            "least": round(asked.lower * count),
-            "most": round(asked.upper * count),
-        }
-    else:
-        ends = {"least": float(asked.lower).hex(), "most": float(asked.upper).hex()}
+    pair = asked.lower, asked.upper
+    ends = [round(end * count) if asked.kind in SHARES else float(end).hex() for end in pair]
     at_least, at_most = asked.at_least, asked.at_most
     return {
         "kind": asked.kind,
         "on": asked.on,
         "features": files.add(f"points_{number}", points.reshape(count, -1)),
         "labels": files.add(f"classes_{number}", _labels(result, asked)),
-        **ends,
+        "least": ends[0],
+        "most": ends[1],
         "at_least": None if at_least is None else float(at_least).hex(),
         "at_most": None if at_most is None else float(at_most).hex(),
     }

@@ -24,10 +24,7 @@ Labels = np.ndarray[Any, np.dtype[np.float64]]
 # What the checker has rules for, by the type of the layer; None has no effect.
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
     nn.ReLU: lambda layer: {"kind": "relu"},
-    nn.LeakyReLU: lambda layer: {
-        "kind": "leaky_relu",
-        "slope": float(layer.negative_slope).hex(),
-    },
+    nn.LeakyReLU: lambda layer: {"kind": "leaky_relu", "slope": float(layer.negative_slope).hex()},
     nn.Sigmoid: lambda layer: {"kind": "sigmoid"},
     nn.Tanh: lambda layer: {"kind": "tanh"},
     nn.Flatten: lambda layer: None,
@@ -132,8 +129,7 @@ def leaves_of(stated: Statement, seconds: float = CHECKED) -> int:
 def missing(training: Training, result: Result) -> list[str]:
     """What stands in the way of a certificate, by name; empty where nothing does."""
     graph, poison = result.models.step_graph, result.models.poison
-    found = layers_of(graph.model)[1]
-    layers = layers_of(graph.model)[0]
+    layers, found = layers_of(graph.model)
     if not found and (not layers or {layers[0]["kind"], layers[-1]["kind"]} != {"dense"}):
         found.append("a model that does not begin and end with a dense layer")
     rules = training.update_rules(result.total_steps)

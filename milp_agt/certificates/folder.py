@@ -253,16 +253,18 @@ def _claim(files: Files, given: _Given, method: str) -> dict[str, Any]:
 
 
 def _parameters(files: Files, result: Result) -> dict[str, dict[str, str]]:
-    reachable = result.reachable
-    found = {}
-    for number, (name, start) in enumerate(result.models.step_graph.initial.items()):
-        found[name] = {
-            "initial": files.add(f"initial_{number}", start.cpu().numpy()),
-            "nominal": files.add(f"nominal_{number}", reachable.nominal[name]),
-            "lower": files.add(f"lower_{number}", reachable.lower[name]),
-            "upper": files.add(f"upper_{number}", reachable.upper[name]),
-        }
-    return found
+    initial = {n: v.cpu().numpy() for n, v in result.models.step_graph.initial.items()}
+    own = result.reachable
+    kinds = (
+        ("initial", initial),
+        ("nominal", own.nominal),
+        ("lower", own.lower),
+        ("upper", own.upper),
+    )
+    return {
+        name: {kind: files.add(f"{kind}_{number}", values[name]) for kind, values in kinds}
+        for number, name in enumerate(initial)
+    }
 
 
 def _training(

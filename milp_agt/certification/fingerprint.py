@@ -15,7 +15,6 @@ from torch import Tensor
 
 from milp_agt.certification.planning import Plan
 from milp_agt.certification.task import Task
-from milp_agt.core.graph import Operation
 from milp_agt.solvers.solver import Solver
 
 BLOCK = 2**20  # bytes that are hashed at once
@@ -36,7 +35,11 @@ def versions() -> dict[str, str]:
 def fingerprint(task: Task, plan: Plan, solver: Solver | None) -> dict[str, str]:
     """Everything that determines the result of a run, by name; data and weights as hashes."""
     graph, poison, training = task.step_graph, task.poison, task.training
-    nodes = [(n.name, n.op.key, n.inputs, n.shape, _constants(n.op)) for n in graph.graph]
+    plain = (Tensor, int, float, str, tuple)
+    nodes = []
+    for n in graph.graph:  # with the constants of operations: weights, scalars, shapes
+        constants = {name: value for name, value in vars(n.op).items() if isinstance(value, plain)}
+        nodes.append((n.name, n.op.key, n.inputs, n.shape, constants))
     planned = {field.name: getattr(plan, field.name) for field in fields(plan)}
     for name in ("remarks", "first_walk", "seconds"):  # words about other fields, and predictions
         del planned[name]
@@ -54,12 +57,6 @@ def fingerprint(task: Task, plan: Plan, solver: Solver | None) -> dict[str, str]
         "device": str(task.device),
         **versions(),
     }
-
-
-def _constants(op: Operation) -> dict[str, object]:
-    """The constants of an operation: weights, scalars, shapes."""
-    plain = (Tensor, int, float, str, tuple)
-    return {name: value for name, value in vars(op).items() if isinstance(value, plain)}
 
 
 def digest(*values: object) -> str:

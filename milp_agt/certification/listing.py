@@ -8,17 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
-from milp_agt.bounds.listed import (
-    ListedChoices,
-    ListedData,
-    ListedRuns,
-    begin,
-    count_choices,
-    hull,
-    list_choices,
-    net_of,
-    refitted,
-)
+from milp_agt.bounds import listed
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.certification.checkpoint import Snapshot
 from milp_agt.certification.planning import Plan
@@ -41,7 +31,7 @@ MOST_CHOICES = 2e7
 CAREFUL, LOST = 1e-6, 1e-3
 
 
-def chosen(task: Task, plan: Plan) -> tuple[ListedChoices | None, Remarks]:
+def chosen(task: Task, plan: Plan) -> tuple[listed.ListedChoices | None, Remarks]:
     """The list of a finite threat, where the options leave it open or ask for it, and it fits.
 
     Below programs ``selections="enumerated"`` asks for it. By default it is taken at ``linear`` and
@@ -56,14 +46,14 @@ def chosen(task: Task, plan: Plan) -> tuple[ListedChoices | None, Remarks]:
         return None, Remarks()
     if not (default or (asked and plan.relaxation.walks)):
         return None, Remarks()
-    count = count_choices(task.raw, task.restriction)
+    count = listed.count_choices(task.raw, task.restriction)
     if math.isinf(count):
         return None, Remarks()
     states = graph.parameter_count * (2 if task.training.has_momentum else 1)
     needed = 8 * LIVE_STATES * states * count
     nodes = sum(n.signature.size for n in graph.graph if n.batched) * sum(map(len, task.batches))
     seconds = count * nodes / TRAINED_PER_SECOND
-    if net_of(graph, task.updates) is None:
+    if listed.net_of(graph, task.updates) is None:
         seconds *= DEARER_BOXES
     limit = LISTING_TIME if options.time_limit is None else options.time_limit / 2
     if asked and options.time_limit is None:
@@ -76,13 +66,13 @@ def chosen(task: Task, plan: Plan) -> tuple[ListedChoices | None, Remarks]:
             "selections='enumerated' or a longer time_limit, and memory, have them listed"
         )
         return None, Remarks(fallbacks=(line,)) if asked else Remarks(notes=(line,))
-    return list_choices(task.raw, task.restriction), Remarks()
+    return listed.list_choices(task.raw, task.restriction), Remarks()
 
 
 class ListedReached(Sequence[Reached]):
     """The boxes of all runs, made anew whenever they are read."""
 
-    def __init__(self, runs: ListedRuns, parameters: tuple[str, ...]) -> None:
+    def __init__(self, runs: listed.ListedRuns, parameters: tuple[str, ...]) -> None:
         self.runs, self._parameters = runs, parameters
 
     def __len__(self) -> int:
@@ -98,7 +88,7 @@ class ListedReached(Sequence[Reached]):
         part = self.runs.parts[index]
         boxes = self.runs.boxes(part)
         state = {name: boxes[name] for name in self._parameters}
-        return Reached(state, (), ListedData(self.runs.choices, part), single_runs=True)
+        return Reached(state, (), listed.ListedData(self.runs.choices, part), single_runs=True)
 
     def __iter__(self) -> Iterator[Reached]:
         return (self[k] for k in range(len(self)))
@@ -112,14 +102,15 @@ class ListedRun(RunInProgress):
         out_of_time: whether a time limit is the reason.
     """
 
-    def __init__(self, task: Task, plan: Plan, choices: ListedChoices, remarks: Remarks) -> None:
-        listed = replace(plan.selections, data_sets=len(choices))
-        plan = replace(plan, selections=listed)
+    def __init__(
+        self, task: Task, plan: Plan, choices: listed.ListedChoices, remarks: Remarks
+    ) -> None:
+        plan = replace(plan, selections=replace(plan.selections, data_sets=len(choices)))
         super().__init__(task, plan, task.traced, NodeOrder.of(task.traced), remarks)
         self.poison = choices.poison
         self.steps = [task.step(self.graph, self.poison, t) for t in range(plan.steps)]
         self.box = task.start
-        self.runs = begin(self.graph, task.step_graph, choices, self.box, self.steps)
+        self.runs = listed.begin(self.graph, task.step_graph, choices, self.box, self.steps)
         self.gave_up: str | None = None
         self.out_of_time = False
 
@@ -130,8 +121,8 @@ class ListedRun(RunInProgress):
         self.runs = self.runs.advanced(step)
         last = step.index + 1 == self.plan.steps
         if last:
-            self.runs = refitted(self.runs, self.steps, CAREFUL)
-        self.box = hull(self.runs)
+            self.runs = listed.refitted(self.runs, self.steps, CAREFUL)
+        self.box = listed.hull(self.runs)
         self._advance_nominal(step, self.box, self.graph.parameters)
         self._record(step, self.box, started, LISTED, "static, dataset")
         self._judge(last)
@@ -177,7 +168,7 @@ class ListedRun(RunInProgress):
         """Resume from a snapshot of this run."""
         super().restore(snapshot)
         self.runs = self.runs.restored(snapshot.state[LISTED])
-        self.box = hull(self.runs)
+        self.box = listed.hull(self.runs)
 
     def result(self) -> Result:
         graph, nominal = self.task.step_graph, self._nominal_parameters()

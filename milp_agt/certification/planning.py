@@ -10,18 +10,12 @@ from torch import Tensor
 
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.bounds.zonotope import refusal
+from milp_agt.certification import sizes as rates
 from milp_agt.certification.level_plan import choose_level, levels_of, mib
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
-from milp_agt.certification.sizes import (
-    BASELINE,
-    FLOAT,
-    LIVE_BOXES,
-    MULTIPLIED_PER_SECOND,
-    WALKED_PER_SECOND,
-    Sizes,
-)
+from milp_agt.certification.sizes import Sizes
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
@@ -82,7 +76,10 @@ class Pieces:
             rows=max(1, room // form),
             chunk=chunk,
             samples=max(
-                whole, min(room // (2 * FLOAT * LIVE_BOXES * boxed), max(64, at_once // boxed))
+                whole,
+                min(
+                    room // (2 * rates.FLOAT * rates.LIVE_BOXES * boxed), max(64, at_once // boxed)
+                ),
             ),
             walked_samples=walked,
             inner_chunk=max(1, min(INNER_ROWS, cached, room // (2 * form))),
@@ -211,7 +208,7 @@ def make_plan(
         composed_steps=large and training.projection is None and _pays(sizes, moved),
         past=0 if training.projection else _past(sizes, room),
         single_thread=not large or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
-        first_walk=slow * 2 * sizes.state * sizes.walked / WALKED_PER_SECOND,
+        first_walk=slow * 2 * sizes.state * sizes.walked / rates.WALKED_PER_SECOND,
         seconds=total,
         whole=slow * (total if math.isnan(begun) else begun),
         remarks=remarks + more + told,
@@ -230,13 +227,13 @@ def stored(tensors: Sequence[Tensor]) -> int:
 
 def _room(budget: int, data: int, kept: int) -> tuple[int, Remarks]:
     """Bytes for pieces of work, besides what any split of the work needs."""
-    fixed = BASELINE + data + kept
+    fixed = rates.BASELINE + data + kept
     least = budget // LEAST_ROOM
     if budget - fixed >= least:
         return budget - fixed, Remarks()
     line = (
         f"memory {mib(budget)} cannot be kept: {mib(fixed)} are needed however the work is cut "
-        f"(libraries {mib(BASELINE)}, data {mib(data)}, steps of the window {mib(kept)}), and "
+        f"(libraries {mib(rates.BASELINE)}, data {mib(data)}, steps of the window {mib(kept)}), and "
         f"{mib(least)} are taken for pieces of it; give more memory, or take a shorter window, smaller "
         "batches or relaxation='interval'"
     )
@@ -252,8 +249,10 @@ def _moved(poison: Poison) -> int:
 def _pays(sizes: Sizes, moved: int) -> bool:
     """Whether composed steps make passes through earlier steps cheaper and fit into memory."""
     elements = sizes.composed(moved)
-    cheaper = elements / MULTIPLIED_PER_SECOND < sizes.walked / WALKED_PER_SECOND
-    return sizes.window > 1 and cheaper and FLOAT * elements * sizes.window <= sizes.memory // 2
+    cheaper = elements / rates.MULTIPLIED_PER_SECOND < sizes.walked / rates.WALKED_PER_SECOND
+    return (
+        sizes.window > 1 and cheaper and rates.FLOAT * elements * sizes.window <= sizes.memory // 2
+    )
 
 
 def _past(sizes: Sizes, room: int) -> int:
@@ -263,9 +262,9 @@ def _past(sizes: Sizes, room: int) -> int:
     the room.
     """
     ends = 2 * sizes.state
-    seconds = ends * ends * sizes.state / MULTIPLIED_PER_SECOND
-    walk = ends * sizes.walked * sizes.window / WALKED_PER_SECOND
-    fitting = room // 4 // (FLOAT * ends * (sizes.state + 2))
+    seconds = ends * ends * sizes.state / rates.MULTIPLIED_PER_SECOND
+    walk = ends * sizes.walked * sizes.window / rates.WALKED_PER_SECOND
+    fitting = room // 4 // (rates.FLOAT * ends * (sizes.state + 2))
     # The newest step is kept for the window of the next.
     wanted = sizes.steps - 1 if sizes.window < sizes.steps else 0
     return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))

@@ -6,18 +6,9 @@ import math
 from dataclasses import dataclass, replace
 
 from milp_agt.bounds.adversary.enumerated import count_cases
+from milp_agt.certification import sizes as rates
 from milp_agt.certification.options import CertifyOptions
-from milp_agt.certification.sizes import (
-    BASELINE,
-    BOUNDED_PER_SECOND,
-    CASES_PER_SECOND,
-    FLOAT,
-    LISTED_WORK,
-    LIVE_CASE_BOXES,
-    SETTLED,
-    WALKED_PER_SECOND,
-    Sizes,
-)
+from milp_agt.certification.sizes import Sizes
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
@@ -111,7 +102,7 @@ class _Work:
     @property
     def groups(self) -> int:
         """Groups whose boxes and intercepts of every step in the window fit into memory."""
-        one = 2 * FLOAT * LIVE_CASE_BOXES * self.sizes.boxes * self.window
+        one = 2 * rates.FLOAT * rates.LIVE_CASE_BOXES * self.sizes.boxes * self.window
         fitting = max(1, int(self.sizes.memory // one))
         return -(-int(min(self.cases, 1e9)) // min(fitting, MOST_CASES))
 
@@ -126,12 +117,12 @@ class _Work:
     def listing(self, linear_inner: bool) -> float:
         """Seconds for all cases; those of a group share their backward passes."""
         sizes, cases = self.sizes, self.cases
-        boxes = LISTED_WORK * sizes.boxes * cases * sizes.steps / BOUNDED_PER_SECOND
+        boxes = rates.LISTED_WORK * sizes.boxes * cases * sizes.steps / rates.BOUNDED_PER_SECOND
         walks = sum(min(t + 1, self.window) for t in range(sizes.steps))
-        rows = 2 * sizes.state + SETTLED * sizes.inner_rows * linear_inner
+        rows = 2 * sizes.state + rates.SETTLED * sizes.inner_rows * linear_inner
         flops = 4.0 * rows * sizes.walked * walks * cases
-        walking = self.groups * rows * sizes.walked * walks / WALKED_PER_SECOND
-        return boxes + (flops / CASES_PER_SECOND + walking)
+        walking = self.groups * rows * sizes.walked * walks / rates.WALKED_PER_SECOND
+        return boxes + (flops / rates.CASES_PER_SECOND + walking)
 
     def listed(self, asked: bool) -> tuple[Selections, Remarks]:
         """Listed selections, if requested or cheap."""
@@ -150,7 +141,7 @@ class _Work:
                 "have them"
             )
             return Selections(), Remarks(notes=(note,) if cases <= MOST_LISTED else ())
-        if 2 * self.kept > memory - BASELINE:
+        if 2 * self.kept > memory - rates.BASELINE:
             note = (
                 f"selections are not listed: {cases:.3g} of them would hold "
                 f"{self.kept / 2**20:.4g} MiB through a window of {self.window} steps, more than "

@@ -104,8 +104,7 @@ class Pass:
         width = rows.c.shape[1]
         c = x.c @ rows.c.T
         s = plus(
-            np.tensordot(x.c, rows.s, (1, 1)),
-            np.tensordot(x.s, rows.c, (1, 1)).transpose(0, 2, 1),
+            np.tensordot(x.c, rows.s, (1, 1)), np.tensordot(x.s, rows.c, (1, 1)).transpose(0, 2, 1)
         )
         low, high = _split(rows.c, x.low, x.high)
         second = np.einsum("sik,sijk->sij", self.far(x), apart)

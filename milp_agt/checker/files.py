@@ -13,7 +13,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,77 +45,67 @@ class Table:
     where: str
     used: set[str] = field(default_factory=set)
 
-    def _get(self, key: str) -> Any:
+    def _taken(self, key: str, wanted: str, fits: Callable[[Any], bool]) -> Any:
         if key not in self.values:
             raise Rejected(f"{self.where}: '{key}' is missing")
         self.used.add(key)
-        return self.values[key]
-
-    def _wrong(self, key: str, wanted: str) -> Rejected:
-        return Rejected(f"{self.where}: '{key}' should be {wanted}, not {self.values[key]!r:.60}")
+        value = self.values[key]
+        if not fits(value):
+            raise Rejected(f"{self.where}: '{key}' should be {wanted}, not {value!r:.60}")
+        return value
 
     def has(self, key: str) -> bool:
         """Whether the value of a key, which has to be there, is not null."""
-        return self._get(key) is not None
+        return self._taken(key, "anything", lambda value: True) is not None
 
     def text(self, key: str) -> str:
-        value = self._get(key)
-        if not isinstance(value, str):
-            raise self._wrong(key, "a text")
-        return value
+        return str(self._taken(key, "a text", lambda value: isinstance(value, str)))
 
     def word(self, key: str, words: tuple[str, ...]) -> str:
-        value = self.text(key)
-        if value not in words:
-            raise self._wrong(key, f"one of {', '.join(words)}")
-        return value
+        wanted = f"one of {', '.join(words)}"
+        return str(self._taken(key, wanted, lambda v: isinstance(v, str) and v in words))
 
     def whole(self, key: str, least: int = 0, most: int = 2**40) -> int:
-        value = self._get(key)
-        if type(value) is not int or not least <= value <= most:
-            raise self._wrong(key, f"a whole number from {least} to {most}")
-        return value
+        wanted = f"a whole number from {least} to {most}"
+        return int(self._taken(key, wanted, lambda v: type(v) is int and least <= v <= most))
 
     def flag(self, key: str) -> bool:
-        value = self._get(key)
-        if type(value) is not bool:
-            raise self._wrong(key, "true or false")
-        return value
+        return bool(self._taken(key, "true or false", lambda value: type(value) is bool))
 
     def real(self, key: str) -> float:
         """A binary64 number, written in hexadecimal: decimals would be rounded."""
-        value = self._get(key)
-        try:
-            found = float.fromhex(value) if isinstance(value, str) and len(value) < 40 else math.nan
-        except (ValueError, OverflowError):
-            found = math.nan
-        if not math.isfinite(found) or found.hex() != value:
-            raise self._wrong(key, "a finite number as float.hex() writes it")
-        return found
+        wanted = "a finite number as float.hex() writes it"
+        return float.fromhex(self._taken(key, wanted, _is_hexadecimal))
 
     def texts(self, key: str) -> tuple[str, ...]:
-        value = self._get(key)
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise self._wrong(key, "a list of texts")
-        return tuple(value)
+        return tuple(self._taken(key, "a list of texts", lambda value: _lists(value, str)))
 
     def table(self, key: str) -> Table:
-        value = self._get(key)
-        if not isinstance(value, dict):
-            raise self._wrong(key, "a table")
-        return Table(value, f"{self.where}.{key}")
+        found = self._taken(key, "a table", lambda value: isinstance(value, dict))
+        return Table(found, f"{self.where}.{key}")
 
     def tables(self, key: str) -> list[Table]:
-        value = self._get(key)
-        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            raise self._wrong(key, "a list of tables")
-        return [Table(each, f"{self.where}.{key}[{k}]") for k, each in enumerate(value)]
+        found = self._taken(key, "a list of tables", lambda value: _lists(value, dict))
+        return [Table(each, f"{self.where}.{key}[{k}]") for k, each in enumerate(found)]
 
     def finish(self) -> None:
         """See that nothing was left unread."""
         rest = sorted(set(self.values) - self.used)
         if rest:
             raise Rejected(f"{self.where}: unknown keys {', '.join(rest)}")
+
+
+def _lists(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
+
+
+def _is_hexadecimal(value: Any) -> bool:
+    """Whether it is a text that ``float.hex()`` gives for a finite number, to the letter."""
+    try:
+        found = float.fromhex(value) if isinstance(value, str) and len(value) < 40 else math.nan
+    except (ValueError, OverflowError):
+        return False
+    return math.isfinite(found) and found.hex() == value
 
 
 @dataclass(frozen=True)

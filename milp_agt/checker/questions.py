@@ -32,8 +32,7 @@ def margins(problem: Problem, state: State, x: Array, labels: Array) -> Box:
     outputs = weight.lo.shape[1]
     bias = state[last.bias] if last.bias else Box.point(weight.lo[..., 0] * number(0.0, weight.lo))
     error = arithmetic.off(
-        hidden.lo.shape[-1] + 1,
-        hidden.size @ np.swapaxes(weight.size, -1, -2) + bias.size[:, None],
+        hidden.lo.shape[-1] + 1, hidden.size @ np.swapaxes(weight.size, -1, -2) + bias.size[:, None]
     )
     if outputs == 1:
         found = total(*corners(weight[:, None, 0], hidden)) + bias

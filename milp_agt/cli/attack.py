@@ -7,16 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import (
-    LIMIT_REACHED,
-    PROVED,
-    RUN_FILE,
-    Commands,
-    add_force,
-    add_time_limit,
-    new,
-    tell,
-)
+from milp_agt.cli import common
 from milp_agt.cli.progress import progress
 from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.io.tables import format_number, format_table
@@ -26,9 +17,9 @@ if TYPE_CHECKING:
     from milp_agt.runfile.run_file import LoadedRun
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     """The arguments of this command."""
-    parser = new(
+    parser = common.new(
         commands,
         _attack,
         "attack",
@@ -37,15 +28,15 @@ def add(commands: Commands) -> None:
         "for all parameters and each property. Writes attack.json and the poisoned data in attack.npz.",
         example="attack examples/moons.toml --out runs/attack",
     )
-    parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
+    parser.add_argument("run", metavar="RUN.toml", type=Path, help=common.RUN_FILE)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
     parser.add_argument(
         "--seed", metavar="N", type=int, help="seed of the search, in place of the file's"
     )
-    add_time_limit(
+    common.add_time_limit(
         parser, "each search has an equal share of what is left, within time_limit of the file"
     )
-    add_force(parser)
+    common.add_force(parser)
     parser.add_argument("--quiet", action="store_true", help="print the table only")
 
 
@@ -88,11 +79,11 @@ def _attack(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             if not found:
                 raise
-            tell(
+            common.tell(
                 f"interrupted after {len(found)} of {len(aims) + 1} searches; their poisoned data are in "
                 f"{folder.npz_path}"
             )
-            return LIMIT_REACHED
+            return common.LIMIT_REACHED
         folder.save(found)
     if not arguments.quiet:
         print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
@@ -112,7 +103,7 @@ def _attack(arguments: argparse.Namespace) -> int:
         print(f"a time limit ended the search for {', '.join(cut)}; more time may reach more")
     if not arguments.quiet:
         print(f"\nWritten: {folder.json_path} and {folder.npz_path}")
-    return LIMIT_REACHED if cut else PROVED
+    return common.LIMIT_REACHED if cut else common.PROVED
 
 
 def _aims(run: LoadedRun) -> list[tuple[str, Objective]]:

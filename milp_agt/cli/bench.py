@@ -8,19 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import (
-    LIMIT_REACHED,
-    PROVED,
-    Commands,
-    add_time_limit,
-    count,
-    drawn,
-    index,
-    many,
-    new,
-    relaxation,
-    window,
-)
+from milp_agt.cli import common
 from milp_agt.cli.progress import progress
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace_text
@@ -29,9 +17,9 @@ if TYPE_CHECKING:
     from milp_agt.experiments.bench import Benchmark, Row
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     """The arguments of this command."""
-    parser = new(
+    parser = common.new(
         commands,
         _bench,
         "bench",
@@ -43,14 +31,14 @@ def add(commands: Commands) -> None:
     argument = parser.add_argument
     argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
     argument("--case", metavar="RUN.toml", type=Path, help="measure this run instead")
-    argument("--relaxations", metavar="A,B", type=many(relaxation), help="as in certify")
-    argument("--windows", metavar="T,1", type=many(_window), help="T is the whole run")
-    argument("--samples", metavar="N,N", type=many(count), help="training samples")
-    argument("--hidden", metavar="H,H", type=many(count), help="hidden units")
+    argument("--relaxations", metavar="A,B", type=common.relaxations, help="as in certify")
+    argument("--windows", metavar="T,1", type=common.many(_window), help="T is the whole run")
+    argument("--samples", metavar="N,N", type=common.counts, help="training samples")
+    argument("--hidden", metavar="H,H", type=common.counts, help="hidden units")
     argument(
-        "--steps", dest="marks", metavar="T,T", type=many(count), help="the largest ends the run"
+        "--steps", dest="marks", metavar="T,T", type=common.counts, help="the largest ends the run"
     )
-    argument("--seeds", metavar="S,S", type=many(index), help="of data and weights")
+    argument("--seeds", metavar="S,S", type=common.indices, help="of data and weights")
     argument("--budget", metavar="N", type=int, help="poisoned samples")
     argument("--radius", metavar="R", type=float, help="move of each feature")
     argument(
@@ -59,12 +47,12 @@ def add(commands: Commands) -> None:
         help="how choices of poisoned samples are bounded",
     )
     argument("--device", metavar="NAME", help="cpu, cuda or auto")
-    add_time_limit(parser, "what is not reached in an equal share of it is left out")
+    common.add_time_limit(parser, "what is not reached in an equal share of it is left out")
     argument("--quiet", action="store_true", help="print the table only")
 
 
 def _window(text: str) -> int:
-    found = window(text)
+    found = common.window(text)
     return 0 if isinstance(found, str) else found
 
 
@@ -113,7 +101,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             found = Benchmark(tuple(rows), cut_short=True)
     text = save(found)
     print(text if not arguments.quiet else found.table())
-    paths += drawn(lambda: write_plot(found, folder))
+    paths += common.drawn(lambda: write_plot(found, folder))
     if not arguments.quiet:
         print(f"Written: {', '.join(map(str, paths))}")
-    return LIMIT_REACHED if found.cut_short else PROVED
+    return common.LIMIT_REACHED if found.cut_short else common.PROVED

@@ -8,26 +8,13 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from milp_agt.cli import in_time
-from milp_agt.cli.common import (
-    LIMIT_REACHED,
-    NOT_PROVED,
-    PROVED,
-    RUN_FILE,
-    Commands,
-    add_force,
-    add_options,
-    given_options,
-    new,
-    tell,
-)
+from milp_agt.cli import common, in_time
 from milp_agt.cli.progress import progress
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
-    from milp_agt.core.reachable import StepRecord
     from milp_agt.properties.suspects import Suspects
     from milp_agt.runfile.run_file import LoadedRun
     from milp_agt.runfile.verdicts import Verdict
@@ -37,9 +24,9 @@ REPLAYED = ("shown by a run", "points proved/refuted/open")
 CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     """The arguments of this command."""
-    parser = new(
+    parser = common.new(
         commands,
         _certify,
         "certify",
@@ -48,7 +35,7 @@ def add(commands: Commands) -> None:
         "properties, and write result.json, reachable.npz, report.html and a certificate.",
         example="certify examples/iris.toml --out runs/iris",
     )
-    parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?", help=RUN_FILE)
+    parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?", help=common.RUN_FILE)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", metavar="DIR", type=Path, help="result folder")
     where.add_argument(
@@ -68,17 +55,17 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="name the training samples that carry the bound, and split its width by cause",
     )
-    add_force(parser)
+    common.add_force(parser)
     parser.add_argument("--quiet", action="store_true", help="print the verdicts only")
     parser.add_argument(
         "--points", action="store_true", help="print every property test point by test point"
     )
-    add_options(parser)
+    common.add_options(parser)
 
 
 def _job(arguments: argparse.Namespace) -> tuple[Path, Path, dict[str, Any]]:
     """Run file, result folder and options: from the command line, or from the checkpoint that it names."""
-    given, resumed = given_options(arguments), arguments.resume
+    given, resumed = common.given_options(arguments), arguments.resume
     if resumed is None:
         if arguments.run is None:
             raise InvalidInputError(
@@ -133,7 +120,10 @@ def _certify(arguments: argparse.Namespace) -> int:
         def on_step(result: Result, _step: int, steps: int) -> None:
             so_far[:] = [result]
             folder.save_step(result)
-            advance(len(result.steps), steps, _state_of(result.steps[-1]))
+            step = result.steps[-1]
+            widths = f"width {step.mean_width:.3g} (max {step.max_width:.3g})"
+            text = f"{step.relaxation}, {widths}, {step.seconds:.2f} s/step"
+            advance(len(result.steps), steps, text)
             if attack is not False and len(result.steps) == steps:
                 advance(0, 0, "", "attacks")
 
@@ -156,11 +146,11 @@ def _certify(arguments: argparse.Namespace) -> int:
             if not so_far:
                 raise
             folder.save(so_far[0], (), complete=False)
-            tell(
+            common.tell(
                 f"interrupted after {len(so_far[0].steps)} of {run.steps} steps; the finished steps are "
                 f"in {folder.json_path}; go on with: milp-agt certify --resume {place}"
             )
-            return LIMIT_REACHED
+            return common.LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
         advance(0, 0, "", "certificate")
         seconds = in_time.for_certificate(run, begun - spent)
@@ -181,10 +171,10 @@ def _certify(arguments: argparse.Namespace) -> int:
         print(f"\nWritten: {', '.join(str(path) for path in written)}")
     states = {verdict.status for verdict in verdicts}
     if not states & {"OPEN", "REFUTED"}:
-        return PROVED
+        return common.PROVED
     # What real training refutes stays refuted, whatever time there is.
     undecided = "REFUTED" not in states and result.limit_reached
-    return LIMIT_REACHED if undecided else NOT_PROVED
+    return common.LIMIT_REACHED if undecided else common.NOT_PROVED
 
 
 def _suspects(result: Result) -> Suspects | None:
@@ -192,7 +182,7 @@ def _suspects(result: Result) -> Suspects | None:
     try:
         return result.suspects()
     except InvalidInputError as error:
-        tell(f"note: {error}")
+        common.tell(f"note: {error}")
         return None
 
 
@@ -207,17 +197,10 @@ def _report(
         written.append(evidence.save(folder, evidence.collect(result, run.dataset, verdicts)))
         written.append(write_page(folder))
     except (InvalidInputError, ReportUnavailableError) as error:
-        tell(f"note: {error}")
+        common.tell(f"note: {error}")
     except KeyboardInterrupt:
-        tell("note: the report was interrupted; the result is complete")
+        common.tell("note: the report was interrupted; the result is complete")
     return written
-
-
-def _state_of(step: StepRecord) -> str:
-    return (
-        f"{step.relaxation}, width {step.mean_width:.3g} (max {step.max_width:.3g}), "
-        f"{step.seconds:.2f} s/step"
-    )
 
 
 def _print_run(run: LoadedRun, result: Result) -> None:

@@ -62,10 +62,7 @@ def add_force(parser: Parser) -> None:
 def add_time_limit(parser: Parser, then: str) -> None:
     """The flag that ends a command early; ``then`` says what is there when the time is over."""
     parser.add_argument(
-        "--time-limit",
-        metavar="SECONDS",
-        type=_seconds,
-        help=f"of the whole command: {then}",
+        "--time-limit", metavar="SECONDS", type=_seconds, help=f"of the whole command: {then}"
     )
 
 
@@ -110,6 +107,10 @@ def size(text: str) -> float:
 def many(read: Callable[[str], Read]) -> Callable[[str], tuple[Read, ...]]:
     """Reads values with commas between them."""
     return lambda text: tuple(read(part.strip()) for part in text.split(","))
+
+
+relaxations, windows, counts = many(relaxation), many(window), many(count)
+indices, sizes, names = many(index), many(size), many(str)
 
 
 def tell(text: object) -> None:

@@ -6,20 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import (
-    LIMIT_REACHED,
-    PROVED,
-    RUN_FILE,
-    Commands,
-    add_options,
-    add_time_limit,
-    drawn,
-    given_options,
-    many,
-    new,
-    relaxation,
-    window,
-)
+from milp_agt.cli import common
 from milp_agt.cli.progress import progress
 from milp_agt.io.files import replace_text
 
@@ -27,9 +14,9 @@ if TYPE_CHECKING:
     from milp_agt.experiments.compare import Comparison, ComparisonRow
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     """The arguments of this command."""
-    parser = new(
+    parser = common.new(
         commands,
         _compare,
         "compare",
@@ -38,31 +25,31 @@ def add(commands: Commands) -> None:
         "bounds hold; a smaller width is tighter.",
         example="compare examples/moons.toml --windows 1,T",
     )
-    parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
+    parser.add_argument("run", metavar="RUN.toml", type=Path, help=common.RUN_FILE)
     parser.add_argument(
         "--relaxations",
         metavar="A,B",
-        type=many(relaxation),
+        type=common.relaxations,
         default=("interval", "linear", "lp"),
         help="relaxations to compare (default: interval,linear,lp)",
     )
     parser.add_argument(
         "--windows",
         metavar="1,3,T",
-        type=many(window),
+        type=common.windows,
         default=(1,),
         help="steps that bounds are followed through, T for all (default: 1)",
     )
     parser.add_argument(
-        "--solvers", metavar="A,B", type=many(str), help="for relaxations that solve programs"
+        "--solvers", metavar="A,B", type=common.names, help="for relaxations that solve programs"
     )
     parser.add_argument("--attack", action="store_true", help="how far is each row from attacks?")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
-    add_time_limit(
+    common.add_time_limit(
         parser,
         "each row has an equal share of what is left, within that of the file; rows after it are left out",
     )
-    add_options(parser, without=("relaxation", "window", "solver", "time_limit"))
+    common.add_options(parser, without=("relaxation", "window", "solver", "time_limit"))
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -74,7 +61,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     for name in arguments.solvers or ():
         get_solver(name)  # an unknown name is an error before any work
-    run = load_config(arguments.run).build(given_options(arguments))
+    run = load_config(arguments.run).build(common.given_options(arguments))
     dataset, options = run.dataset, run.options
     folder = None if arguments.out is None else make_folder(arguments.out)
     rows: list[ComparisonRow] = []
@@ -108,9 +95,12 @@ def _compare(arguments: argparse.Namespace) -> int:
             comparison = Comparison(tuple(rows), ("other rows: interrupted",), cut_short=True)
     print(comparison.table())
     if folder is not None:
-        written = [*_save(comparison, folder), *drawn(lambda: write_plot(comparison, folder))]
+        written = [
+            *_save(comparison, folder),
+            *common.drawn(lambda: write_plot(comparison, folder)),
+        ]
         print(f"\nWritten: {', '.join(map(str, written))}")
-    return LIMIT_REACHED if comparison.limit_reached else PROVED
+    return common.LIMIT_REACHED if comparison.limit_reached else common.PROVED
 
 
 def _save(comparison: Comparison, folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milp_agt.checker import __main__ as checker
-from milp_agt.cli.common import PROVED, Commands, new, tell
+from milp_agt.cli import common
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_table
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 WIDEST = 100  # characters of a line
 
 
-def add_check(commands: Commands) -> None:
-    parser = new(
+def add_check(commands: common.Commands) -> None:
+    parser = common.new(
         commands,
         _check,
         "check",
@@ -44,12 +44,12 @@ def _check(arguments: argparse.Namespace) -> int:
         try:
             audit.save(arguments.folder, report)
         except OSError as error:  # an auditor's copy may be read-only
-            tell(f"note: {audit.NAME} was not kept: {error}")
+            common.tell(f"note: {audit.NAME} was not kept: {error}")
     return report.outcome.exit_code
 
 
-def add_report(commands: Commands) -> None:
-    parser = new(
+def add_report(commands: common.Commands) -> None:
+    parser = common.new(
         commands,
         _report,
         "report",
@@ -65,11 +65,11 @@ def _report(arguments: argparse.Namespace) -> int:
     from milp_agt.reports import write_page
 
     print(f"Written: {write_page(arguments.folder)}")
-    return PROVED
+    return common.PROVED
 
 
-def add_options(commands: Commands) -> None:
-    parser = new(
+def add_options(commands: common.Commands) -> None:
+    parser = common.new(
         commands,
         _options,
         "options",
@@ -90,13 +90,13 @@ def _options(arguments: argparse.Namespace) -> int:
 
     if arguments.schema:
         print(json.dumps(json_schema(), indent=2))
-        return PROVED
+        return common.PROVED
     tables = option_tables()
     if arguments.table is not None:
         tables = (_named(arguments.table, tables),)
     width = min(shutil.get_terminal_size((WIDEST, 0)).columns, WIDEST)
     print("\n\n\n".join(text(table, width) for table in tables))
-    return PROVED
+    return common.PROVED
 
 
 def _named(asked: str, tables: Sequence[OptionTable]) -> OptionTable:
@@ -120,8 +120,8 @@ def _named(asked: str, tables: Sequence[OptionTable]) -> OptionTable:
     raise InvalidInputError(f"Print the options of the table '{asked}'", found, remedy)
 
 
-def add_solvers(commands: Commands) -> None:
-    new(
+def add_solvers(commands: common.Commands) -> None:
+    common.new(
         commands,
         _solvers,
         "solvers",
@@ -145,4 +145,4 @@ def _solvers(_: argparse.Namespace) -> int:
         for row in solver_table()
     ]
     print(format_table(("solver", "installed", "version", "solves", "note"), rows))
-    return PROVED
+    return common.PROVED

@@ -9,19 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from milp_agt.cli.common import (
-    LIMIT_REACHED,
-    PROVED,
-    RUN_FILE,
-    Commands,
-    add_options,
-    add_time_limit,
-    given_options,
-    index,
-    many,
-    new,
-    size,
-)
+from milp_agt.cli import common
 from milp_agt.cli.progress import Advance, progress
 from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.errors import InvalidInputError
@@ -36,9 +24,9 @@ if TYPE_CHECKING:
     from milp_agt.threats import ThreatModel
 
 
-def add(commands: Commands) -> None:
+def add(commands: common.Commands) -> None:
     """The arguments of this command."""
-    parser = new(
+    parser = common.new(
         commands,
         _sweep,
         "sweep",
@@ -47,13 +35,15 @@ def add(commands: Commands) -> None:
         "threat, or the largest threat that still proves each threshold.",
         example="sweep examples/moons.toml --budgets 1,2,4 --out runs/sweep",
     )
-    parser.add_argument("run", metavar="RUN.toml", type=Path, help=RUN_FILE)
-    parser.add_argument("--budgets", metavar="1,2,4", type=many(index), help="curve over budgets")
-    parser.add_argument("--radii", metavar="0.01,0.1", type=many(size), help="curve over radii")
+    parser.add_argument("run", metavar="RUN.toml", type=Path, help=common.RUN_FILE)
+    parser.add_argument(
+        "--budgets", metavar="1,2,4", type=common.indices, help="curve over budgets"
+    )
+    parser.add_argument("--radii", metavar="0.01,0.1", type=common.sizes, help="curve over radii")
     parser.add_argument(
         "--triggers",
         metavar="0,0.1",
-        type=many(size),
+        type=common.sizes,
         help="radii of the triggers of every backdoor",
     )
     parser.add_argument(
@@ -62,17 +52,17 @@ def add(commands: Commands) -> None:
         help="search the largest one that proves each threshold, and with --points each test point",
     )
     parser.add_argument(
-        "--between", metavar="LOW,HIGH", type=many(size), help="where --largest searches"
+        "--between", metavar="LOW,HIGH", type=common.sizes, help="where --largest searches"
     )
     parser.add_argument(
         "--points", action="store_true", help="with --largest: every test point too"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
-    add_time_limit(
+    common.add_time_limit(
         parser,
         "each certificate has an equal share of what is left, within that of the file; none is made after it",
     )
-    add_options(parser, without=("time_limit",))
+    common.add_options(parser, without=("time_limit",))
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -82,7 +72,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     config = load_config(arguments.run)
-    run = config.build(given_options(arguments))
+    run = config.build(common.given_options(arguments))
     if not run.properties:
         raise InvalidInputError(
             f"Sweep the properties of {arguments.run}",
@@ -124,7 +114,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     save(found)
     if folder is not None:
         print(f"\nWritten: {folder / 'sweep.csv'} and {folder / 'sweep.json'}")
-    return LIMIT_REACHED if found.cut_short or any(limits) else PROVED
+    return common.LIMIT_REACHED if found.cut_short or any(limits) else common.PROVED
 
 
 def _runs(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import gamma
@@ -22,12 +23,7 @@ GroupName = str | int
 
 @dataclass(frozen=True)
 class Scores:
-    """Bounds of every test point in every case, (cases, n) each.
-
-    Attributes:
-        value: the quantity whose mean is asked: 0 or 1 for a share, or a loss.
-        score: what decides it, for instance a margin.
-    """
+    """Bounds of every test point in every case, (cases, n): of what is counted, and of what decides it."""
 
     value: Interval
     score: Interval
@@ -103,6 +99,7 @@ class Answer(Bounds):
         groups: bounds of the same mean over each subgroup, by name.
         witnesses: the poisoned data that refute points, see ``points.witness``.
         shown: the poisoned data of the run that shows ``reached``; None without one.
+        tried: data sets that a tree trained on with the least margins of points that it did not prove.
 
     ``reached`` is the worst mean that *one* real run shows. Each point may need poisoned data of its own,
     so that it can stay away from the certified end even where every point is decided.
@@ -112,6 +109,7 @@ class Answer(Bounds):
     groups: Mapping[GroupName, Bounds] = field(default_factory=dict)
     witnesses: tuple[Witness, ...] = field(default=(), repr=False)
     shown: Witness | None = field(default=None, repr=False)
+    tried: tuple[Poisoned, ...] = field(default=(), repr=False)
 
 
 def summarise(
@@ -122,14 +120,8 @@ def summarise(
 ) -> Answer:
     """Means over the points in every case, then the worst over the cases.
 
-    Args:
-        scores: bounds of every point in every case.
-        nominal: value and score of every point in the nominal run, (n,) each.
-        index: positions of the points, (n,).
-        groups: the subgroup of each point, (n,).
-
-    Raises:
-        SoundnessError: a NaN, or a nominal value outside its bounds.
+    ``nominal`` are value and score of every point in the nominal run, (n,) each. A NaN, or a nominal value
+    outside its bounds, is a SoundnessError.
     """
 
     def host(tensor: Tensor) -> Array:
@@ -212,10 +204,7 @@ def nested(answers: Sequence[Answer]) -> tuple[Answer, ...]:
 def combined(
     own: Answer, points: Points, above: Sequence[Answer], below: Sequence[Answer]
 ) -> Answer:
-    """Means of a table, met with what is known: at least as much as ``above``, at most ``below``.
-
-    What attacks reached is that of ``own``.
-    """
+    """Means of a table, met with what is known: at least ``above``, at most ``below``; reached as ``own``."""
     lower, upper, nominal = (
         torch.from_numpy(column) for column in (points.lower, points.upper, points.nominal)
     )

@@ -19,13 +19,7 @@ from milp_agt.properties.decision import Decision, classes_of, only, reached
 from milp_agt.properties.models import OutputForms, ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfShares
 from milp_agt.properties.question import Question, index_of
-from milp_agt.properties.triggers import (
-    BallTrigger,
-    FreeTrigger,
-    PatchTrigger,
-    Trigger,
-    in_words,
-)
+from milp_agt.properties.triggers import BallTrigger, FreeTrigger, PatchTrigger, Trigger, in_words
 from milp_agt.training.precision import rounded_to
 from milp_agt.training.tracing import FEATURES
 

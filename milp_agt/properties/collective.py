@@ -46,7 +46,7 @@ class CollectiveQuestion(AccuracyQuestion):
     """
 
     def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None = None) -> Answer:
-        (bounds,) = self.bounds(models)
+        bounds, tried = self.searched(models)
         answer = self.summary(models, [bounds], groups)
         open_ = self.evaluate([bounds]).value.lower.amin(0) == 0
 
@@ -62,7 +62,8 @@ class CollectiveQuestion(AccuracyQuestion):
         for name, own in answer.groups.items():
             among = torch.from_numpy(np.asarray(groups == name)).to(open_.device)
             parts[name] = replace(own, lower=better(own, among))
-        return replace(answer, lower=better(answer, torch.ones_like(open_)), groups=parts)
+        lower = better(answer, torch.ones_like(open_))
+        return replace(answer, lower=lower, groups=parts, tried=tried)
 
 
 def _most(
@@ -115,13 +116,7 @@ def sample_influences(models: ReachableModels, forms: OutputForms) -> tuple[Tens
 
 def _piece(models: ReachableModels, reached: Reached, forms: OutputForms) -> tuple[Tensor, Tensor]:
     turned = forms.coefficients.transpose(0, 1)
-    own = forms_of_outputs(
-        models.step_graph,
-        models.forward,
-        reached.state,
-        forms.inputs,
-        turned,
-    )
+    own = forms_of_outputs(models.step_graph, models.forward, reached.state, forms.inputs, turned)
     own.constant = own.constant + forms.constant.T.unsqueeze(-1)
     own.magnitude = own.magnitude + forms.constant.T.abs()
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells.goals import Asked
 from milp_agt.bounds.cells.plan import Cover
 from milp_agt.bounds.cells.search import Decided, Limits, Search
+from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.interval import Interval
-from milp_agt.properties.answer import Scores
+from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.last_forms import branched_forms
 from milp_agt.properties.models import OutputForms, ReachableModels, both_ends
 from milp_agt.properties.question import Question, index_of, is_late
@@ -102,19 +104,30 @@ class DecisionQuestion(Question):
         harm_or_not = found.value.upper if self.counts_harm else found.value.lower
         return harm_or_not, found.score.lower
 
+    def answer(self, models: ReachableModels, groups: npt.NDArray[Any] | None = None) -> Answer:
+        known, tried = self.searched(models)
+        return replace(self.summary(models, [known], groups), tried=tried)
+
     def bounds(self, models: ReachableModels) -> list[Interval]:
-        """Then by trees: over samples and phases, and over selections and cells."""
+        return [self.searched(models)[0]]
+
+    def searched(self, models: ReachableModels) -> tuple[Interval, tuple[Poisoned, ...]]:
+        """Then by trees: over samples and phases, and over selections and cells.
+
+        Beside the bounds, the data sets with the least margins that the latter trained on, for points that
+        it finds lost or leaves open: candidates for attacks.
+        """
         (known,), tree = super().bounds(models), models.tree
         if tree is None or is_late(models):
-            return [known]
+            return known, ()
         left = tree.seconds if models.deadline is None else min(tree.seconds, models.deadline.left)
         begun, cells = time.monotonic(), tree.cells
         if tree.branches:
             share = left if cells is None else 0.5 * left
             known = self._by_branching(models, known, share)
-        if cells is not None:
-            known = self._by_cells(cells, known, left - (time.monotonic() - begun))
-        return [known]
+        if cells is None:
+            return known, ()
+        return self._by_cells(cells, known, left - (time.monotonic() - begun))
 
     def _by_branching(self, models: ReachableModels, known: Interval, seconds: float) -> Interval:
         """Bounds ``known`` of the forms met with those that a tree over samples and phases proves of the
@@ -138,13 +151,32 @@ class DecisionQuestion(Question):
         )
         return _met(known, points, found, "a form of the outputs by branching and by other bounds")
 
-    def _by_cells(self, cells: Cover, known: Interval, seconds: float) -> Interval:
+    def _by_cells(
+        self, cells: Cover, known: Interval, seconds: float
+    ) -> tuple[Interval, tuple[Poisoned, ...]]:
         """The same by a search over selections and cells of moves, for points that nobody touches."""
         points, inputs = self.open_points([known]), self.decision.forms.inputs
         if not len(points) or not torch.equal(inputs.lower, inputs.upper):
-            return known
-        found = decide(cells, self.decision.part(points), Limits(seconds)).bounds
-        return _met(known, points, found, "a form of the outputs by a tree and by other bounds")
+            return known, ()
+        decision = self.decision.part(points)
+        found = decide(cells, decision, Limits(seconds))
+        proved = decision.margin(found.bounds).lower > 0.0
+        what = "a form of the outputs by a tree and by other bounds"
+        return _met(known, points, found.bounds, what), _worst(cells, found, ~proved)
+
+
+def _worst(cells: Cover, found: Decided, points: Tensor) -> tuple[Poisoned, ...]:
+    """The data sets behind the least margins of some points."""
+    points, size = points & torch.isfinite(found.reached), found.samples.shape[1]
+    rows = torch.cat([found.samples[points].to(found.moves.dtype), found.moves[points]], 1)
+    rows = rows.unique(dim=0)
+    samples = rows[:, :size].to(torch.int64)
+    features, labels = cells.run.moves.data(cells.run.poison, samples, rows[:, size:])
+    kept = torch.ones(features.shape[1], dtype=torch.bool, device=rows.device)
+    return tuple(
+        Poisoned(x, y, kept, tuple(changed))
+        for x, y, changed in zip(features, labels, samples.tolist(), strict=True)
+    )
 
 
 def decide(cells: Cover, decision: Decision, limits: Limits) -> Decided:

@@ -92,22 +92,14 @@ class Decider(Protocol):
         ...
 
     def replay(self, witness: Witness) -> Mapping[str, Tensor]:
-        """The parameters that plain training on the data of a witness ends with.
-
-        Raises:
-            InvalidInputError: data that are not admissible, or of another run.
-        """
+        """The parameters after plain training on the data of a witness; inadmissible data are refused."""
         ...
 
 
 def decided(answer: Answer, decisions: Decisions | None, counts_harm: bool) -> Answer:
     """The answer with decisions beside its bounds; where these are tighter, they count.
 
-    Args:
-        counts_harm: whether the quantity counts the points that are unsafe, rather than safe ones.
-
-    Raises:
-        SoundnessError: a run that was trained lies outside the bounds of its point or of the mean.
+    A run that was trained outside the bounds of its point, or of the mean, is a SoundnessError.
     """
     if decisions is None:
         return answer

@@ -39,11 +39,7 @@ class FunctionalQuestion:
     def of(
         graph: StepGraph, given: Mapping[str, ArrayLike], device: torch.device
     ) -> FunctionalQuestion:
-        """From arrays by parameter name: each (*shape) for one row, or (rows, *shape).
-
-        Raises:
-            InvalidInputError: an unknown name, another shape, different counts of rows, NaN.
-        """
+        """From arrays by parameter name, each (*shape) for one row, or (rows, *shape); others are refused."""
         of_kind(given, Mapping, "A functional", "give coefficients by name: {'0.bias': c}")
         known = {**graph.initial, **graph.frozen}
         rows = {n: _rows(n, v, known, graph.aliases.get(n, n)) for n, v in given.items()}

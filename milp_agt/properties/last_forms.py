@@ -25,12 +25,7 @@ def least_of_forms(
 
 
 def branched_forms(
-    forward: ZonotopePass,
-    forms: Forms,
-    state: State,
-    wanted: Tensor,
-    seconds: float,
-    workers: int,
+    forward: ZonotopePass, forms: Forms, state: State, wanted: Tensor, seconds: float, workers: int
 ) -> Tensor:
     """The same by a tree of each form, until it is above ``wanted``, (rows,), or seconds are over."""
     flat = forms.constant[:, 0]

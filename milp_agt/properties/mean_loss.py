@@ -87,11 +87,7 @@ class MeanLoss(Question):
         return Scores(each, each)
 
     def nominal(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """From the same forms as the bounds: log sum exp(f) - f_y would cancel for large logits.
-
-        Raises:
-            InvalidInputError: a loss that is not finite.
-        """
+        """From the same forms as the bounds: log sum exp(f) - f_y would cancel for large logits."""
         each = self.loss.of_forms(Interval.point(values[0])).lower
         if not bool(torch.isfinite(each).all()):
             raise InvalidInputError(

@@ -13,11 +13,7 @@ from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.composed import PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
-from milp_agt.bounds.linear.window_bounds import (
-    bound_forms,
-    forms_of_outputs,
-    rows_at_once,
-)
+from milp_agt.bounds.linear.window_bounds import bound_forms, forms_of_outputs, rows_at_once
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
@@ -38,12 +34,9 @@ Watch = Callable[[int, int], None]  # told how many test points of how many are 
 
 @dataclass(frozen=True)
 class OutputForms:
-    """Forms ``coefficients . f(x) + constant`` of the outputs f at test inputs x.
+    """Forms ``coefficients . f(x) + constant`` of outputs f at test inputs: (n, forms, outputs), (n, forms).
 
-    Attributes:
-        inputs: box of each test input, (1, n, *shape); a point where nobody touches it.
-        coefficients: (n, forms, outputs).
-        constant: (n, forms).
+    ``inputs`` is the box of each test input, (1, n, *shape); a point where nobody touches it.
     """
 
     inputs: Interval
@@ -263,11 +256,7 @@ class ReachableModels:
             some, own = forms.part(part), weights[:, part]
             on_outputs = torch.einsum("rnf,nfo->rno", own, some.coefficients)
             each = forms_of_outputs(
-                self.step_graph,
-                self.forward,
-                reached.state,
-                some.inputs,
-                on_outputs,
+                self.step_graph, self.forward, reached.state, some.inputs, on_outputs
             )
             shifts = (own * some.constant).flatten(1)
             terms = torch.einsum("rnf,nfo->rno", own.abs(), some.coefficients.abs())
@@ -289,17 +278,12 @@ class ReachableModels:
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor]) -> Interval:
         """Bounds of forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
-        rows = len(next(iter(coefficients.values())))
-        pieces = [
-            [
-                self._bound_rows(reached, {n: c[part] for n, c in coefficients.items()})
-                for reached in self.everywhere
-            ]
-            for part in torch.arange(rows).split(ROWS_AT_ONCE)
-        ]
-        bounds = _joined([_joined(each[: len(self.reached)], 0) for each in pieces], 1)
+        parts = torch.arange(len(next(iter(coefficients.values())))).split(ROWS_AT_ONCE)
+        some = [{name: c[part] for name, c in coefficients.items()} for part in parts]
+        found = [_joined([self._bound_rows(r, own) for own in some], 1) for r in self.everywhere]
+        bounds = _joined(found[: len(self.reached)], 0)
         if self.beside is not None:
-            wider = _joined([each[-1] for each in pieces], 1).expand_states(len(bounds.lower))
+            wider = found[-1].expand_states(len(bounds.lower))
             bounds = bounds.meet(wider, "a functional of the parameters by two chains")
         if self.program is None:
             return bounds

@@ -99,11 +99,7 @@ def index_of(features: Tensor) -> Tensor:
 
 
 def features_at(features: inputs.ArrayLike, graph: StepGraph) -> Tensor:
-    """Features of test points, (n, *shape) float64.
-
-    Raises:
-        InvalidInputError: no finite numbers, or another shape than that of the training data.
-    """
+    """Features of test points, (n, *shape) float64; those of another shape than the data are refused."""
     x, wanted = inputs.features_of(features, "Test features"), graph.graph[FEATURES].shape
     if x.shape[1:] != wanted:
         raise InvalidInputError(
@@ -115,11 +111,7 @@ def features_at(features: inputs.ArrayLike, graph: StepGraph) -> Tensor:
 
 
 def groups_of(groups: object, count: int) -> npt.NDArray[Any] | None:
-    """The names of the subgroups of the test points, (n,): texts or whole numbers.
-
-    Raises:
-        InvalidInputError: another count than the points, or other names.
-    """
+    """The names of the subgroups of test points, (n,): texts or whole numbers; others are refused."""
     if groups is None:
         return None
     remedy = f"give an array ({count},) of texts or whole numbers"

@@ -31,9 +31,10 @@ from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values, check_trigger
 from milp_agt.properties.witness import Witness
 from milp_agt.training import inputs
+from milp_agt.training.inputs import ArrayLike
 from milp_agt.training.precision import rounded_to
 
-Groups = inputs.ArrayLike | Sequence[str | int]
+Groups = ArrayLike | Sequence[str | int]
 
 
 class Questions:
@@ -52,11 +53,7 @@ class Questions:
 
     @own_modes()
     def accuracy(
-        self,
-        features: inputs.ArrayLike,
-        labels: inputs.ArrayLike,
-        *,
-        groups: Groups | None = None,
+        self, features: ArrayLike, labels: ArrayLike, *, groups: Groups | None = None
     ) -> Answer:
         """Share of test points that the model gets right, for every admissible poisoning.
 
@@ -72,11 +69,7 @@ class Questions:
 
     @own_modes()
     def collective(
-        self,
-        features: inputs.ArrayLike,
-        labels: inputs.ArrayLike,
-        *,
-        groups: Groups | None = None,
+        self, features: ArrayLike, labels: ArrayLike, *, groups: Groups | None = None
     ) -> Answer:
         """The accuracy, where all test points face the same poisoning.
 
@@ -93,7 +86,7 @@ class Questions:
 
     @own_modes()
     def margins(
-        self, features: inputs.ArrayLike, labels: inputs.ArrayLike
+        self, features: ArrayLike, labels: ArrayLike
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Lower and upper bounds of the smallest margin of each test point, (n,) each.
 
@@ -110,11 +103,7 @@ class Questions:
 
     @own_modes()
     def loss(
-        self,
-        features: inputs.ArrayLike,
-        labels: inputs.ArrayLike,
-        *,
-        groups: Groups | None = None,
+        self, features: ArrayLike, labels: ArrayLike, *, groups: Groups | None = None
     ) -> Answer:
         """Mean loss over test points, for every admissible poisoning of the training data.
 
@@ -129,12 +118,7 @@ class Questions:
         return self._ask(MeanLoss.of(self.models, x, y), groups_of(groups, len(x)))
 
     @own_modes()
-    def stable(
-        self,
-        features: inputs.ArrayLike,
-        *,
-        groups: Groups | None = None,
-    ) -> Answer:
+    def stable(self, features: ArrayLike, *, groups: Groups | None = None) -> Answer:
         """Share of points that every reachable model classifies as the nominal one does.
 
         Raises:
@@ -146,11 +130,7 @@ class Questions:
 
     @own_modes()
     def targeted(
-        self,
-        features: inputs.ArrayLike,
-        targets: Targets,
-        *,
-        groups: Groups | None = None,
+        self, features: ArrayLike, targets: Targets, *, groups: Groups | None = None
     ) -> Answer:
         """Share of test points that the adversary can push into outputs that are unsafe.
 
@@ -168,8 +148,8 @@ class Questions:
     @own_modes()
     def backdoor(
         self,
-        features: inputs.ArrayLike,
-        labels: inputs.ArrayLike,
+        features: ArrayLike,
+        labels: ArrayLike,
         radius: Values | None = None,
         *,
         trigger: Trigger | None = None,
@@ -211,8 +191,8 @@ class Questions:
     @own_modes()
     def backdoor_curve(
         self,
-        features: inputs.ArrayLike,
-        labels: inputs.ArrayLike,
+        features: ArrayLike,
+        labels: ArrayLike,
         radii: Sequence[float],
         *,
         target: int | None = None,
@@ -236,7 +216,7 @@ class Questions:
         return dict(zip(rising, nested(answers), strict=True))
 
     @own_modes()
-    def predictions(self, features: inputs.ArrayLike) -> Predictions:
+    def predictions(self, features: ArrayLike) -> Predictions:
         """Bounds of every output of the model at each test point: certified intervals of a regression.
 
         Raises:
@@ -245,7 +225,7 @@ class Questions:
         return Predictions.of(self.models, self._features(features))
 
     @own_modes()
-    def functional(self, coefficients: Mapping[str, inputs.ArrayLike]) -> tuple[Bounds, ...]:
+    def functional(self, coefficients: Mapping[str, ArrayLike]) -> tuple[Bounds, ...]:
         """Bounds of linear functionals of the parameters, one for each row of coefficients.
 
         ``coefficients`` holds arrays by the names of ``model.state_dict()``: of the shape of the
@@ -353,13 +333,13 @@ class Questions:
         deadline = self.models.deadline
         return self.decider if deadline is None or deadline.left > 0.0 else None
 
-    def _features(self, features: inputs.ArrayLike) -> Tensor:
+    def _features(self, features: ArrayLike) -> Tensor:
         x = features_at(features, self.models.step_graph)
         x = rounded_to(x, self.models.step_graph.precision)
         return x.to(self.models.poison.features.device)
 
     def _test_data(
-        self, features: inputs.ArrayLike, labels: inputs.ArrayLike, classification: str | None
+        self, features: ArrayLike, labels: ArrayLike, classification: str | None
     ) -> tuple[Tensor, Tensor]:
         if classification is not None:
             self._classification(classification)

@@ -32,11 +32,7 @@ class Trigger(Protocol):
 
 
 def check_trigger(trigger: object) -> None:
-    """See that an argument is a trigger.
-
-    Raises:
-        InvalidInputError: an object that is none.
-    """
+    """Refuse what is no trigger."""
     if isinstance(trigger, type) or not callable(getattr(trigger, "inputs", None)):
         raise InvalidInputError(
             "A trigger says what may be done to a test input",

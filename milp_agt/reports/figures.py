@@ -211,7 +211,7 @@ def _map(content: Content) -> tuple[Figure, str] | None:
     for k in range(classes):
         lead = found.lead[..., k]
         if lead.max() > 0:
-            tint = _tint(CLASSES[k % len(CLASSES)])
+            tint = tuple(0.65 + 0.35 * part for part in to_rgb(CLASSES[k % len(CLASSES)]))
             rows, columns = np.nonzero(lead > 0)
             look: Any = {"marker": "s", "s": SQUARE, "color": tint, "linewidth": 0}
             axes.scatter(found.x[columns], found.y[rows], **look)
@@ -232,22 +232,12 @@ def _map(content: Content) -> tuple[Figure, str] | None:
     axes.set_xlabel(found.names[0])
     axes.set_ylabel(found.names[1])
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    share = float((found.lead.max(-1) > 0).mean())
+    share = np.floor(1000 * (found.lead.max(-1) > 0).mean()) / 10  # never rounded up to the whole
     return figure, (
         "Map of the two input features. The black line parts the classes that the model trained on the "
-        f"given data predicts; at the coloured squares, {_share(share)} of the points of a grid, "
+        f"given data predicts; at the coloured squares, {share:g} % of the points of a grid, "
         "no admissible poisoning changes the prediction; elsewhere it is open."
     )
-
-
-def _share(share: float) -> str:
-    """Never rounded up to the whole."""
-    return f"{np.floor(1000 * share) / 10:g} %"
-
-
-def _tint(color: str) -> tuple[float, float, float]:
-    red, green, blue = to_rgb(color)
-    return 0.65 + 0.35 * red, 0.65 + 0.35 * green, 0.65 + 0.35 * blue
 
 
 def _time(content: Content) -> tuple[Figure, str] | None:

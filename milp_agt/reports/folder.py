@@ -55,9 +55,13 @@ def report(
     _check_kinds(result, dataset, folder, properties, suspects)
     folder = Path(folder)
     _check_data(result, dataset)
-    asked = _default(dataset) if properties is None else properties
+    kind = "accuracy" if dataset.task == "classification" else "loss"
+    default = [{"kind": kind, "on": "test" if len(dataset.x_test) else "train"}]
+    asked = default if properties is None else properties
     tables = parse_properties(asked)
-    run = {**_described(result), "property": [dict(table) for table in asked]}
+    # Model and settings as far as a result knows them.
+    model = saved.describe(result.models.step_graph.model)
+    run = {"model": model, **result.settings, "property": [dict(table) for table in asked]}
     options = dict(result.settings.get("certify", {}))
     about = header(run, {}, dataset) | {"options": options}
     files = ResultFolder(folder, about, dataset.notes, len(result.steps))
@@ -91,16 +95,6 @@ def _check_kinds(
     of_kind(suspects, bool, "suspects of a report", "give True or False")
     if properties is not None:
         listed(properties, dict, "properties", "give tables: [{'kind': 'accuracy'}]")
-
-
-def _default(dataset: Dataset) -> list[dict[str, Any]]:
-    kind = "accuracy" if dataset.task == "classification" else "loss"
-    return [{"kind": kind, "on": "test" if len(dataset.x_test) else "train"}]
-
-
-def _described(result: Result) -> dict[str, Any]:
-    """Model and settings as far as a result knows them."""
-    return {"model": saved.describe(result.models.step_graph.model), **result.settings}
 
 
 def _check_data(result: Result, dataset: Dataset) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from milp_agt.io.files import replace_text, writing
-from milp_agt.io.tables import format_number
 from milp_agt.reports import audit, words
 from milp_agt.reports.content import Array, Content
 from milp_agt.reports.figures import Picture, pictures
@@ -57,10 +56,8 @@ def render(content: Content, drawn: Mapping[str, Picture]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = _number
-    environment.filters["seconds"] = _seconds
-    environment.filters["percent"] = words.percent
-    environment.filters["plain"] = _plain
+    environment.filters |= {"number": words.number, "percent": words.percent, "plain": _plain}
+    environment.filters["seconds"] = lambda value: words.number(value, 3)  # of a clock
     status, headline = words.verdict(content)
     return environment.get_template("page.html").render(
         content=content,
@@ -87,20 +84,9 @@ def solver_totals(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
             if name in ("solves", "skipped", "limited"):
                 totals[name] = totals.get(name, 0) + count
             else:
-                totals[f"largest count of {name}"] = max(
-                    totals.get(f"largest count of {name}", 0), count
-                )
+                largest = f"largest count of {name}"
+                totals[largest] = max(totals.get(largest, 0), count)
     return totals
-
-
-def _number(value: object) -> str:
-    """Six significant digits; JSON's words for what is no number as they are."""
-    return format_number(value) if isinstance(value, (int, float)) else str(value)
-
-
-def _seconds(value: object) -> str:
-    """Three digits are all that a clock is worth here."""
-    return format_number(value, 3) if isinstance(value, (int, float)) else str(value)
 
 
 def _plain(value: object) -> str:

@@ -131,8 +131,8 @@ def shown(each: Property, value: float, rounding: str = ROUND_HALF_EVEN) -> str:
         return str(value)
     # A share like 4 / 5 carries an error of its own as a float; 13 digits tell it from a real one.
     exact = Context(prec=13).plus(Decimal(value)) * 100 if each.is_share else Decimal(value)
-    number = Context(prec=4, rounding=rounding).plus(exact)
-    text = f"{float(number):.4g}"
+    rounded = Context(prec=4, rounding=rounding).plus(exact)
+    text = f"{float(rounded):.4g}"
     return f"{text} %" if each.is_share else text
 
 
@@ -200,18 +200,15 @@ def network(content: Content) -> str:
     return f"{kind} with {count} parameters that are trained, in {len(names)} arrays: {', '.join(names)}."
 
 
-def _budget(content: Content) -> int | None:
-    """The number of samples of a threat with one budget for the whole run."""
-    threat = content.document["run"].get("threat", {})
-    budget = threat.get("budget") if threat.get("scope", "dataset") == "dataset" else None
-    return budget if isinstance(budget, int) else None
-
-
 def limits(content: Content) -> str:
     """What the adversary may do."""
     text = f"Change the training data within these limits: {content.document['threat']}."
-    budget, samples = _budget(content), content.document["data"]["train"][0]
-    if budget is not None and samples:
+    threat, samples = (
+        content.document["run"].get("threat", {}),
+        content.document["data"]["train"][0],
+    )
+    budget = threat.get("budget") if threat.get("scope", "dataset") == "dataset" else None
+    if isinstance(budget, int) and samples:
         text += f" The budget is {budget} of {samples} samples, {100.0 * budget / samples:.2g} %."
     if any(p.kind == "backdoor" for p in content.properties):
         return (
@@ -239,7 +236,7 @@ def sentence(each: Property) -> str:
 def box(content: Content) -> str:
     """How large the reachable set is, beside the parameters themselves."""
     sizes = content.document["parameters"]
-    mean, longest = (_number(sizes[name], 3) for name in ("mean_width", "max_width"))
+    mean, longest = (number(sizes[name], 3) for name in ("mean_width", "max_width"))
     text = f"Its sides are {mean} long on average, the longest {longest}"
     if not sizes.get("mean_size") or isinstance(sizes["mean_width"], str):
         return f"{text}."
@@ -248,7 +245,7 @@ def box(content: Content) -> str:
     return f"{text}: that is {times} of the average size of a parameter, {sizes['mean_size']:.3g}."
 
 
-def _number(value: object, digits: int) -> str:
+def number(value: object, digits: int = 6) -> str:
     """A number of a JSON file, which writes what is not finite as text."""
     return format_number(value, digits) if isinstance(value, (int, float)) else str(value)
 

@@ -172,7 +172,8 @@ def _section(table: OptionTable) -> str:
     else:
         lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
     for option in table.options:
-        cells = [f"`{option.key}`", option.values, _code(option.default), option.meaning]
+        default = option.default if option.default in (REQUIRED, ABSENT) else f"`{option.default}`"
+        cells = [f"`{option.key}`", option.values, default, option.meaning]
         if table.kinds:
             cells.insert(1, _with(table, option))
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
@@ -186,10 +187,6 @@ def _with(table: OptionTable, option: Option) -> str:
     if len(others) == 1 < len(option.kinds):
         return f"all but {others[0]}"
     return ", ".join(option.kinds)
-
-
-def _code(default: str) -> str:
-    return default if default in (REQUIRED, ABSENT) else f"`{default}`"
 
 
 def _cell(text: str) -> str:
@@ -208,7 +205,8 @@ def in_words(schema: Schema, table: str, many: bool = False) -> str:
         values = [json.dumps(value) for value in schema.get("enum", [schema.get("const")])]
         return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
     if "anyOf" in schema:
-        return _either([in_words(choice, table, many) for choice in schema["anyOf"]])
+        *first, last = (in_words(choice, table, many) for choice in schema["anyOf"])
+        return f"{', '.join(first)} or {last}" if first else last
     kind = schema.get("type")
     if kind == "array":
         return _list_in_words(schema, table, many)
@@ -232,11 +230,6 @@ def _list_in_words(schema: Schema, table: str, many: bool) -> str:
     if "anyOf" in items:
         return f"{lists} of {count}values, each {in_words(items, table)}"
     return f"{lists} of {count}{in_words(items, table, many=True)}"
-
-
-def _either(words: Sequence[str]) -> str:
-    first, last = ", ".join(words[:-1]), words[-1]
-    return f"{first} or {last}" if first else last
 
 
 def text(table: OptionTable, width: int = 100) -> str:

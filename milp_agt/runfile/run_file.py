@@ -20,11 +20,18 @@ from milp_agt.core.rounding import FLOAT32
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.properties.property_table import PROPERTIES, PropertyTable
-from milp_agt.runfile.certify_table import AttackTable, CertifyTable, Further
-from milp_agt.runfile.data_table import DataTable, ModelTable
 from milp_agt.runfile.problems import explain
-from milp_agt.runfile.record_table import RecordTable, which
-from milp_agt.runfile.training_table import GROUP, TrainingTable
+from milp_agt.runfile.tables import (
+    GROUP,
+    AttackTable,
+    CertifyTable,
+    DataTable,
+    Further,
+    ModelTable,
+    RecordTable,
+    TrainingTable,
+    which,
+)
 from milp_agt.threats.threat_table import THREATS, ThreatTable
 from milp_agt.training.schedules import SCHEDULES
 

@@ -162,11 +162,7 @@ class Cells:
     def take(self, rows: Tensor) -> Cells:
         vertices = None if self.vertices is None else self.vertices[rows]
         return Cells(
-            self.centre[rows],
-            self.radius[rows],
-            vertices,
-            self.normals[rows],
-            self.offsets[rows],
+            self.centre[rows], self.radius[rows], vertices, self.normals[rows], self.offsets[rows]
         )
 
     def reach(self, directions: Tensor) -> tuple[Tensor, Tensor]:

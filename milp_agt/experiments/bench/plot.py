@@ -32,7 +32,10 @@ def write_plot(benchmark: Benchmark, folder: Path) -> tuple[Path, ...]:
 
 def draw(benchmark: Benchmark) -> Any:
     """A matplotlib figure: medians over the seeds, every method a line, other axes at their base."""
-    axes = [name for name in AXES if name == "step" or _varies(benchmark.rows, name)]
+    rows = benchmark.rows
+    sizes = {name: {getattr(row, name) for row in rows} for name in AXES}
+    axes = [name for name in AXES if name == "step" or len(sizes[name]) > 1]
+    methods = list(dict.fromkeys(row.method for row in rows))
     figure = import_module("matplotlib.figure").Figure(
         figsize=(1.0 + 3.5 * len(axes), 8.0), layout="constrained"
     )
@@ -40,8 +43,8 @@ def draw(benchmark: Benchmark) -> Any:
     for panel_row, (measure, label) in zip(panels, MEASURES.items(), strict=True):
         panel_row[0].set_ylabel(label)
         for panel, axis in zip(panel_row, axes, strict=True):
-            for number, method in enumerate(_methods(benchmark.rows)):
-                points = series(benchmark.rows, axis, measure, method)
+            for number, method in enumerate(methods):
+                points = series(rows, axis, measure, method)
                 if len(points) > 1 or axis == "step":
                     panel.plot(
                         list(points),
@@ -75,11 +78,3 @@ def series(rows: Sequence[Row], axis: str, measure: str, method: str) -> dict[in
             found.setdefault(getattr(row, axis), []).append(value)
     medians = {at: median(values) for at, values in sorted(found.items())}
     return {at: v if np.isfinite(v) and v > 0 else np.nan for at, v in medians.items()}
-
-
-def _methods(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row.method for row in rows))
-
-
-def _varies(rows: Sequence[Row], axis: str) -> bool:
-    return len({getattr(row, axis) for row in rows}) > 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def draw(comparison: Comparison) -> Any:
     for axes, label in ((left, "training step"), (right, "seconds")):
         axes.set_xlabel(label)
         axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-    if _any_positive(comparison.rows):
+    if any(bool(np.isfinite(_drawable(row)).any()) for row in comparison.rows if row.widths):
         left.set_yscale("log")
         right.set_xscale("log")
     left.set_ylabel("mean width of a parameter")
@@ -54,7 +53,3 @@ def _drawable(row: ComparisonRow) -> Any:
     """Widths with gaps where a logarithmic axis has no place for them."""
     widths = np.array(row.widths)
     return np.where(np.isfinite(widths) & (widths > 0.0), widths, np.nan)
-
-
-def _any_positive(rows: Sequence[ComparisonRow]) -> bool:
-    return any(bool(np.isfinite(_drawable(row)).any()) for row in rows if row.widths)

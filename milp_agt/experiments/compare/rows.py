@@ -184,10 +184,13 @@ def _row(
         SoundnessError: an attack outside the reachable set.
     """
     programs = [step.program for step in result.steps if step.program]
-
-    def of_programs(size: str, taken: Callable[[list[int]], int]) -> int:
-        return taken([0, *(program[size] for program in programs)])
-
+    own: dict[str, Any] = {}
+    for name in ("columns", "rows", "integers", "products"):
+        own[name] = max((program[name] for program in programs), default=0)
+    for name in ("solves", "skipped", "limited"):
+        own[name] = sum(program[name] for program in programs)
+    if bounds is not None:
+        own |= {end: getattr(bounds, end) for end in ("lower", "nominal", "upper")}
     widths = [step.mean_width for step in result.steps]
     elapsed = list(itertools.accumulate(step.seconds for step in result.steps))
     if case.relaxation == TREE:
@@ -200,16 +203,7 @@ def _row(
         mean_width=float(result.reachable.mean_width),
         max_width=float(result.reachable.max_width),
         attack_ratio=None if sandwich is None else sandwich.ratio,
-        lower=None if bounds is None else bounds.lower,
-        nominal=None if bounds is None else bounds.nominal,
-        upper=None if bounds is None else bounds.upper,
-        columns=of_programs("columns", max),
-        rows=of_programs("rows", max),
-        integers=of_programs("integers", max),
-        products=of_programs("products", max),
-        solves=of_programs("solves", sum),
-        skipped=of_programs("skipped", sum),
-        limited=of_programs("limited", sum),
+        **own,
         seconds=seconds,
         limit_reached=result.limit_reached,
         widths=tuple(widths),
