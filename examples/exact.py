@@ -63,7 +63,7 @@ def measure(steps: int, windows: list[int], count: int, seconds: float, radius: 
     print(f"     -  linear {linear:.4e}")
     for window in windows:
         for level, (phases, products) in LEVELS.items():
-            encoded = program.encode_window(
+            encoded = program.Window(
                 models.step_graph,
                 schedule,
                 kept[-window:],
@@ -71,7 +71,7 @@ def measure(steps: int, windows: list[int], count: int, seconds: float, radius: 
                 phases,
                 exact_products=products,
                 past=kept[:-window],
-            )
+            ).program()
             options = program.SolveOptions(get_solver("scip"), Limits(time=seconds), worth=least)
             begun = time.process_time()
             state, report = program.bound_state(encoded, known, options)

@@ -101,14 +101,14 @@ class Bounded:
         past, steps = self.steps[:first], self.steps[first:step]
         solver = get_solver("highs")
         begun = time.process_time()
-        encoded = program.encode_window(
+        encoded = program.Window(
             run.step_graph,
             run.schedule,
             steps,
             run.poison,
             exact,
             past=past,
-        )
+        ).program()
         options = program.SolveOptions(solver, Limits(time=seconds), worth)
         found, report = program.bound_state(encoded, dict(state), options)
         return found, report, (time.process_time() - begun) / max(report.solves, 1)

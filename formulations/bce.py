@@ -13,14 +13,13 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import ELEMENTARY, Precision
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.loss import LossFunction, register_loss, single_output
-from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
+from milp_agt.formulations.loss import BinaryLoss, register_loss
 from milp_agt.formulations.sigmoid import Sigmoid
 
 
 @register_loss
 @dataclass(frozen=True)
-class BinaryCrossEntropy(LossFunction):
+class BinaryCrossEntropy(BinaryLoss):
     """``loss = log(1 + exp(f)) - y f`` with y in {0, 1}, gradient ``p - y`` with ``p = sigmoid(f)``.
 
     With ``positive_weight`` w (pos_weight of torch) the loss of samples with y = 1 counts w times:
@@ -29,14 +28,7 @@ class BinaryCrossEntropy(LossFunction):
 
     positive_weight: float | None = None
     key = "bce"
-    is_classification = True
     formula = "log(1 + exp(f)) - y f, y in {0, 1}, on the logit"
-
-    def classes(self, outputs: int) -> int:
-        return single_output(self.key, outputs)
-
-    def encode(self, labels: Tensor, outputs: int) -> Tensor:
-        return labels.to(torch.float64).reshape(-1, 1)
 
     def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
         probability = graph.add(Sigmoid(), prediction, name="probability")
@@ -47,9 +39,6 @@ class BinaryCrossEntropy(LossFunction):
             factor = Combine.build(graph, [(weight - 1.0, labels)], one)
             probability = graph.add(Einsum("na,na->na"), factor, probability)
         return Combine.build(graph, [(1.0, probability), (-weight, labels)], name="loss_gradient")
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """``p = sigmoid(f)`` as any elementary function, a difference, and the division by the batch.
@@ -75,18 +64,11 @@ class BinaryCrossEntropy(LossFunction):
         # As softplus of the negative margin: nothing cancels for large logits.
         return softplus((1.0 - 2.0 * labels) * prediction).squeeze(-1)
 
-    def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-        signs = (2.0 * labels - 1.0).reshape(-1, 1, 1)
-        return signs, torch.zeros(len(labels), 1, dtype=torch.float64)
+    def of_margin(self, margin: Tensor) -> Tensor:
+        return softplus(-margin)
 
-    def of_forms(self, forms: Interval) -> Interval:
-        return Interval(
-            softplus(-forms.upper).squeeze(-1),
-            softplus(-forms.lower).squeeze(-1),
-        )
-
-    def planes(self, forms: Interval) -> LossPlanes:
-        return convex_planes(forms, lambda m: softplus(-m), lambda m: -torch.sigmoid(-m))
+    def slope_of_margin(self, margin: Tensor) -> Tensor:
+        return -torch.sigmoid(-margin)
 
 
 def softplus(x: Tensor) -> Tensor:

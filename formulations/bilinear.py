@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Array, Expression, Index
-from milp_agt.core.graph import Graph, Node, Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.expression import Array, Expression, Expressions, Index
+from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
+from milp_agt.core.interval import CLEAN, Boxes, Interval
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.einsum import Letters, aligned, contracted, einsum, full_index, terms
+from milp_agt.formulations.einsum import (
+    BilinearPlanes,
+    Letters,
+    aligned,
+    contracted,
+    einsum,
+    full_index,
+    terms,
+)
 from milp_agt.formulations.interval_products import box_of_products
-from milp_agt.formulations.product_planes import BilinearPlanes
+from milp_agt.formulations.linear_map import as_array
 from milp_agt.formulations.products import Products
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.sum_samples import SumSamples
@@ -34,6 +42,7 @@ class Einsum(Operation):
 
     equation: str
     key = "bilinear"
+    rounds_in_run = True
     exactness = "McCormick envelopes; exact where an operand is a point"
     letters: Letters = field(init=False, repr=False, compare=False)
 
@@ -97,9 +106,6 @@ class Einsum(Operation):
         """
         return gamma(4 * terms(self.letters, a, b) + 32)
 
-    def rounds_in_run(self) -> bool:
-        return True
-
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """``gamma(terms)`` of the sums of absolute products, in any order; no fast matrix products."""
         a, b = (box.magnitude for box in inputs)
@@ -116,9 +122,8 @@ class Einsum(Operation):
     def relax(self, *inputs: Interval) -> BilinearPlanes:
         a, b = inputs
         centre_a, centre_b = a.centre[CLEAN], b.centre[CLEAN]
-        away_a = Interval(a.lower - centre_a, a.upper - centre_a)
-        away_b = Interval(b.lower - centre_b, b.upper - centre_b)
-        errors = box_of_products(self.letters, away_a, away_b)
+        away = (a.each(lambda end: end - centre_a), b.each(lambda end: end - centre_b))
+        errors = box_of_products(self.letters, *away)
         middle = self._einsum(centre_a, centre_b)
         size = self._einsum(a.magnitude.amax(0), b.magnitude.amax(0))
         # |a b| + |p a| + |q b| + |a_c b_c| <= 4 max|a| max|b|
@@ -132,27 +137,23 @@ class Einsum(Operation):
             4 * size,
         )
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         a, b, out = self.letters
         first, second = graph.inputs(node)
         pulled: list[Node | None] = []
         roles = ((first, a, second, b), (second, b, first, a))
         for (target, letters, other, other_letters), want in zip(roles, wanted, strict=True):
-            if not want:
-                pulled.append(None)
-                continue
-            per_sample = letters if letters.startswith("n") or not node.batched else "n" + letters
-            term = graph.add(Einsum(f"{out},{other_letters}->{per_sample}"), cotangent, other)
-            pulled.append(
-                term if per_sample == letters else graph.add(SumSamples(len(target.shape)), term)
-            )
+            term = None
+            if want:
+                summed = node.batched and not letters.startswith("n")
+                own = Einsum(f"{out},{other_letters}->{'n' * summed}{letters}")
+                term = graph.add(own, cotangent, other)
+                if summed:
+                    term = graph.add(SumSamples(len(target.shape)), term)
+            pulled.append(term)
         return tuple(pulled)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """Each scalar product by itself: exact where an operand is a point; the planes of the walk
         where one is a point unless its sample is poisoned; else a column with McCormick rows.
         """
@@ -170,8 +171,7 @@ class Einsum(Operation):
     def _rounding(self, a: Interval, b: Interval) -> Array:
         """Error of the run's sum and of the coefficients here, for each element of the result."""
         size = self._einsum(a.magnitude.amax(0), b.magnitude.amax(0))
-        error = size * self._gamma(a.lower, b.lower) + TINY
-        return np.asarray(error.detach().cpu().numpy(), dtype=np.float64)
+        return as_array(size * self._gamma(a.lower, b.lower) + TINY)
 
     def _index(
         self, shape_a: tuple[int, ...], shape_b: tuple[int, ...]
@@ -192,3 +192,9 @@ def _out_shape(
         zip(letters[1], shape_b, strict=True)
     )
     return tuple(sizes[x] for x in letters[2])
+
+
+def times(graph: Graph, first: Node, second: Node) -> Node:
+    """Elementwise product of two nodes of one signature."""
+    axes = "n" * first.batched + "abcdefg"[: len(first.shape)]
+    return graph.add(Einsum(f"{axes},{axes}->{axes}"), first, second)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Array, Expression, add
-from milp_agt.core.graph import Graph, Node, Signature
-from milp_agt.core.interval import Interval
-from milp_agt.core.planes import LinearBounds
+from milp_agt.core.expression import Expression, Expressions, add
+from milp_agt.core.graph import Graph, Node, Pulled, Signature, Wanted
+from milp_agt.core.interval import Boxes, Interval
+from milp_agt.core.planes import LinearBounds, Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear import Affine, Reshape
-from milp_agt.formulations.linear_map import LinearMap, LinearPlanes
+from milp_agt.formulations.linear_map import LinearMap, LinearPlanes, as_array
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.sum_samples import SumSamples
 
@@ -30,6 +30,7 @@ class ChannelBias(LinearMap):
     extents: tuple[int, ...]
     summed: int = 0
     key = "channel_bias"
+    rounds_in_run = True
     exactness = "exact up to rounding"
 
     def infer(self, *inputs: Signature) -> Signature:
@@ -52,8 +53,8 @@ class ChannelBias(LinearMap):
     def terms(self) -> int:
         return 2 + self.summed
 
-    def rounds_in_run(self) -> bool:
-        return True
+    def _gamma(self) -> float:
+        return gamma(12 + self.summed)
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         images, bias = (box.magnitude for box in inputs)
@@ -62,15 +63,13 @@ class ChannelBias(LinearMap):
     def interval(self, *inputs: Interval) -> Interval:
         images, bias = inputs
         low, high = self._spread(bias.lower), self._spread(bias.upper)
-        factor = gamma(12 + self.summed)
+        factor = self._gamma()
         return Interval(images.lower + low, images.upper + high).widen(
             (images.lower.abs() + low.abs()) * factor + TINY,
             (images.upper.abs() + high.abs()) * factor + TINY,
         )
 
-    def transpose(
-        self, coefficients: Tensor, samples: int, diagonal: bool = False
-    ) -> tuple[Tensor, ...]:
+    def transpose(self, coefficients: Tensor, samples: int, diagonal: bool = False) -> Tensors:
         on_bias = coefficients
         if self.extents:
             on_bias = on_bias.sum(tuple(range(-len(self.extents), 0)))
@@ -85,22 +84,16 @@ class ChannelBias(LinearMap):
         size = images + self._spread(bias)
         return LinearPlanes(self, size.shape[-len(self.extents) - 2], None, None, size)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         images, bias = inputs
         samples, positions = images.shape[0], math.prod(self.extents)
         index = np.repeat(np.arange(bias.size), positions)
         spread = bias.take(np.tile(index, samples).reshape(images.shape))
-        return add([images, spread]).plus_error(self._rounding(ranges))
+        return add([images, spread]).plus_error(
+            as_array(self.relax(*ranges).magnitude * self._gamma())
+        )
 
-    def _rounding(self, ranges: tuple[Interval, ...]) -> Array:
-        error = self.relax(*ranges).magnitude * gamma(12 + self.summed)
-        return np.asarray(error.detach().cpu().numpy(), dtype=np.float64)
-
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         if not wanted[1]:
             return cotangent, None
         channels, total = node.shape[0], cotangent

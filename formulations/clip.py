@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.interval import Interval
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.heaviside import restricted, scatter
-from milp_agt.formulations.hull_edges import HullEdges
+from milp_agt.formulations.bent import HullEdges, Mask, Part
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import on_line
 
@@ -54,14 +53,9 @@ class Clip(HullEdges):
 
     def residual(self, slope: Tensor | float, box: Interval) -> Interval:
         """Extremes of the pieces: both ends of the range and the kinks inside it."""
-        lower = upper = None
-        for x in (box.lower, *(_inside(k, box) for k in self.kinks), box.upper):
-            y = self.value(x) - on_line(slope, x)
-            lower = y if lower is None else torch.minimum(lower, y)
-            upper = y if upper is None else torch.maximum(upper, y)
-        assert lower is not None
-        assert upper is not None
-        return Interval(lower, upper)
+        kinks = (box.lower.clamp(min=kink).minimum(box.upper) for kink in self.kinks)
+        points = (box.lower, *kinks, box.upper)
+        return Interval.spanning(self.value(x) - on_line(slope, x) for x in points)
 
     def _chord(self, low: Tensor, high: Tensor) -> Tensor:
         """Slope of the secant; 1 inside and 0 outside where the range is a point."""
@@ -78,37 +72,25 @@ class Clip(HullEdges):
             self._chord(low, torch.maximum(high.clamp(max=self.high), low)),
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
-        """One piece is folded; elements that may meet a kink get a column and two phases."""
-        (argument,), (box,) = inputs, ranges
-        hull = box.hull()
-        low, high = (end.cpu().numpy() for end in (hull.lower, hull.upper))
+    def bends(self, low: Array, high: Array) -> Mask:
+        straight = (low >= self.low) & (high <= self.high) | (high <= self.low)
+        return ~np.asarray(straight | (low >= self.high))
+
+    def straight(self, argument: Expression, low: Array, high: Array, bent: Mask) -> Expression:
         inside = (low >= self.low) & (high <= self.high)
         below, above = high <= self.low, low >= self.high
-        bent = ~(inside | below | above)
         constant = np.where(below, self.low, self.high) * (below | above) * ~inside
-        exact = argument.scale(inside.astype(np.float64)).shift(constant)
-        if not bent.any():
-            return exact
-        some, x, at = restricted(encoder, argument, box, bent)
-        own = self.interval(some)
-        column = encoder.columns(*as_arrays(own.hull(), x.shape))
-        with at:
-            self.encode_rows(encoder, column, x, some)
-            encoder.conditional(column, own)
-        self._phases(encoder, column, x, low[bent], high[bent])
-        return add([exact, scatter(column, bent)])
+        return argument.scale(inside.astype(np.float64)).shift(constant)
 
-    def _phases(
-        self, encoder: Encoder, column: Expression, x: Expression, low: Array, high: Array
-    ) -> None:
+    def bent_columns(self, encoder: Encoder, part: Part) -> Expression:
+        return encoder.columns_of(self.interval(part.box))
+
+    def phase_rows(self, encoder: Encoder, part: Part, column: Expression) -> None:
         """Big-M rows of both kinks: ``a = 0: v = low``, ``a = 1, b = 0: v = x``, ``b = 1: v = high``.
 
         A phase that the range decides is a fixed column.
         """
-        integer = encoder.exact_phases
+        x, low, high, integer = part.x, part.low, part.high, encoder.exact_phases
         surely, maybe = (low >= self.low).astype(np.float64), (high > self.high).astype(np.float64)
         above_low = encoder.columns(surely, np.ones_like(surely), integer)
         above_high = encoder.columns(np.zeros_like(maybe), maybe, integer)
@@ -124,7 +106,3 @@ class Clip(HullEdges):
         encoder.rows(add([excess, above_low.scale(under)]), -np.inf, under + slack)
         encoder.rows(add([excess, above_high.scale(over)]), -slack, np.inf)
         encoder.rows(add([above_high, above_low.scale(-1.0)]), -np.inf, 0.0)
-
-
-def _inside(kink: float, box: Interval) -> Tensor:
-    return torch.minimum(torch.full_like(box.lower, kink).maximum(box.lower), box.upper)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.expression import Expression, Expressions
+from milp_agt.core.interval import Boxes, Interval
+from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.product_planes import BilinearPlanes
+from milp_agt.formulations.einsum import BilinearPlanes
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
 
@@ -35,6 +36,7 @@ class ClipFactor(Smooth):
     clip: float
     shift: float = 0.0
     key = "clip_factor"
+    rises, least, most = -1, 0.0, 1.0
     exactness = "exact below the kink; chord slope with exact offsets; chord and tangent rows"
 
     @property
@@ -74,10 +76,6 @@ class ClipFactor(Smooth):
     def is_linear_on(self, box: Interval) -> Tensor:
         return box.upper <= self.kinks[0]
 
-    def interval(self, *inputs: Interval) -> Interval:
-        box = self.monotone(inputs[0].upper, inputs[0].lower)
-        return Interval(box.lower.clamp(min=0.0), box.upper.clamp(max=1.0))
-
     def _from_kink(self, box: Interval) -> Tensor:
         """Slope of the chord from the kink, or from the lower end if that is larger, to the upper end."""
         kink = self.kinks[0]
@@ -90,7 +88,7 @@ class ClipFactor(Smooth):
 
     def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
         lower, _ = super().program_slopes(box)
-        clean = Interval(box.lower[CLEAN], box.upper[CLEAN])
+        clean = box.of_clean
         zero = torch.zeros_like(clean.lower)
         return lower, [zero, self._from_kink(clean), self._from_kink(box.hull())]
 
@@ -101,7 +99,7 @@ class ShortenPlanes(BilinearPlanes):
     def narrow(self, axis: int, index: Tensor) -> None:
         return None
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         if not self.letters[2].startswith("n"):
             on_factor = coefficients.flatten(1) @ self.centre_a.flatten()
             return coefficients * self.centre_b, on_factor.unsqueeze(-1)
@@ -141,9 +139,7 @@ class Shorten(Einsum):
             own.letters, own.centre_a, own.centre_b, own.lower, own.upper, own.magnitude
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         product = super().encode(encoder, inputs, ranges)
         box = self.interval(*ranges)
         if bool((box.magnitude >= self.cap).any()):

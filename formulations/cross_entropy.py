@@ -16,8 +16,14 @@ from milp_agt.formulations.bce import softplus
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.linear import Affine, Combine
-from milp_agt.formulations.loss import LossFunction, margin_forms, register_loss
-from milp_agt.formulations.loss_planes import LossPlanes, convex_planes, log_sum_exp_planes
+from milp_agt.formulations.loss import (
+    LossFunction,
+    LossPlanes,
+    convex_planes,
+    log_sum_exp_planes,
+    margin_forms,
+    register_loss,
+)
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.sigmoid import Sigmoid
 
@@ -39,6 +45,7 @@ class CrossEntropy(LossFunction):
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
     key = "cross_entropy"
+    rounds_in_run = True
     is_classification = True
     formula = "log sum_k exp(f_k) - f_y"
 
@@ -104,9 +111,6 @@ class CrossEntropy(LossFunction):
             constant = constant if self.class_weights is None else constant * weights
         terms = [(1.0, probability), (scale, labels)]
         return Combine.build(graph, terms, constant, name="loss_gradient")
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """Of ``exp(d_j - log S) - y_j`` with ``d_j = f_j - max f``, ``S = sum_k exp(d_k)``, and the division.

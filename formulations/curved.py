@@ -33,6 +33,10 @@ class Curved(Smooth):
     A subclass states ``value``, ``derivative`` with a bound on its error, and ``turns``.
     """
 
+    rounds_in_run = None  # how torch arranges these functions in float32 is not bounded
+
+    exactness = "chord slope with offsets by bisection; chord and tangent rows"
+
     @property
     @abstractmethod
     def turns(self) -> tuple[float, ...]:
@@ -47,10 +51,6 @@ class Curved(Smooth):
         """Bounds of all values; used where an argument is infinite."""
         return -math.inf, math.inf
 
-    def rounds_in_run(self) -> bool | None:
-        """Unknown: how torch arranges these functions in float32 is not bounded."""
-        return None
-
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         """The points over the whole line; :meth:`residual` looks in its box alone."""
         ends = torch.full_like(slope, HUGE)
@@ -63,26 +63,17 @@ class Curved(Smooth):
     def residual(self, slope: Tensor | float, box: Interval) -> Interval:
         line = torch.as_tensor(slope, dtype=box.lower.dtype, device=box.lower.device)
         low, high = box.lower.clamp(-HUGE, HUGE), box.upper.clamp(-HUGE, HUGE)
-        flat = line.detach()
-        points: list[tuple[Tensor, Tensor]] = []
-        none = torch.zeros_like(low)
-        points += [(low, none), (high, none)]
-        for turn in self.turns:
-            points.append((torch.full_like(low, turn).maximum(low).minimum(high), none))
-        slack = torch.zeros_like(low)
+        flat, none, slack = line.detach(), torch.zeros_like(low), torch.zeros_like(low)
+        turns = [torch.full_like(low, turn).maximum(low).minimum(high) for turn in self.turns]
+        points = [(x, none) for x in (low, high, *turns)]
         for first, last in self._pieces(low, high):
             point, own, _ = self._bracketed(flat, first, last)
             slack = torch.maximum(slack, self._unsure(flat, first, last))
             points.append((point, own))
-        lower = upper = None
-        for x, own in points:
-            value = self.value(x) - on_line(line, x)
-            below, above = value - own, value + own
-            lower = below if lower is None else torch.minimum(lower, below)
-            upper = above if upper is None else torch.maximum(upper, above)
-        assert lower is not None
-        assert upper is not None
-        return self._known(flat, box, Interval(lower - slack, upper + slack))
+        values = [(self.value(x) - on_line(line, x), own) for x, own in points]
+        below = Interval.spanning(value - own for value, own in values).lower
+        above = Interval.spanning(value + own for value, own in values).upper
+        return self._known(flat, box, Interval(below - slack, above + slack))
 
     def _known(self, slope: Tensor, box: Interval, found: Interval) -> Interval:
         """Nothing is known on a range without end, but what the image says of f itself."""
@@ -114,13 +105,9 @@ class Curved(Smooth):
 
     def _unsure(self, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """What is granted where the sign at an end of a piece is not known."""
-        granted: Tensor | None = None
-        for x in (low, high):
-            gap, error = self._gap(slope, x)
-            own = torch.where(gap.abs() <= error, 2.0 * error, 0.0)
-            granted = own if granted is None else torch.maximum(granted, own)
-        assert granted is not None
-        return torch.where(high > low, granted * (high - low), 0.0)
+        ends = [self._gap(slope, x) for x in (low, high)]
+        either = [torch.where(gap.abs() <= error, 2.0 * error, 0.0) for gap, error in ends]
+        return torch.where(high > low, torch.maximum(*either) * (high - low), 0.0)
 
     def _bracketed(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A point near the stationary one of a piece, what is granted around it, and where there is one.

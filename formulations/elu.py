@@ -17,7 +17,6 @@ from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.sigmoid import times
 
 
 @register
@@ -31,6 +30,7 @@ class Elu(Curved):
 
     alpha: float = 1.0
     key = "elu"
+    rises = 1
     exactness = "exact above 0; chord slope with offsets by bisection; chord and tangent rows"
     turns = (0.0,)
 
@@ -49,9 +49,6 @@ class Elu(Curved):
         room = UNIT_ROUNDOFF * (2.0 * ELEMENTARY * self.alpha)
         return value * (ELEMENTARY * UNIT_ROUNDOFF) + room + TINY
 
-    def interval(self, *inputs: Interval) -> Interval:
-        return self.monotone(inputs[0].lower, inputs[0].upper)
-
     def is_linear_on(self, box: Interval) -> Tensor:
         return box.lower > 0
 
@@ -61,16 +58,14 @@ class Elu(Curved):
     def derivative_error(self, x: Tensor) -> Tensor:
         return torch.where(x > 0, 0.0, 2.0 * ELEMENTARY * UNIT_ROUNDOFF * self.derivative(x))
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         """``f' = a exp(min(z, 0)) + (1 - a) step(z)``; torch takes a at z = 0, and so do we."""
         (argument,) = graph.inputs(node)
         slope = graph.add(EluSlope(), argument)
         if self.alpha != 1.0:
             step = graph.add(Heaviside(), argument)
             slope = Combine.build(graph, [(self.alpha, slope), (1.0 - self.alpha, step)])
-        return (times(graph, cotangent, slope),)
+        return slope
 
 
 @register
@@ -79,6 +74,7 @@ class EluSlope(Curved):
     """``f(z) = exp(min(z, 0))``: increasing, level above 0."""
 
     key = "elu_slope"
+    rises, least = 1, 0.0
     exactness = "exact above 0; chord slope with offsets by bisection; chord and tangent rows"
     turns = (0.0,)
     image = (0.0, 1.0)
@@ -88,10 +84,6 @@ class EluSlope(Curved):
 
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         return torch.full_like(value, 2.0 * ELEMENTARY * UNIT_ROUNDOFF)
-
-    def interval(self, *inputs: Interval) -> Interval:
-        box = self.monotone(inputs[0].lower, inputs[0].upper)
-        return Interval(box.lower.clamp(min=0.0), box.upper)
 
     def is_linear_on(self, box: Interval) -> Tensor:
         return box.lower > 0

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
+from milp_agt.core.expression import Expression, Expressions
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.planes import LinearBounds
+from milp_agt.core.interval import CLEAN, Boxes, Interval
+from milp_agt.core.planes import LinearBounds, Tensors
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
@@ -32,7 +32,7 @@ class ExchangePlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         rows, samples = coefficients.shape[:2]
         on_source = coefficients
         if not (isinstance(self.slope, float) and self.slope == 1.0):
@@ -70,16 +70,17 @@ class Exchange(Operation):
         return source
 
     def interval(self, *inputs: Interval) -> Interval:
-        gradients, selection = inputs[0], _aligned(*inputs)
-        others = self.others(*inputs)
-        ends = [
-            _sum(_times(1.0 - end, gradients), _times(end, others))
-            for end in (selection.lower, selection.upper)
-        ]
-        hull = Interval(
-            torch.minimum(ends[0].lower, ends[1].lower), torch.maximum(ends[0].upper, ends[1].upper)
-        )
+        hull, _, selection = self._mixed(inputs, torch.zeros((), dtype=torch.float64))
         return hull.widen(self._slack(selection, hull.magnitude))
+
+    def _mixed(self, inputs: Boxes, slope: Tensor) -> tuple[Interval, Tensor, Interval]:
+        """Box of ``v - slope u``, the sizes of its terms, and the selection beside the gradients."""
+        gradients, selection, others = inputs[0], _aligned(*inputs), self.others(*inputs)
+        kept = [_times(1.0 - end - slope, gradients) for end in _ends(selection)]
+        new = [_times(end, others) for end in _ends(selection)]
+        sums = [a.plus(b) for a, b in zip(kept, new, strict=True)]
+        sizes = [a.magnitude + b.magnitude for a, b in zip(kept, new, strict=True)]
+        return Interval.holding(sums), torch.maximum(*sizes), selection
 
     def _slack(self, selection: Interval, size: Tensor) -> Tensor:
         """Rounding of what is exchanged; a gradient that is surely kept is the value itself."""
@@ -87,17 +88,10 @@ class Exchange(Operation):
         return torch.where(selection.upper == 0.0, torch.zeros_like(error), error)
 
     def relax(self, *inputs: Interval) -> LinearBounds:
-        gradients, selection = inputs[0], _aligned(*inputs)
-        others = self.others(*inputs)
-        slope = 1.0 - selection.upper[CLEAN]
-        sides = []
-        for end in (selection.lower, selection.upper):
-            kept, new = _times(1.0 - end - slope, gradients), _times(end, others)
-            sides.append((_sum(kept, new), kept.magnitude + new.magnitude))
-        lower = torch.minimum(sides[0][0].lower, sides[1][0].lower)
-        upper = torch.maximum(sides[0][0].upper, sides[1][0].upper)
-        size = torch.maximum(sides[0][1], sides[1][1]) + slope.abs() * gradients.magnitude
-        offsets = Interval(lower, upper).widen(self._slack(selection, 2.0 * size))
+        slope = 1.0 - _aligned(*inputs).upper[CLEAN]
+        hull, size, selection = self._mixed(inputs, slope)
+        size = size + slope.abs() * inputs[0].magnitude
+        offsets = hull.widen(self._slack(selection, 2.0 * size))
         first = float(slope.flatten()[0])
         return ExchangePlanes(
             first if bool((slope == first).all()) else slope,
@@ -106,9 +100,7 @@ class Exchange(Operation):
             size.amax(0) * (1.0 + gamma(4 * self.budget + 128)) + TINY,
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """The planes, with offsets that depend on the column of the selection."""
         planes = self.relax(*ranges)
         assert isinstance(planes, ExchangePlanes)
@@ -123,7 +115,7 @@ class Substitute(Exchange):
     """Any gradient that clipping admits: ``kappa_i`` in ``[-bound, bound]`` in every coordinate.
 
     With ``ball`` the gradients of all parameters together have no norm above ``bound``, and so has
-    kappa; the box does not know that, walks do (:mod:`milp_agt.bounds.linear.clipped_ball`).
+    kappa; the box does not know that, walks do (:mod:`milp_agt.bounds.linear.window_bounds`).
 
     A *substituted* sample has s_i = 1. *Inserted* samples, j <= k of them beside the n of the batch,
     are a share of every sample: the mean over n + j samples is ``(1 - rho) g + rho kappa`` with
@@ -183,9 +175,7 @@ class Remove(Exchange):
             return _mean_of_case(gradients, _aligned(gradients, selection))
         return self._means(gradients, _aligned(gradients, selection))
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """Of one case: the mean of the samples that are left is a linear function of them."""
         gradients, selection = ranges
         if not _is_one_case(selection):
@@ -222,14 +212,12 @@ def _least_mean(values: Tensor, can_go: Tensor, removed: int) -> Tensor:
     largest = torch.where(can_go, values, -torch.inf).topk(removed, dim=0).values
     rest = values.sum(0) - values
     first = removed if bool(can_go.all()) else 1
-    least: Tensor | None = None
+    means = []
     for count in range(first, removed + 1):
         # The count - 1 largest of the others: i itself gives way to the next one.
         gone = largest[:count].sum(0) - torch.maximum(values, largest[count - 1])
-        mean = (rest - gone) / (len(values) - count)
-        least = mean if least is None else torch.minimum(least, mean)
-    assert least is not None
-    return least
+        means.append((rest - gone) / (len(values) - count))
+    return Interval.spanning(means).lower
 
 
 def _is_one_case(selection: Interval) -> bool:
@@ -260,20 +248,14 @@ def _expanded(selection: Tensor, gradients: Tensor) -> Tensor:
 
 
 def _aligned(gradients: Interval, selection: Interval) -> Interval:
-    return Interval(
-        _expanded(selection.lower, gradients.lower), _expanded(selection.upper, gradients.upper)
-    )
+    return selection.each(lambda end: _expanded(end, gradients.lower))
+
+
+def _ends(box: Interval) -> tuple[Tensor, Tensor]:
+    return box.lower, box.upper
 
 
 def _times(factor: Tensor, box: Interval) -> Interval:
     """``factor * box``, and 0 where the factor is 0, however large the box."""
-    first, second = factor * box.lower, factor * box.upper
-    none = factor == 0.0
-    return Interval(
-        torch.where(none, 0.0, torch.minimum(first, second)),
-        torch.where(none, 0.0, torch.maximum(first, second)),
-    )
-
-
-def _sum(first: Interval, second: Interval) -> Interval:
-    return Interval(first.lower + second.lower, first.upper + second.upper)
+    hull = Interval.spanning(factor * end for end in _ends(box))
+    return hull.each(lambda end: torch.where(factor == 0.0, 0.0, end))

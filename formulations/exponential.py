@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, Index
-from milp_agt.core.interval import Interval
 from milp_agt.core.program import Function
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
@@ -27,7 +24,8 @@ class Exponential(Smooth):
     """
 
     key = "exponential"
-    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
+    rises, least = 1, 0.0
+    function = Function.EXP
 
     def value(self, *inputs: Tensor) -> Tensor:
         return torch.exp(inputs[0].clamp(max=CAP))
@@ -38,13 +36,3 @@ class Exponential(Smooth):
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         # The kink at the cap is an extreme as well.
         return torch.log(slope), torch.full_like(slope, CAP)
-
-    def interval(self, *inputs: Interval) -> Interval:
-        box = self.monotone(inputs[0].lower, inputs[0].upper)
-        return Interval(box.lower.clamp(min=0.0), box.upper)
-
-    def encode_exactly(
-        self, encoder: Encoder, column: Expression, argument: Index, box: Interval
-    ) -> Expression:
-        encoder.curve(Function.EXP, column.matrix.indices, argument, box)
-        return self.blurred(column, box)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
-from milp_agt.core.graph import Graph, Node, Signature
-from milp_agt.core.interval import Interval
-from milp_agt.core.planes import LinearBounds
-from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
-from milp_agt.formulations.linear_map import LinearMap, LinearPlanes, as_array
+from milp_agt.formulations.linear_map import MapOfOne, Shape
 from milp_agt.formulations.registry import register
 
 
 @register
 @dataclass(frozen=True)
-class Gather(LinearMap):
+class Gather(MapOfOne):
     """``v_k = u_index(k)`` over the elements of a node in C order, or the transposed map.
 
     Transposed, ``v_j`` is the sum of all ``u_k`` with ``index(k) = j``, and 0 where there is none.
@@ -40,7 +35,7 @@ class Gather(LinearMap):
     exactness = "exact; the transposed map up to rounding"
 
     def __post_init__(self) -> None:
-        count, size = int(np.prod(self.after)), int(np.prod(self.before))
+        count, size = prod(self.after), prod(self.before)
         if len(self.index) != count or not all(0 <= i < size for i in self.index):
             raise EncodingError(
                 f"Picking {self.after} from {self.before}", f"{len(self.index)} indices"
@@ -53,72 +48,27 @@ class Gather(LinearMap):
         return Gather(index, before, tuple(picked.shape))
 
     @property
-    def _shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def shapes(self) -> tuple[Shape, Shape]:
         return (self.after, self.before) if self.transposed else (self.before, self.after)
 
-    def infer(self, *inputs: Signature) -> Signature:
-        (source,) = inputs
-        before, after = self._shapes
-        if source.shape != before:
-            raise EncodingError(f"Picking from shape {before}", f"shape {source.shape}")
-        return Signature(after, source.batched)
+    @property
+    def flipped(self) -> Gather:
+        return replace(self, transposed=not self.transposed)
 
-    def _apply(self, tensor: Tensor, transposed: bool) -> Tensor:
-        before, after = (self.after, self.before) if transposed else (self.before, self.after)
-        lead = tensor.shape[: tensor.dim() - len(before)]
-        flat = tensor.reshape(*lead, int(np.prod(before)))
-        index = torch.tensor(self.index, dtype=torch.int64, device=tensor.device)
-        if not transposed:
+    def linear(self, u: Tensor) -> Tensor:
+        before, after = self.shapes
+        lead = u.shape[: u.dim() - len(before)]
+        flat = u.reshape(*lead, prod(before))
+        index = torch.tensor(self.index, dtype=torch.int64, device=u.device)
+        if not self.transposed:
             return flat.index_select(-1, index).reshape(*lead, *after)
-        zeros = torch.zeros(*lead, int(np.prod(after)), dtype=flat.dtype, device=flat.device)
-        return zeros.index_add(-1, index, flat).reshape(*lead, *after)
-
-    def value(self, *inputs: Tensor) -> Tensor:
-        return self._apply(inputs[0], self.transposed)
+        return flat.new_zeros(*lead, prod(after)).index_add(-1, index, flat).reshape(*lead, *after)
 
     def terms(self) -> int:
-        return max(np.bincount(self.index, minlength=1).tolist()) if self.transposed else 1
+        return int(np.bincount(self.index, minlength=1).max()) if self.transposed else 1
 
-    def _gamma(self) -> float:
-        """A sum of one term is a copy."""
-        return gamma(3 * self.terms() + 10) if self.terms() > 1 else 0.0
-
-    def interval(self, *inputs: Interval) -> Interval:
-        (box,) = inputs
-        ends = Interval(self.value(box.lower), self.value(box.upper))
-        factor = self._gamma()
-        if factor == 0.0:
-            return ends
-        return ends.widen(
-            self.value(box.lower.abs()) * factor + TINY, self.value(box.upper.abs()) * factor + TINY
-        )
-
-    def transpose(
-        self, coefficients: Tensor, samples: int, diagonal: bool = False
-    ) -> tuple[Tensor, ...]:
-        return (self._apply(coefficients, not self.transposed),)
-
-    def relax(self, *inputs: Interval) -> LinearBounds:
-        return LinearPlanes(self, 1, None, None, self.value(inputs[0].magnitude.amax(0)))
-
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
-        (expression,) = inputs
-        before, after = self._shapes
+    def sparse(self) -> sp.csr_matrix:
         count = len(self.index)
-        size = int(np.prod(self.before))
-        matrix = sp.csr_matrix((np.ones(count), (np.arange(count), self.index)), (count, size))
-        blocks = expression.size // int(np.prod(before))
-        own = matrix.T if self.transposed else matrix
-        linear_map = sp.kron(sp.eye_array(blocks), own, format="csr")
-        lead = expression.shape[: len(expression.shape) - len(before)]
-        result = expression.apply(sp.csr_matrix(linear_map), (*lead, *after))
-        if self._gamma() == 0.0:
-            return result
-        return result.plus_error(as_array(self.relax(*ranges).magnitude * self._gamma()))
-
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
-        return (graph.add(replace(self, transposed=not self.transposed), cotangent),)
+        entries = (np.ones(count), (np.arange(count), self.index))
+        matrix = sp.csr_matrix(entries, shape=(count, prod(self.before)))
+        return sp.csr_matrix(matrix.T) if self.transposed else matrix

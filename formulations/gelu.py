@@ -13,7 +13,6 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.sigmoid import times
 
 # The density is 0 in float64 beyond this.
 _TAIL = 40.0
@@ -42,7 +41,6 @@ class Gelu(Curved):
     """
 
     key = "gelu"
-    exactness = "chord slope with offsets by bisection; chord and tangent rows"
     turns = (-math.sqrt(2.0), math.sqrt(2.0))
 
     def value(self, *inputs: Tensor) -> Tensor:
@@ -59,11 +57,9 @@ class Gelu(Curved):
         tail = (32.0 + 8.0 * near * near) * (1.0 + near) * density(x)
         return UNIT_ROUNDOFF * (32.0 * distribution(x) + tail)
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         (argument,) = graph.inputs(node)
-        return (times(graph, cotangent, graph.add(GeluSlope(), argument)),)
+        return graph.add(GeluSlope(), argument)
 
 
 @register
@@ -75,7 +71,6 @@ class GeluSlope(Curved):
     """
 
     key = "gelu_slope"
-    exactness = "chord slope with offsets by bisection; chord and tangent rows"
     turns = (-2.0, 0.0, 2.0)
     image = (-0.13, 1.13)
 

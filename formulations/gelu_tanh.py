@@ -13,7 +13,6 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.sigmoid import times
 
 _K, _C = math.sqrt(2.0 / math.pi), 0.044715
 # Beyond this both tails are constant in float64: 2 q(z) is above 745.
@@ -38,7 +37,6 @@ class GeluTanh(Curved):
     """
 
     key = "gelu_tanh"
-    exactness = "chord slope with offsets by bisection; chord and tangent rows"
     turns = (-1.4185040087908284, 1.4185040087908284)
 
     def value(self, *inputs: Tensor) -> Tensor:
@@ -56,11 +54,9 @@ class GeluTanh(Curved):
         size = z.abs() * rate
         return UNIT_ROUNDOFF * (32.0 * share + (64.0 + 32.0 * size) * (1.0 + 2.0 * size) * bell)
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         (argument,) = graph.inputs(node)
-        return (times(graph, cotangent, graph.add(GeluTanhSlope(), argument)),)
+        return graph.add(GeluTanhSlope(), argument)
 
 
 @register
@@ -73,7 +69,6 @@ class GeluTanhSlope(Curved):
     """
 
     key = "gelu_tanh_slope"
-    exactness = "chord slope with offsets by bisection; chord and tangent rows"
     turns = (-2.0134807246242577, 0.0, 2.0134807246242577)
     image = (-0.14, 1.14)
 

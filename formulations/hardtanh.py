@@ -11,7 +11,6 @@ from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.sigmoid import times
 
 
 @register
@@ -26,9 +25,7 @@ class Hardtanh(Clip):
     edges_count: bool = False
     key = "hardtanh"
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         """``step(z - low) + step(high - z) - 1``; with edges, ``1 - step(low - z) - step(z - high)``."""
         (argument,) = graph.inputs(node)
         sign = -1.0 if self.edges_count else 1.0
@@ -38,5 +35,4 @@ class Hardtanh(Clip):
             shifted = Combine.build(graph, [(toward, argument)], constant)
             steps.append(graph.add(Heaviside(), shifted))
         constant = torch.tensor(-sign, dtype=torch.float64)
-        slope = Combine.build(graph, [(sign, step) for step in steps], constant)
-        return (times(graph, cotangent, slope),)
+        return Combine.build(graph, [(sign, step) for step in steps], constant)

@@ -11,12 +11,11 @@ from milp_agt.core.rounding import Precision
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.loss import LossFunction, register_loss, single_output
-from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
+from milp_agt.formulations.loss import BinaryLoss, register_loss
 
 
 @register_loss
-class Hinge(LossFunction):
+class Hinge(BinaryLoss):
     """``loss = max(0, 1 - y f)`` with labels 0/1 mapped to y in {-1, 1}.
 
     The gradient is ``-y step(1 - y f)``, zero at the kink as that of ``torch.relu(1 - y f)``
@@ -27,14 +26,7 @@ class Hinge(LossFunction):
     """
 
     key = "hinge"
-    is_classification = True
     formula = "max(0, 1 - y f), labels 0/1 mapped to y in {-1, 1}"
-
-    def classes(self, outputs: int) -> int:
-        return single_output(self.key, outputs)
-
-    def encode(self, labels: Tensor, outputs: int) -> Tensor:
-        return labels.to(torch.float64).reshape(-1, 1)
 
     def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
         one = torch.ones(1, dtype=torch.float64)
@@ -45,28 +37,16 @@ class Hinge(LossFunction):
         negative = graph.add(Einsum("na,na->na"), other, above)
         return Combine.build(graph, [(1.0, negative), (-1.0, positive)], name="loss_gradient")
 
-    def rounds_in_run(self) -> bool:
-        return True
-
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """``1 - y f`` has the sign of the exact difference, so that only the division by the size of the
         batch is rounded: of -1, 0 and 1."""
         return torch.full_like(inputs[0].lower, precision.gamma(6) + precision.tiny)
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
-        return (1.0 - (2.0 * labels - 1.0) * prediction).clamp(min=0.0).squeeze(-1)
+        return self.of_margin((2.0 * labels - 1.0) * prediction).squeeze(-1)
 
-    def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-        signs = (2.0 * labels - 1.0).reshape(-1, 1, 1)
-        return signs, torch.zeros(len(labels), 1, dtype=torch.float64)
+    def of_margin(self, margin: Tensor) -> Tensor:
+        return (1.0 - margin).clamp(min=0.0)
 
-    def of_forms(self, forms: Interval) -> Interval:
-        return Interval(
-            (1.0 - forms.upper).clamp(min=0.0).squeeze(-1),
-            (1.0 - forms.lower).clamp(min=0.0).squeeze(-1),
-        )
-
-    def planes(self, forms: Interval) -> LossPlanes:
-        return convex_planes(
-            forms, lambda m: (1.0 - m).clamp(min=0.0), lambda m: -(m < 1.0).to(m.dtype)
-        )
+    def slope_of_margin(self, margin: Tensor) -> Tensor:
+        return -(margin < 1.0).to(margin.dtype)

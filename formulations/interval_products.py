@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,12 +30,8 @@ def box_of_products(letters: Letters, a: Interval, b: Interval) -> Interval:
     # Data of clean samples are points, those of poisoned ones are not.
     rest = slice(1, None) if len(a.lower) > 1 else slice(None)
     clean = _times_points(letters, a.clean, b.lower[:1])
-    others = box_of_sums(
-        letters,
-        Interval(a.lower[rest], a.upper[rest]),
-        Interval(b.lower[1:], b.upper[1:]),
-    )
-    return Interval(torch.cat([clean.lower, others.lower]), torch.cat([clean.upper, others.upper]))
+    others = box_of_sums(letters, a.each(lambda end: end[rest]), b.each(lambda end: end[1:]))
+    return Interval.joined([clean, others])
 
 
 def box_of_sums(letters: Letters, a: Interval, b: Interval) -> Interval:
@@ -93,21 +90,18 @@ def _times_points(letters: Letters, a: Interval, b: Tensor) -> Interval:
             einsum(letters, a.upper, above) + einsum(letters, a.lower, below),
         )
     point = aligned(letters[1], letters[2], b)
-    first, second = (aligned(letters[0], letters[2], end) * point for end in (a.lower, a.upper))
-    return Interval(torch.minimum(first, second), torch.maximum(first, second))
+    ends = (a.lower, a.upper)
+    return Interval.spanning(aligned(letters[0], letters[2], end) * point for end in ends)
 
 
 def corner_sums(letters: Letters, a: Interval, b: Interval) -> Interval:
     """Sums of the exact products, one by one."""
     full = full_index(letters)
-    a, b = (
-        Interval(aligned(own, full, x.lower), aligned(own, full, x.upper))
-        for own, x in zip(letters, (a, b), strict=False)
-    )
+    a, b = (x.each(partial(aligned, own, full)) for own, x in zip(letters, (a, b), strict=False))
     products, axes = corner_products(a, b), tuple(range(-len(contracted(letters)), 0))
     if not axes:
         return products
-    return Interval(products.lower.sum(axes), products.upper.sum(axes))
+    return products.each(lambda ends: ends.sum(axes))
 
 
 def corner_products(a: Interval, b: Interval) -> Interval:
@@ -192,9 +186,7 @@ def size_of(index: Mapping[str, Tensor]) -> int:
 
 def _within(own: str, box: Interval, index: Mapping[str, Tensor]) -> Interval:
     """The numbers within an index that may have either sign; others are 0."""
-    lower, upper = box.lower, box.upper
     for axis, letter in enumerate(own):
-        lower = lower.index_select(1 + axis, index[letter])
-        upper = upper.index_select(1 + axis, index[letter])
-    either = (lower < 0) & (upper > 0)
-    return Interval(torch.where(either, lower, 0.0), torch.where(either, upper, 0.0))
+        box = box.each(partial(torch.index_select, dim=1 + axis, index=index[letter]))
+    either = (box.lower < 0) & (box.upper > 0)
+    return box.each(lambda end: torch.where(either, end, 0.0))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
-from milp_agt.core.graph import Graph, Node, Operation, Signature
-from milp_agt.core.interval import Interval
+from milp_agt.core.expression import Expression, Expressions
+from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
@@ -20,6 +20,8 @@ from milp_agt.formulations.registry import register
 class _Leaf(Operation):
     """A node without inputs; the engines bind its value, box or columns."""
 
+    rounds_in_run = False
+
     shape: tuple[int, ...]
     batched = False
 
@@ -27,9 +29,6 @@ class _Leaf(Operation):
         if inputs:
             raise EncodingError(f"A leaf '{self.key}' has no inputs", f"{len(inputs)} inputs")
         return Signature(self.shape, self.batched)
-
-    def rounds_in_run(self) -> bool:
-        return False
 
     def value(self, *inputs: Tensor) -> Tensor:
         raise EncodingError(f"A leaf '{self.key}' was evaluated", "no value bound to it")
@@ -40,14 +39,10 @@ class _Leaf(Operation):
     def relax(self, *inputs: Interval) -> LinearBounds:
         raise EncodingError(f"A leaf '{self.key}' was relaxed", "leaves end the walk")
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         raise EncodingError(f"A leaf '{self.key}' was encoded", "no columns bound to it")
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         return ()
 
 
@@ -103,16 +98,11 @@ class Constant(_Leaf):
     def of(tensor: Tensor) -> Constant:
         return Constant(tuple(tensor.shape), tensor.detach().to(torch.float64))
 
-    def to(self, device: torch.device) -> Constant:
-        return Constant(self.shape, self.tensor.to(device))
-
     def value(self, *inputs: Tensor) -> Tensor:
         return self.tensor
 
     def interval(self, *inputs: Interval) -> Interval:
         return Interval.point(self.tensor.unsqueeze(0))
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         return Expression.of(self.tensor.cpu().numpy())

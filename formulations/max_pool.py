@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.expression import Expression, Expressions, add
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import Boxes, Interval
+from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
+from milp_agt.formulations.linear_map import as_array
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.windows import Windows
 
@@ -33,7 +35,7 @@ class MaxPlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         flat = coefficients.flatten(-2).unsqueeze(-2)
         positive = flat.clamp(min=0.0)
         inside = positive * self.slope_lower + (flat - positive) * self.slope_upper
@@ -56,6 +58,7 @@ class MaxPool(Operation):
 
     windows: Windows
     key = "max_pool"
+    rounds_in_run = False
     exactness = "box exact; planes exact where one element dominates; choice binaries (milp)"
 
     def infer(self, *inputs: Signature) -> Signature:
@@ -71,11 +74,8 @@ class MaxPool(Operation):
         found = functional.max_pool2d(flat, w.size, w.stride, w.padding, w.dilation)
         return found.reshape(*images.shape[:-3], *found.shape[1:])
 
-    def rounds_in_run(self) -> bool:
-        return False
-
     def interval(self, *inputs: Interval) -> Interval:
-        return Interval(self.value(inputs[0].lower), self.value(inputs[0].upper))
+        return inputs[0].each(self.value)
 
     def _inside(self) -> Tensor:
         """Mask of the elements that lie inside the image, (elements, positions)."""
@@ -89,9 +89,9 @@ class MaxPool(Operation):
 
     def relax(self, *inputs: Interval) -> MaxPlanes:
         (box,) = inputs
-        elements = Interval(self._elements(box.lower), self._elements(box.upper))
+        elements = box.each(self._elements)
         inside = self._inside().to(box.lower.device)
-        clean = Interval(elements.lower[CLEAN], elements.upper[CLEAN])
+        clean = elements.of_clean
         largest = _one_hot(clean, inside)
         size = elements.magnitude
         top = size.amax(-2)
@@ -124,27 +124,21 @@ class MaxPool(Operation):
         width = torch.where(rising, clean.width, 1.0)
         chords = torch.where(rising, ((clean.upper - floor) / width).clamp(max=1.0), 0.0)
         worst = Interval(box.lower[-1], box.upper[-1])
-        slope = torch.zeros_like(largest)
-        best: Tensor | None = None
-        for candidate in (slope, largest, chords):
+        slope, best = torch.zeros_like(largest), _excess(worst, torch.zeros_like(largest), inside)
+        for candidate in (largest, chords):
             at_centre = (candidate * worst.centre).sum(-2) + _excess(worst, candidate, inside)
-            if best is None:
-                best = at_centre
-            else:
-                better = at_centre < best
-                slope = torch.where(better.unsqueeze(-2), candidate, slope)
-                best = torch.where(better, at_centre, best)
+            better = at_centre < best
+            slope = torch.where(better.unsqueeze(-2), candidate, slope)
+            best = torch.where(better, at_centre, best)
         return slope, _excess(box, slope, inside)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """A column for each maximum: above every element, below the planes and the one chosen."""
         (argument,), (box,) = inputs, ranges
         planes, own = self.relax(box), self.interval(box)
         hull = own.hull()
         lead = argument.shape[: len(argument.shape) - 3]
-        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        column = encoder.columns_of(own)
         encoder.conditional(column, own)
         taken = self._taken(argument, lead)
         choices = []
@@ -164,17 +158,13 @@ class MaxPool(Operation):
             encoder.rows(chosen, -np.inf, np.where(inside, reach, np.inf))
             choices.append(choice)
         encoder.rows(add(choices), 1.0, 1.0)
-        for slope, offsets, is_lower in (
-            (planes.slope_lower, planes.lower, True),
-            (planes.slope_upper, planes.upper, False),
+        sides = ((planes.slope_lower, planes.lower), (planes.slope_upper, planes.upper))
+        for add_rows, (slope, offsets) in zip(
+            (encoder.at_least, encoder.at_most), sides, strict=True
         ):
-            scales = _as_array(slope.reshape(*slope.shape[:-1], *self.windows.out))
+            scales = as_array(slope.reshape(*slope.shape[:-1], *self.windows.out))
             steps = [e.scale(-scales[..., k, :, :]) for k, e in enumerate(taken)]
-            form = add([column, *steps])
-            if is_lower:
-                encoder.at_least(form, offsets)
-            else:
-                encoder.at_most(form, offsets)
+            add_rows(add([column, *steps]), offsets)
         return column
 
     def _taken(self, argument: Expression, lead: tuple[int, ...]) -> list[Expression]:
@@ -212,7 +202,3 @@ def _shortfall(box: Interval, largest: Tensor, inside: Tensor) -> Tensor:
     own = (largest * box.upper).sum(-2)
     others = torch.where(inside & (largest == 0.0), box.lower, -torch.inf).amax(-2)
     return (others - own).clamp(min=0.0)
-
-
-def _as_array(tensor: Tensor) -> Array:
-    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)

@@ -9,8 +9,7 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import Precision
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.loss import LossFunction, register_loss
-from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
+from milp_agt.formulations.loss import LossFunction, LossPlanes, convex_planes, register_loss
 
 
 @register_loss
@@ -18,6 +17,7 @@ class MeanSquaredError(LossFunction):
     """``loss_i = mean_j (f_ij - y_ij)^2`` over the outputs j, gradient ``2 (f - y) / outputs``."""
 
     key = "mse"
+    rounds_in_run = True
     is_classification = False
     formula = "mean over outputs of (f - y)^2"
 
@@ -30,9 +30,6 @@ class MeanSquaredError(LossFunction):
     def gradient(self, graph: Graph, prediction: Node, labels: Node) -> Node:
         scale = 2.0 / prediction.shape[0]
         return Combine.build(graph, [(scale, prediction), (-scale, labels)], name="loss_gradient")
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """A difference, doubled and divided by the outputs and the samples."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from milp_agt.core.expression import Array
-from milp_agt.core.interval import Interval
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.linear_map import LinearPlanes, as_array
+from milp_agt.formulations.linear_map import LinearPlanes, as_array, total
 from milp_agt.formulations.registry import register
 
 
@@ -41,16 +41,8 @@ class OptimiserStep(Combine):
             scales, batched=(False,) * len(scales), rank=rank, sizes=absolute, kept=kept
         )
 
-    def to(self, device: torch.device) -> OptimiserStep:
-        return self
-
-    def _size(self, inputs: tuple[Interval, ...]) -> Tensor:
-        total: Tensor | None = None
-        for size, box in zip(self.sizes, inputs, strict=True):
-            term = size * box.magnitude
-            total = term if total is None else total + term
-        assert total is not None
-        return total
+    def _size(self, magnitudes: Sequence[Tensor]) -> Tensor:
+        return total(size * u for size, u in zip(self.sizes, magnitudes, strict=True))
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """``gamma(2)`` of what is kept and ``gamma(16)`` of all other terms.
@@ -63,30 +55,18 @@ class OptimiserStep(Combine):
         takes two, where Nesterov's three are not. The old parameter is rounded in the last sum alone, but
         for its weight decay.
         """
-        whole = self._size(inputs)
-        kept = min(self.kept, self.sizes[0]) * inputs[0].magnitude
+        sizes = [box.magnitude for box in inputs]
+        whole, kept = self._size(sizes), min(self.kept, self.sizes[0]) * sizes[0]
         rest = (whole - kept).clamp(min=0.0) + whole * 2.0**-50
         return kept * precision.gamma(2) + rest * precision.gamma(16) + precision.tiny
 
     def interval(self, *inputs: Interval) -> Interval:
-        error = self._size(inputs) * gamma(24) + TINY
-        return self._exact(*inputs).widen(error)
-
-    def _exact(self, *inputs: Interval) -> Interval:
-        lower: Tensor | None = None
-        upper: Tensor | None = None
-        for scale, box in zip(self.scales, inputs, strict=True):
-            assert isinstance(scale, float)
-            first, second = scale * box.lower, scale * box.upper
-            low, high = (first, second) if scale >= 0 else (second, first)
-            lower = low if lower is None else lower + low
-            upper = high if upper is None else upper + high
-        assert lower is not None
-        assert upper is not None
-        return Interval(lower, upper)
+        error = self._size([box.magnitude for box in inputs]) * gamma(24) + TINY
+        return Interval(*map(total, zip(*self.ends(inputs), strict=True))).widen(error)
 
     def relax(self, *inputs: Interval) -> LinearBounds:
-        return LinearPlanes(self, 1, None, None, self._size(inputs).amax(0))
+        size = self._size([box.magnitude for box in inputs]).amax(0)
+        return LinearPlanes(self, 1, None, None, size)
 
-    def _rounding(self, ranges: tuple[Interval, ...]) -> Array:
-        return as_array(self._size(ranges).amax(0) * gamma(64))
+    def encoded_error(self, ranges: Boxes) -> Array:
+        return as_array(self.relax(*ranges).magnitude * gamma(64))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,24 +77,11 @@ class Products:
         away = _away(box_a, box_b, q, p)
         form = add([a.scale(p.cpu().numpy()), b.scale(q.cpu().numpy())])
         offsets = Interval(away.lower - p * q - slack, away.upper - p * q + slack)
-        return self._samples(part, form, offsets)
-
-    def _samples(self, part: Index, form: Expression, offsets: Interval) -> Expression:
-        with self._selection(part):
+        with self._selected(part):
             return self.encoder.with_slack(form, offsets)
 
-    @contextmanager
-    def _selection(self, part: Index) -> Iterator[None]:
-        """The encoder's selection with one entry for each of these scalar products."""
-        whole = self.encoder.selection
-        own = None
-        if whole is not None and self.batched:
-            own = whole.take(part // (self.index[0].size // whole.size))
-        self.encoder.selection = own
-        try:
-            yield
-        finally:
-            self.encoder.selection = whole
+    def _selected(self, part: Index) -> AbstractContextManager[None]:
+        return self.encoder.selected(part if self.batched else None, self.index[0].size)
 
     def _columns(self, part: Index, box_a: Interval, box_b: Interval) -> Expression:
         """A column for each product, with the McCormick rows of both states and of the centres."""
@@ -102,14 +89,13 @@ class Products:
         a, b = self._operands(part)
         size = (box_a.magnitude * box_b.magnitude).amax(0)
         slack = 4 * size * gamma(16) + TINY
-        hull = _product_box(box_a, box_b).hull().widen(slack)
         exact: tuple[Index, Index] | None = None
         if encoder.exact_products:
             exact = self._pure(part)
-        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        column = encoder.columns_of(_product_box(box_a, box_b).widen(slack))
         if exact is not None:
             encoder.product(column.matrix.indices.astype(np.int64), *exact)
-        with self._selection(part):
+        with self._selected(part):
             for (q, p), is_lower, lazy in _rows(box_a, box_b):
                 away = _away(box_a, box_b, q, p)
                 form = add([column, a.scale(-p.cpu().numpy()), b.scale(-q.cpu().numpy())])

@@ -25,7 +25,6 @@ class Quadratic(Smooth):
     b: float
     c: float
     key = "quadratic"
-    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp and miqp"
 
     def value(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs

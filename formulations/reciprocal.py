@@ -25,7 +25,7 @@ class Reciprocal(Smooth):
     """
 
     key = "reciprocal"
-    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp and miqp"
+    rises = -1
 
     def value(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
@@ -39,10 +39,6 @@ class Reciprocal(Smooth):
 
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         return value * gamma(8) + TINY
-
-    def interval(self, *inputs: Interval) -> Interval:
-        (box,) = inputs
-        return self.monotone(box.upper, box.lower)
 
     def encode_exactly(
         self, encoder: Encoder, column: Expression, argument: Index, box: Interval

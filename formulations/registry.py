@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from milp_agt.core.graph import Operation
+from milp_agt.core.planes import Tensors
 from milp_agt.errors import UnsupportedOperationError
 
 _OPERATIONS: dict[str, type[Operation]] = {}
@@ -49,7 +50,7 @@ class ElementwisePlanes:
     upper: Tensor
     magnitude: Tensor
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         if self.slope_lower is self.slope_upper:
             return (coefficients * self.slope_lower,)
         positive = coefficients.clamp(min=0.0)

@@ -8,21 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.graph import Graph, Node
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import Precision
-from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.heaviside import Heaviside, restricted, scatter
+from milp_agt.formulations.bent import Bent, Mask, Part
+from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.univariate import Univariate
 
 
 @register
 @dataclass(frozen=True)
-class Relu(Univariate):
+class Relu(Bent):
     """``f(z) = z`` for z > 0 and ``k z`` otherwise, with the negative slope k (0 for relu).
 
     Planes on an ambiguous range l < 0 < u: the chord ``(u - k l) / (u - l)`` on one side, a line
@@ -42,6 +41,7 @@ class Relu(Univariate):
         k = self.negative_slope
         return torch.relu(z) if k == 0.0 else torch.where(z > 0, z, k * z)
 
+    @property
     def rounds_in_run(self) -> bool:
         return self.negative_slope not in (0.0, 1.0)
 
@@ -64,11 +64,8 @@ class Relu(Univariate):
 
     def residual(self, slope: Tensor | float, box: Interval) -> Interval:
         kink = torch.clamp(torch.zeros_like(box.lower), min=box.lower, max=box.upper)
-        values = [self.value(x) - slope * x for x in (box.lower, kink, box.upper)]
-        return Interval(
-            torch.minimum(torch.minimum(values[0], values[1]), values[2]),
-            torch.maximum(torch.maximum(values[0], values[1]), values[2]),
-        )
+        points = (box.lower, kink, box.upper)
+        return Interval.spanning(self.value(x) - slope * x for x in points)
 
     def _chord(self, box: Interval) -> Tensor:
         ambiguous = (box.lower < 0) & (box.upper > 0)
@@ -92,78 +89,49 @@ class Relu(Univariate):
         hull = box.hull()
         one = torch.ones_like(hull.lower)
         pieces, chords = [one, self.negative_slope * one], [self._chord(hull)]
-        clean = Interval(box.lower[CLEAN], box.upper[CLEAN])
+        clean = box.of_clean
         if not (torch.equal(clean.lower, hull.lower) and torch.equal(clean.upper, hull.upper)):
             chords.append(self._chord(clean))
         return (pieces, chords) if self.negative_slope <= 1.0 else (chords, pieces)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
-        """Stable elements are folded; ambiguous ones get a column and share a phase with the step."""
-        (argument,), (box,) = inputs, ranges
-        hull = box.hull()
-        low, high = hull.lower.cpu().numpy(), hull.upper.cpu().numpy()
-        ambiguous = (low <= 0) & (high > 0)
-        slope = np.where(low > 0, 1.0, self.negative_slope) * ~ambiguous
+    def bends(self, low: Array, high: Array) -> Mask:
+        return np.asarray((low <= 0) & (high > 0))
+
+    def straight(self, argument: Expression, low: Array, high: Array, bent: Mask) -> Expression:
+        slope = np.where(low > 0, 1.0, self.negative_slope) * ~bent
         error = np.abs(self.negative_slope) * np.maximum(np.abs(low), np.abs(high)) * 2.0**-52
-        stable = argument.scale(slope).plus_error(error * ~ambiguous)
-        if not ambiguous.any():
-            return stable
-        some, z, at = restricted(encoder, argument, box, ambiguous)
-        own = self.interval(some)
-        # The phase comes first: rows are kept or dropped with the newest of their columns.
-        phase = encoder.phase(argument, ambiguous)
-        column = encoder.columns(*as_arrays(own.hull(), z.shape))
-        if self._is_product(encoder):  # relu is a comparison and a copy: no rounding
-            first, second = (e.matrix.indices.astype(np.int64) for e in (column, phase))
-            encoder.product(first, second, encoder.pure(z, some))
-        with at:
-            self.encode_rows(encoder, column, z, some)
-            encoder.conditional(column, own)
-        self._big_m(encoder, column, z, phase, low[ambiguous], high[ambiguous])
-        return add([stable, scatter(column, ambiguous)])
+        return argument.scale(slope).plus_error(error * ~bent)
 
-    def _is_product(self, encoder: Encoder) -> bool:
-        """Whether ``v = a z`` is kept, which makes relaxed phases exact (``qcqp``); integral ones are.
+    def bent_columns(self, encoder: Encoder, part: Part) -> Expression:
+        """A column for each element, which shares a phase with the step.
 
-        With a slope below the kink its rounding would have to be kept, too.
+        ``v = a z`` is kept where it makes relaxed phases exact (``qcqp``); integral ones are. With a slope
+        below the kink its rounding would have to be kept, too.
         """
+        # The phase comes first: rows are kept or dropped with the newest of their columns.
+        phase = encoder.phase(part.argument, part.mask)
+        column = encoder.columns_of(self.interval(part.box))
         relaxed = encoder.exact_products and not encoder.exact_phases
-        return relaxed and self.negative_slope == 0.0
+        if relaxed and self.negative_slope == 0.0:
+            first, second = (e.matrix.indices.astype(np.int64) for e in (column, phase))
+            encoder.product(first, second, encoder.pure(part.x, part.box))
+        return column
 
-    def _big_m(
-        self,
-        encoder: Encoder,
-        column: Expression,
-        z: Expression,
-        phase: Expression,
-        low: Array,
-        high: Array,
-    ) -> None:
+    def phase_rows(self, encoder: Encoder, part: Part, column: Expression) -> None:
         """``v`` lies within ``|1 - k| u a`` of ``k z`` and within ``|1 - k| |l| (1 - a)`` of ``z``."""
-        k = self.negative_slope
-        from_off = add([column, z.scale(-k)])
-        from_on = add([column, z.scale(-1.0)])
-        sign = 1.0 if k <= 1.0 else -1.0
-        spread = abs(1.0 - k)
+        k, low, high = self.negative_slope, part.low, part.high
+        phase = encoder.phase(part.argument, part.mask)
+        sign, spread = (1.0 if k <= 1.0 else -1.0), abs(1.0 - k)
         rounding = 2.0**-50 * (1.0 + abs(k)) * np.maximum(np.abs(low), np.abs(high))
-        from_off, from_on = from_off.plus_error(rounding), from_on.plus_error(rounding)
-        off = add([from_off.scale(sign), phase.scale(-spread * high)])
-        on = add([from_on.scale(sign), phase.scale(-spread * low)])
-        encoder.rows(off, -np.inf, 0.0)
-        encoder.rows(on, -np.inf, -spread * low)
+        for slope, reach, side in ((k, high, 0.0), (1.0, low, -spread * low)):
+            away = add([column, part.x.scale(-slope)]).plus_error(rounding).scale(sign)
+            encoder.rows(add([away, phase.scale(-spread * reach)]), -np.inf, side)
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         """``f'(z) = k + (1 - k) step(z)``; torch takes the negative slope at z = 0, and so do we."""
-        (argument,) = graph.inputs(node)
+        (argument,), k = graph.inputs(node), self.negative_slope
         step = graph.add(Heaviside(), argument)
-        k = self.negative_slope
-        slope = step
-        if k != 0.0:
-            constant = torch.tensor(k, dtype=torch.float64)
-            slope = Combine.build(graph, [(1.0 - k, step)], constant)
-        axes = "n" * node.batched + "abcdefg"[: len(node.shape)]
-        return (graph.add(Einsum(f"{axes},{axes}->{axes}"), cotangent, slope),)
+        if k == 0.0:
+            return step
+        constant = torch.tensor(k, dtype=torch.float64)
+        return Combine.build(graph, [(1.0 - k, step)], constant)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
+from milp_agt.core.expression import Expression, Expressions
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import Interval
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
@@ -28,9 +28,6 @@ class RoundingError(Operation):
     error: Tensor
     key = "blur"
     exactness = "exact"
-
-    def to(self, device: torch.device) -> RoundingError:
-        return RoundingError(self.error.to(device))
 
     def infer(self, *inputs: Signature) -> Signature:
         if inputs[0].shape != tuple(self.error.shape):
@@ -50,7 +47,5 @@ class RoundingError(Operation):
         error = self.error.expand(size.shape).unsqueeze(0)
         return ElementwisePlanes(one, one, -error, error, size + self.error)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         return inputs[0].plus_error(self.error.cpu().numpy())

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
+from milp_agt.core.expression import Expression, Expressions
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import Interval
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import BackwardSlopes, LinearBounds
 from milp_agt.core.rounding import Precision
 from milp_agt.formulations.linear_map import as_array
@@ -65,14 +65,8 @@ class RunRounding(Operation):
     precision: Precision
     factor: float = 1.0
     key = "run_rounding"
+    rounds_in_run = False
     exactness = "exact up to the rounding of a run in reduced precision, by the sizes of all terms"
-
-    def to(self, device: torch.device) -> RunRounding:
-        rule = self.rule
-        return replace(self, rule=rule.to(device) if isinstance(rule, Operation) else rule)
-
-    def rounds_in_run(self) -> bool:
-        return False
 
     def infer(self, *inputs: Signature) -> Signature:
         return inputs[0]
@@ -94,7 +88,5 @@ class RunRounding(Operation):
         size = (inputs[0].magnitude + error).amax(0)
         return RoundedPlanes(len(inputs) - 1, -error, error, size)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         return inputs[0].plus_error(as_array(self.error(*ranges).amax(0)))

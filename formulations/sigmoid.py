@@ -7,12 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, Index
 from milp_agt.core.graph import Graph, Node
-from milp_agt.core.interval import Interval
 from milp_agt.core.program import Function
-from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import Smooth
@@ -26,7 +22,8 @@ class Sigmoid(Smooth):
     """
 
     key = "sigmoid"
-    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
+    rises, least, most = 1, 0.0, 1.0
+    function = Function.SIGMOID
 
     def value(self, *inputs: Tensor) -> Tensor:
         return torch.sigmoid(inputs[0])
@@ -40,24 +37,6 @@ class Sigmoid(Smooth):
         point = torch.log(smaller) - torch.log1p(-smaller)
         return point, -point
 
-    def interval(self, *inputs: Interval) -> Interval:
-        box = self.monotone(inputs[0].lower, inputs[0].upper)
-        return Interval(box.lower.clamp(min=0.0), box.upper.clamp(max=1.0))
-
-    def encode_exactly(
-        self, encoder: Encoder, column: Expression, argument: Index, box: Interval
-    ) -> Expression:
-        encoder.curve(Function.SIGMOID, column.matrix.indices, argument, box)
-        return self.blurred(column, box)
-
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         slope = graph.add(Quadratic(-1.0, 1.0, 0.0), node)
-        return (times(graph, cotangent, slope),)
-
-
-def times(graph: Graph, first: Node, second: Node) -> Node:
-    """Elementwise product of two nodes of one signature."""
-    axes = "n" * first.batched + "abcdefg"[: len(first.shape)]
-    return graph.add(Einsum(f"{axes},{axes}->{axes}"), first, second)
+        return slope

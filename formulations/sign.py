@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, add
+from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.interval import Interval
-from milp_agt.formulations.heaviside import STEEPEST, restricted, scatter
-from milp_agt.formulations.hull_edges import HullEdges
+from milp_agt.formulations.bent import HullEdges, Mask, Part
+from milp_agt.formulations.heaviside import STEEPEST
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.univariate import on_line
 
@@ -69,30 +69,22 @@ class Sign(HullEdges):
             torch.where(above, rise_above / torch.where(above, -low, 1.0), zero),
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
-        """A range of one sign is a constant; others are the difference of two phases."""
-        (argument,), (box,) = inputs, ranges
-        hull = box.hull()
-        low, high = (end.cpu().numpy() for end in (hull.lower, hull.upper))
-        bent = ~self.is_linear_on(hull).cpu().numpy()
-        stable = Expression.of(np.where(bent, 0.0, np.sign(low)))
-        if not bent.any():
-            return stable
-        some, x, at = restricted(encoder, argument, box, bent)
-        low, high = low[bent], high[bent]
+    def bends(self, low: Array, high: Array) -> Mask:
+        return ~np.asarray((low > 0) | (high < 0) | (low == high))
+
+    def straight(self, argument: Expression, low: Array, high: Array, bent: Mask) -> Expression:
+        return Expression.of(np.where(bent, 0.0, np.sign(low)))
+
+    def bent_columns(self, encoder: Encoder, part: Part) -> Expression:
+        """The difference of two phases."""
+        x, low, high = part.x, part.low, part.high
         integer, zero = encoder.exact_phases, np.zeros(low.shape)
         positive = encoder.columns(zero, (high > 0).astype(np.float64), integer)
         negative = encoder.columns(zero, (low < 0).astype(np.float64), integer)
-        sign = add([positive, negative.scale(-1.0)])
         # x <= u p,  x >= l q,  x >= l (1 - p),  x <= u (1 - q),  p + q <= 1
         encoder.rows(add([x, positive.scale(-high)]), -np.inf, 0.0)
         encoder.rows(add([x, negative.scale(-low)]), 0.0, np.inf)
         encoder.rows(add([x, positive.scale(low)]), low, np.inf)
         encoder.rows(add([x, negative.scale(high)]), -np.inf, high)
         encoder.rows(add([positive, negative]), -np.inf, 1.0)
-        with at:
-            self.encode_rows(encoder, sign, x, some)
-            encoder.conditional(sign, self.interval(some))
-        return add([stable, scatter(sign, bent)])
+        return add([positive, negative.scale(-1.0)])

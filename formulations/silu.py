@@ -12,7 +12,6 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.rounding import TINY, UNIT_ROUNDOFF
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.sigmoid import times
 
 # Where ``z tanh(z / 2) = 2``.
 _INFLECTION = 2.3993572805154677
@@ -29,7 +28,6 @@ class Silu(Curved):
     """
 
     key = "silu"
-    exactness = "chord slope with offsets by bisection; chord and tangent rows"
     turns = (-_INFLECTION, _INFLECTION)
 
     def value(self, *inputs: Tensor) -> Tensor:
@@ -41,11 +39,9 @@ class Silu(Curved):
     def derivative_error(self, x: Tensor) -> Tensor:
         return UNIT_ROUNDOFF * 64.0 * torch.sigmoid(x) * (1.0 + x.abs() * torch.sigmoid(-x))
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         (argument,) = graph.inputs(node)
-        return (times(graph, cotangent, graph.add(SiluSlope(), argument)),)
+        return graph.add(SiluSlope(), argument)
 
 
 @register
@@ -58,7 +54,6 @@ class SiluSlope(Curved):
     """
 
     key = "silu_slope"
-    exactness = "chord slope with offsets by bisection; chord and tangent rows"
     turns = (-_STEEPEST, 0.0, _STEEPEST)
     image = (-0.1, 1.1)
 

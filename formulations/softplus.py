@@ -16,7 +16,6 @@ from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.sigmoid import times
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class Softplus(_Softened):
     """
 
     key = "softplus"
-    exactness = "chord slope with offsets by bisection; chord and tangent rows"
     turns = ()
     image = (0.0, math.inf)
 
@@ -82,12 +80,10 @@ class Softplus(_Softened):
         share = torch.sigmoid(y)
         return UNIT_ROUNDOFF * share * (32.0 + 4.0 * y.abs() * torch.sigmoid(-y))
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         (argument,) = graph.inputs(node)
         slope = graph.add(SoftplusSlope(self.beta, self.threshold), argument)
-        return (times(graph, cotangent, slope),)
+        return slope
 
 
 @register
@@ -96,7 +92,6 @@ class SoftplusSlope(_Softened):
     """``f(z) = s(b z)``, and 1 beyond torch's threshold; ``f' = b s(b z) s(-b z)``, largest at 0."""
 
     key = "softplus_slope"
-    exactness = "chord slope with offsets by bisection; chord and tangent rows"
     turns = (0.0,)
     image = (0.0, 1.0)
 

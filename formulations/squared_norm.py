@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, add
+from milp_agt.core.expression import Expression, Expressions, add
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.planes import LinearBounds
+from milp_agt.core.interval import CLEAN, Boxes, Interval
+from milp_agt.core.planes import LinearBounds, Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
+from milp_agt.formulations.linear_map import total
 from milp_agt.formulations.registry import register
 
 
@@ -34,7 +35,7 @@ class TangentPlanes:
     magnitude: Tensor
     batched: bool = True
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor, ...]:
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
         if not self.batched:
             rows = len(coefficients)
             return tuple(
@@ -55,6 +56,7 @@ class SquaredNorm(Operation):
     ranks: tuple[int, ...]
     batched: bool = True
     key = "squared_norm"
+    rounds_in_run = True
     exactness = "secant and tangent of the whole sum; tangent rows at the centre and the corners"
 
     def infer(self, *inputs: Signature) -> Signature:
@@ -68,18 +70,13 @@ class SquaredNorm(Operation):
 
     def _summed(self, terms: Sequence[Tensor]) -> Tensor:
         """Sum over the own axes of every term, then over the terms: (..., 1)."""
-        total: Tensor | None = None
-        for rank, term in zip(self.ranks, terms, strict=True):
-            own = (term.sum(tuple(range(-rank, 0))) if rank else term).unsqueeze(-1)
-            total = own if total is None else total + own
-        assert total is not None
-        return total
+        return total(
+            (term.sum(tuple(range(-rank, 0))) if rank else term).unsqueeze(-1)
+            for rank, term in zip(self.ranks, terms, strict=True)
+        )
 
     def value(self, *inputs: Tensor) -> Tensor:
         return self._summed([u * u for u in inputs])
-
-    def rounds_in_run(self) -> bool:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """Also as the norm of norms: a root for each input, and its square, for two more sums in all."""
@@ -111,67 +108,51 @@ class SquaredNorm(Operation):
             high.append(torch.maximum(above, -below).square())
         return Interval(self._summed(low), self._summed(high))
 
+    def _sizes(self, magnitudes: Sequence[Tensor], points: Sequence[Tensor]) -> Tensor:
+        """``sum (|u| + |a|)^2 + |a|^2``."""
+        both = zip(magnitudes, points, strict=True)
+        return self._summed([(u + a.abs()).square() + a * a for u, a in both])
+
     def _offsets(self, inputs: Sequence[Interval], points: Sequence[Tensor]) -> Interval:
         """``[min, max]`` of ``s - 2 a . u`` over the boxes of each state, rounding included."""
         away = self._distances(inputs, points)
         square = self._summed([a * a for a in points])
-        terms = [(b.magnitude + a.abs()).square() for b, a in zip(inputs, points, strict=True)]
-        slack = (self._summed(terms) + square) * self._gamma(inputs) + TINY
+        slack = self._sizes([b.magnitude for b in inputs], points) * self._gamma(inputs) + TINY
         return Interval(away.lower - square - slack, away.upper - square + slack)
 
     def relax(self, *inputs: Interval) -> LinearBounds:
         points = tuple(box.centre[CLEAN] for box in inputs)
         offsets = self._offsets(inputs, points)
-        size = self._summed(
-            [
-                (b.magnitude.amax(0) + a.abs()).square() + a * a
-                for b, a in zip(inputs, points, strict=True)
-            ]
-        )
+        size = self._sizes([b.magnitude.amax(0) for b in inputs], points)
         return TangentPlanes(points, offsets.lower, offsets.upper, size, self.batched)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
-        """A column for each sample; rows of the planes at several points."""
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
+        """A column for each sample; tangents at several points as on/off rows, and secants above them."""
         own = self.interval(*ranges)
-        hull = own.hull()
-        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
-        clean = [Interval(b.lower[CLEAN], b.upper[CLEAN]) for b in ranges]
-        worst = [b.hull() for b in ranges]
-        for boxes in (clean, worst):
-            self._encode_planes(encoder, column, inputs, ranges, [b.centre for b in boxes])
-            for corner in ([b.lower for b in boxes], [b.upper for b in boxes]):
-                self._encode_planes(encoder, column, inputs, ranges, corner, above=False)
+        column = encoder.columns_of(own)
+        for boxes in ([b.of_clean for b in ranges], [b.hull() for b in ranges]):
+            points = {
+                name: [getattr(b, name) for b in boxes] for name in ("centre", "lower", "upper")
+            }
+            for name, at in points.items():
+                offsets = self._offsets(ranges, at)
+                form = add([column, *self._slopes(inputs, at)])
+                encoder.at_least(form, offsets.lower)
+                if name == "centre":
+                    encoder.at_most(form, offsets.upper)
         encoder.conditional(column, own)
         return column
 
-    def _encode_planes(
-        self,
-        encoder: Encoder,
-        column: Expression,
-        inputs: tuple[Expression, ...],
-        ranges: tuple[Interval, ...],
-        points: Sequence[Tensor],
-        above: bool = True,
-    ) -> None:
-        """The tangent at ``points`` as on/off rows, and the parallel upper plane if it is a secant."""
-        offsets = self._offsets(ranges, points)
-        form = add([column, *self._slopes(inputs, points)])
-        encoder.at_least(form, offsets.lower)
-        if above:
-            encoder.at_most(form, offsets.upper)
-
-    def _slopes(self, inputs: tuple[Expression, ...], points: Sequence[Tensor]) -> list[Expression]:
+    def _slopes(self, inputs: Expressions, points: Sequence[Tensor]) -> list[Expression]:
         """``-2 a_k . u_k`` for each sample."""
         terms = []
         for expression, point in zip(inputs, points, strict=True):
             samples = expression.shape[0] if self.batched else 1
             own = expression.size // samples
-            total = sp.kron(sp.eye_array(samples), np.ones((1, own)), format="csr")
+            on_own = sp.kron(sp.eye_array(samples), np.ones((1, own)), format="csr")
             scaled = expression.scale(-2.0 * point.detach().cpu().numpy())
             shape = (samples, 1) if self.batched else (1,)
-            terms.append(scaled.apply(sp.csr_matrix(total), shape))
+            terms.append(scaled.apply(sp.csr_matrix(on_own), shape))
         return terms
 
 

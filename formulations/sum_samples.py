@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression
+from milp_agt.core.expression import Expression, Expressions
 from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import Interval
-from milp_agt.core.planes import LinearBounds
+from milp_agt.core.interval import Boxes, Interval
+from milp_agt.core.planes import LinearBounds, Tensors
 from milp_agt.core.rounding import FLOAT64, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import LinearPlanes, as_array
@@ -38,6 +38,7 @@ class SumSamples(Operation):
     precision: Precision = FLOAT64
     largest: int = 0
     key = "sum_samples"
+    rounds_in_run = False  # not beyond what its own rules say :meth:`within` a precision
     exactness = (
         "exact; interval: the sum of the `budget` largest poisoning differences (SEMin/SEMax)"
     )
@@ -47,10 +48,6 @@ class SumSamples(Operation):
         if not source.batched:
             raise EncodingError("A sum over samples needs a sample axis", f"shape {source.shape}")
         return Signature(source.shape, False)
-
-    def rounds_in_run(self) -> bool:
-        """Not beyond what its own rules say: :meth:`within` a precision they cover it."""
-        return False
 
     def within(self, precision: Precision, largest: int) -> SumSamples:
         """The same sum of at most ``largest`` samples in a run of a precision."""
@@ -71,9 +68,7 @@ class SumSamples(Operation):
     def interval(self, *inputs: Interval) -> Interval:
         raise EncodingError("A sum over samples was bounded alone", "", "use the interval engine")
 
-    def transpose(
-        self, coefficients: Tensor, samples: int, diagonal: bool = False
-    ) -> tuple[Tensor, ...]:
+    def transpose(self, coefficients: Tensor, samples: int, diagonal: bool = False) -> Tensors:
         return (coefficients.unsqueeze(1),)
 
     def relax(self, *inputs: Interval) -> LinearBounds:
@@ -86,9 +81,7 @@ class SumSamples(Operation):
         error = self._run_error(magnitude).unsqueeze(0)
         return LinearPlanes(self, 1, -error, error, magnitude + error[0], elementwise=1)
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         (expression,) = inputs
         samples, shape = expression.shape[0], expression.shape[1:]
         size = expression.size // samples

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, Index
 from milp_agt.core.graph import Graph, Node
-from milp_agt.core.interval import Interval
 from milp_agt.core.program import Function
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.sigmoid import times
 from milp_agt.formulations.univariate import Smooth
 
 
@@ -24,7 +20,8 @@ class Tanh(Smooth):
     """``f(z) = tanh(z)``, increasing; ``f' = 1 - f^2``, so ``f' = m`` at ``+-artanh(sqrt(1 - m))``."""
 
     key = "tanh"
-    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
+    rises, least, most = 1, -1.0, 1.0
+    function = Function.TANH
 
     def value(self, *inputs: Tensor) -> Tensor:
         return torch.tanh(inputs[0])
@@ -38,18 +35,6 @@ class Tanh(Smooth):
         point = torch.log1p(root) - 0.5 * torch.log(slope)
         return point, -point
 
-    def interval(self, *inputs: Interval) -> Interval:
-        box = self.monotone(inputs[0].lower, inputs[0].upper)
-        return Interval(box.lower.clamp(min=-1.0), box.upper.clamp(max=1.0))
-
-    def encode_exactly(
-        self, encoder: Encoder, column: Expression, argument: Index, box: Interval
-    ) -> Expression:
-        encoder.curve(Function.TANH, column.matrix.indices, argument, box)
-        return self.blurred(column, box)
-
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+    def slope_node(self, graph: Graph, node: Node) -> Node:
         slope = graph.add(Quadratic(-1.0, 0.0, 1.0), node)
-        return (times(graph, cotangent, slope),)
+        return slope

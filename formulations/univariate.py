@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Expression, Index, add
-from milp_agt.core.graph import Operation, Signature
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.expression import Expression, Expressions, Index, add
+from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import LinearBounds
+from milp_agt.core.program import Function
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, Precision, gamma
 from milp_agt.errors import EncodingError
+from milp_agt.formulations.bilinear import times
 from milp_agt.formulations.registry import ElementwisePlanes
 
 
@@ -36,6 +39,9 @@ class Univariate(Operation):
     """
 
     lazy_rows: ClassVar[bool] = False  # further rows of a program only wait for a point beyond them
+    rises: ClassVar[int] = 0  # 1 if f never falls, -1 if it never rises
+    least: ClassVar[float] = -math.inf  # what the run's values never pass
+    most: ClassVar[float] = math.inf
 
     def infer(self, *inputs: Signature) -> Signature:
         if len(inputs) != 1:
@@ -64,6 +70,9 @@ class Univariate(Operation):
 
     def interval(self, *inputs: Interval) -> Interval:
         (box,) = inputs
+        if self.rises:
+            ends = (box.lower, box.upper)
+            return self.monotone(*ends[:: self.rises]).within(self.least, self.most)
         exact = self.residual(0.0, box)
         return exact.widen(self.rounding(box.magnitude, exact.magnitude))
 
@@ -76,7 +85,7 @@ class Univariate(Operation):
 
     def relax(self, *inputs: Interval) -> LinearBounds:
         (box,) = inputs
-        return self.relax_with(self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN])), box)
+        return self.relax_with(self.slopes(box.of_clean), box)
 
     def relax_with(self, slopes: Sequence[Tensor], *inputs: Interval) -> LinearBounds:
         """Linear bounds that hold on the given range, with any slopes of the lower and the upper plane."""
@@ -103,15 +112,12 @@ class Univariate(Operation):
             size.amax(size.dim() - rank - 1),
         )
 
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """A column for each element; one on/off row for each slope and side."""
         (argument,), (box,) = inputs, ranges
         own = self.interval(box)
-        hull = own.hull()
         exact = encoder.pure(argument, box) if encoder.exact_products else None
-        column = encoder.columns(hull.lower.cpu().numpy(), hull.upper.cpu().numpy())
+        column = encoder.columns_of(own)
         self.encode_rows(encoder, column, argument, box)
         encoder.conditional(column, own)
         return column if exact is None else self.encode_exactly(encoder, column, exact, box)
@@ -135,20 +141,28 @@ class Univariate(Operation):
     def encode_rows(
         self, encoder: Encoder, column: Expression, argument: Expression, box: Interval
     ) -> None:
-        lower, upper = self.slopes(Interval(box.lower[CLEAN], box.upper[CLEAN]))
-        more_lower, more_upper = self.program_slopes(box)
-        size = box.magnitude
-        value = self.interval(box).magnitude
-        for slopes, is_lower in (([lower, *more_lower], True), ([upper, *more_upper], False)):
-            for rank, slope in enumerate(slopes):
+        own = self.slopes(box.of_clean)
+        size, value = box.magnitude, self.interval(box).magnitude
+        for side, (first, more) in enumerate(zip(own, self.program_slopes(box), strict=True)):
+            for rank, slope in enumerate([first, *more]):
                 lazy = rank > 0 and self.lazy_rows
                 slack = self.rounding(size, value) + gamma(8) * (value + slope.abs() * size)
                 form = add([column, argument.scale(-slope.detach().cpu().numpy())])
                 offsets = self.residual(slope, box)
-                if is_lower:
-                    encoder.at_least(form, offsets.lower - slack, lazy)
-                else:
+                if side:
                     encoder.at_most(form, offsets.upper + slack, lazy)
+                else:
+                    encoder.at_least(form, offsets.lower - slack, lazy)
+
+    def slope_node(self, graph: Graph, node: Node) -> Node | None:
+        """The derivative at a node of this function, as torch takes it; None if no gradient passes."""
+        return None
+
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
+        slope = self.slope_node(graph, node)
+        if slope is None:
+            return super().vjp(graph, node, cotangent, wanted)
+        return (times(graph, cotangent, slope),)
 
 
 class Smooth(Univariate):
@@ -158,7 +172,11 @@ class Smooth(Univariate):
     the rounding that is granted anyway.
     """
 
+    rounds_in_run: ClassVar[bool | None] = True
+
     lazy_rows: ClassVar[bool] = True
+    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
+    function: ClassVar[Function | None] = None  # as programs know it
 
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor: ...
@@ -166,9 +184,6 @@ class Smooth(Univariate):
     @abstractmethod
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         """All x with ``f'(x) = slope``; NaN or infinite where there is none."""
-
-    def rounds_in_run(self) -> bool | None:
-        return True
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """Elementary functions: the same grant in units of the run."""
@@ -190,6 +205,14 @@ class Smooth(Univariate):
         values = torch.stack([self.value(x) - on_line(slope, x) for x in ends])
         return Interval(values.amin(0), values.amax(0))
 
+    def encode_exactly(
+        self, encoder: Encoder, column: Expression, argument: Index, box: Interval
+    ) -> Expression:
+        if self.function is None:
+            return column
+        encoder.curve(self.function, column.matrix.indices, argument, box)
+        return self.blurred(column, box)
+
     def chord(self, box: Interval) -> Tensor:
         """Slope of the secant over the box, or the derivative where the box is too narrow for it."""
         width = box.upper - box.lower
@@ -202,7 +225,7 @@ class Smooth(Univariate):
         return chord, chord
 
     def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
-        clean = Interval(box.lower[CLEAN], box.upper[CLEAN])
+        clean = box.of_clean
         hull = box.hull()
         points = [clean.lower, clean.upper, clean.centre, hull.lower, hull.upper]
         slopes = [self.derivative(x) for x in points] + [self.chord(hull)]

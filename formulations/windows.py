@@ -34,15 +34,26 @@ class Windows:
                 f"Windows of {self.size} over an image {self.image}", f"{self.out} positions"
             )
 
+    def _steps(self) -> list[tuple[int, int]]:
+        """Along height and width: how often a window can move on, and what is left then."""
+        sides = zip(
+            self.image[1:], self.size, self.padding, self.dilation, self.stride, strict=True
+        )
+        return [
+            divmod(extent + 2 * pad - step * (size - 1) - 1, stride)
+            for extent, size, pad, step, stride in sides
+        ]
+
     @property
     def out(self) -> Pair:
         """Count of windows along height and width."""
-        height, width = (
-            (extent + 2 * pad - step * (size - 1) - 1) // stride + 1
-            for extent, pad, step, size, stride in zip(
-                self.image[1:], self.padding, self.dilation, self.size, self.stride, strict=True
-            )
-        )
+        (height, _), (width, _) = self._steps()
+        return height + 1, width + 1
+
+    @property
+    def rest(self) -> Pair:
+        """Rows and columns of the image that no window reaches at the far end."""
+        (_, height), (_, width) = self._steps()
         return height, width
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 if __name__ != "milp_agt.solvers":
     raise ImportError(f"This package is milp_agt.solvers; it was imported as {__name__!r}.")
 
+from milp_agt.solvers.session import Session
 from milp_agt.solvers.solver import (
     Capability,
-    Session,
     Solver,
     available_solvers,
     choose,

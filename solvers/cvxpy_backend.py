@@ -6,27 +6,25 @@ import math
 import warnings
 from dataclasses import replace
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import SolverUnavailableError
-from milp_agt.solvers.elastic import farkas_ray
-from milp_agt.solvers.session import ProgramSession, SolverAnswer, without_extremes
-from milp_agt.solvers.solver import BackEnd, Capability, register
+from milp_agt.solvers.safe import farkas_ray
+from milp_agt.solvers.session import Session, SolverAnswer, statuses, without_extremes
+from milp_agt.solvers.solver import Solver, register
 from milp_agt.solvers.tree import Tree
 
 # Statuses of cvxpy; any other is FAILED. Columns are bounded, so 'unbounded' is a numerical failure;
 # 'infeasible_inaccurate' is not listed because its caller would raise.
-STATUS: dict[str, Termination] = {
-    "optimal": Termination.OPTIMAL,
-    "optimal_inaccurate": Termination.BOUND_ONLY,
-    "user_limit": Termination.BOUND_ONLY,
-    "infeasible": Termination.INFEASIBLE,
-    "infeasible_or_unbounded": Termination.INFEASIBLE,
-}
+STATUS = statuses(
+    optimal="optimal",
+    infeasible="infeasible infeasible_or_unbounded",
+    bound_only="optimal_inaccurate user_limit",
+)
 
 _TINY = 1e-12
 # The name of the time limit in seconds, and settings for tight duals, for each inner solver.
@@ -46,7 +44,7 @@ _OPTIONS: dict[str, dict[str, object]] = {
 
 
 @register
-class Cvxpy(BackEnd):
+class Cvxpy(Solver):
     """LP by any solver that cvxpy knows (Diamond and Boyd 2016); programs with integer columns,
     bilinear terms and functions by a :class:`Tree` of LPs.
 
@@ -54,16 +52,13 @@ class Cvxpy(BackEnd):
         inner: cvxpy's name of the solver; '' takes CLARABEL.
     """
 
-    name: ClassVar[str] = "cvxpy"
-    capabilities: ClassVar[Capability] = (
-        Capability.LP | Capability.MIP | Capability.QCP | Capability.FUNCTIONS
-    )
-    requires: ClassVar[tuple[str, ...]] = ("cvxpy",)
-    distribution: ClassVar[str] = "cvxpy"
-    rank: ClassVar[int] = 3
-    has_inner: ClassVar[bool] = True
-    note: ClassVar[str] = "cvxpy:INNER names its solver; slow, a second opinion"
-    install: ClassVar[str] = "pip install cvxpy"
+    name = "cvxpy"
+    requires = ("cvxpy",)
+    distribution = "cvxpy"
+    rank = 3
+    has_inner = True
+    note = "cvxpy:INNER names its solver; slow, a second opinion"
+    install = "pip install cvxpy"
 
     def __init__(self, inner: str = "") -> None:
         self.inner = inner
@@ -94,11 +89,11 @@ Rows = list[tuple[Any, Any, float]]
 Compiled = tuple[Any, Any, Any, Rows]  # problem, variable, parameter of the costs, rows
 
 
-class CvxpySession(ProgramSession):
+class CvxpySession(Session):
     """Constraints are fixed and the objective is a parameter, so cvxpy compiles once per program, and
     once per node of a tree."""
 
-    knows_functions: ClassVar[bool] = True
+    knows_functions = True
 
     def __init__(self, program: Program, inner: str = "") -> None:
         super().__init__(program)

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
-from milp_agt.solvers.session import ProgramSession, SolverAnswer, loosened, without_extremes
-from milp_agt.solvers.solver import BackEnd, Capability, register
+from milp_agt.solvers.session import Session, SolverAnswer, loosened, statuses, without_extremes
+from milp_agt.solvers.solver import Solver, register
 
 # Any other status is FAILED. SUBOPTIMAL, limits and interrupts leave a valid dual bound.
 # Columns are bounded, so INF_OR_UNBD means infeasible and UNBOUNDED is a numerical failure.
-STATUS: dict[str, Termination] = {
-    "OPTIMAL": Termination.OPTIMAL,
-    "INFEASIBLE": Termination.INFEASIBLE,
-    "INF_OR_UNBD": Termination.INFEASIBLE,
-    "SUBOPTIMAL": Termination.BOUND_ONLY,
-    "CUTOFF": Termination.FAILED,
-    "ITERATION_LIMIT": Termination.BOUND_ONLY,
-    "NODE_LIMIT": Termination.BOUND_ONLY,
-    "TIME_LIMIT": Termination.BOUND_ONLY,
-    "SOLUTION_LIMIT": Termination.BOUND_ONLY,
-    "INTERRUPTED": Termination.BOUND_ONLY,
-    "USER_OBJ_LIMIT": Termination.BOUND_ONLY,
-    "WORK_LIMIT": Termination.BOUND_ONLY,
-    "MEM_LIMIT": Termination.BOUND_ONLY,
-}
+STATUS = statuses(
+    optimal="OPTIMAL",
+    infeasible="INFEASIBLE INF_OR_UNBD",
+    bound_only="SUBOPTIMAL ITERATION_LIMIT NODE_LIMIT TIME_LIMIT SOLUTION_LIMIT INTERRUPTED "
+    "USER_OBJ_LIMIT WORK_LIMIT MEM_LIMIT",
+)
 
 FREE_LIMIT = 2000  # columns, and rows, of the licence that pip installs
 FREE_NONLINEAR = 200  # columns, once there is a bilinear term or a function
@@ -37,37 +28,34 @@ _TINY = 1e-13  # Gurobi treats smaller coefficients as zero
 
 
 @register
-class Gurobi(BackEnd):
+class Gurobi(Solver):
     """All levels by Gurobi."""
 
-    name: ClassVar[str] = "gurobi"
-    capabilities: ClassVar[Capability] = (
-        Capability.LP | Capability.MIP | Capability.QCP | Capability.FUNCTIONS
-    )
-    requires: ClassVar[tuple[str, ...]] = ("gurobipy",)
-    distribution: ClassVar[str] = "gurobipy"
-    rank: ClassVar[int] = 2
-    note: ClassVar[str] = (
+    name = "gurobi"
+    requires = ("gurobipy",)
+    distribution = "gurobipy"
+    rank = 2
+    note = (
         f"commercial; without a licence of your own at most {FREE_LIMIT} columns and rows, and "
         f"{FREE_NONLINEAR} columns in qcqp and miqp"
     )
-    install: ClassVar[str] = "pip install 'milp_agt[gurobi]'"
+    install = "pip install 'milp_agt[gurobi]'"
 
     def open(self, program: Program) -> GurobiSession:
         self.check_available()
         return GurobiSession(program)
 
 
-class GurobiSession(ProgramSession):
+class GurobiSession(Session):
     """Two models in one environment: the warm-started relaxation, and the tree, created when needed.
 
     Raises:
         SolverUnavailableError: no valid licence, or one that is too small for the program.
     """
 
-    primal_tolerance: ClassVar[float] = 1e-9
-    dual_tolerance: ClassVar[float] = 1e-9
-    knows_functions: ClassVar[bool] = True
+    primal_tolerance = 1e-9
+    dual_tolerance = 1e-9
+    knows_functions = True
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)

@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.elastic import farkas_ray
 from milp_agt.solvers.highs_relaxation import HighsRelaxation
-from milp_agt.solvers.session import ProgramSession, SolverAnswer
-from milp_agt.solvers.solver import BackEnd, Capability, register
+from milp_agt.solvers.safe import farkas_ray
+from milp_agt.solvers.session import Session, SolverAnswer
+from milp_agt.solvers.solver import Solver, register
 from milp_agt.solvers.tree import Tree
 
 
 @register
-class Highs(BackEnd):
+class Highs(Solver):
     """LP by HiGHS (Huangfu and Hall 2018), MIT licence; programs with integer columns, bilinear
     terms and functions by a :class:`Tree` of LPs, whose bounds do not depend on its tolerances."""
 
-    name: ClassVar[str] = "highs"
-    capabilities: ClassVar[Capability] = (
-        Capability.LP | Capability.MIP | Capability.QCP | Capability.FUNCTIONS
-    )
-    requires: ClassVar[tuple[str, ...]] = ("highspy",)
-    distribution: ClassVar[str] = "highspy"
-    rank: ClassVar[int] = 0
-    note: ClassVar[str] = "open source (MIT); the default; all bounds are proved"
+    name = "highs"
+    requires = ("highspy",)
+    distribution = "highspy"
+    rank = 0
+    note = "open source (MIT); the default; all bounds are proved"
 
     def open(self, program: Program) -> HighsSession:
         self.check_available()
         return HighsSession(program)
 
 
-class HighsSession(ProgramSession):
+class HighsSession(Session):
     """The relaxation, warm-started from the basis of the previous objective or node.
 
     Nodes of a program with bilinear terms have their own rows, and large nodes are solved by another
     method than the objectives of the relaxation, so nodes get a second model.
     """
 
-    knows_functions: ClassVar[bool] = True
+    knows_functions = True
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)

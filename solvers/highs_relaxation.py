@@ -13,25 +13,17 @@ import scipy.sparse as sp
 from milp_agt.core.program import Array, Index, Program
 from milp_agt.core.results import Termination
 from milp_agt.errors import EncodingError
-from milp_agt.solvers.session import SolverAnswer, without_extremes
+from milp_agt.solvers.session import SolverAnswer, statuses, without_extremes
 
 # Any other status is FAILED. kUnknown (residual infeasibilities) keeps the safe bound of
 # its multipliers. Columns are bounded, so kUnbounded is a numerical failure and
 # kUnboundedOrInfeasible means infeasible.
-STATUS: dict[str, Termination] = {
-    "kOptimal": Termination.OPTIMAL,
-    "kModelEmpty": Termination.OPTIMAL,
-    "kInfeasible": Termination.INFEASIBLE,
-    "kUnboundedOrInfeasible": Termination.INFEASIBLE,
-    "kTimeLimit": Termination.BOUND_ONLY,
-    "kIterationLimit": Termination.BOUND_ONLY,
-    "kObjectiveBound": Termination.BOUND_ONLY,
-    "kObjectiveTarget": Termination.BOUND_ONLY,
-    "kInterrupt": Termination.BOUND_ONLY,
-    "kHighsInterrupt": Termination.BOUND_ONLY,
-    "kMemoryLimit": Termination.BOUND_ONLY,
-    "kUnknown": Termination.BOUND_ONLY,
-}
+STATUS = statuses(
+    optimal="kOptimal kModelEmpty",
+    infeasible="kInfeasible kUnboundedOrInfeasible",
+    bound_only="kTimeLimit kIterationLimit kObjectiveBound kObjectiveTarget kInterrupt kHighsInterrupt "
+    "kMemoryLimit kUnknown",
+)
 
 _TINY = 1e-12  # HiGHS drops coefficients up to small_matrix_value; this is the least it allows
 _VIOLATED = 1e-9  # lazy rows violated by more than this are added

@@ -4,66 +4,51 @@ from __future__ import annotations
 
 from importlib import import_module
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from milp_agt.core.program import Array, Function, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.session import ProgramSession, SolverAnswer, loosened, without_extremes
-from milp_agt.solvers.solver import BackEnd, Capability, register
+from milp_agt.solvers.session import Session, SolverAnswer, loosened, statuses, without_extremes
+from milp_agt.solvers.solver import Solver, register
 
 # Any other status is FAILED. Columns are bounded, so 'inforunbd' means infeasible and
 # 'unbounded' is a numerical failure.
-STATUS: dict[str, Termination] = {
-    "optimal": Termination.OPTIMAL,
-    "infeasible": Termination.INFEASIBLE,
-    "inforunbd": Termination.INFEASIBLE,
-    "gaplimit": Termination.OPTIMAL,  # closed up to the requested gap
-    "timelimit": Termination.BOUND_ONLY,
-    "nodelimit": Termination.BOUND_ONLY,
-    "totalnodelimit": Termination.BOUND_ONLY,
-    "stallnodelimit": Termination.BOUND_ONLY,
-    "memlimit": Termination.BOUND_ONLY,
-    "sollimit": Termination.BOUND_ONLY,
-    "bestsollimit": Termination.BOUND_ONLY,
-    "restartlimit": Termination.BOUND_ONLY,
-    "primallimit": Termination.BOUND_ONLY,
-    "duallimit": Termination.BOUND_ONLY,
-    "userinterrupt": Termination.BOUND_ONLY,
-    "terminate": Termination.BOUND_ONLY,
-    "stopped": Termination.BOUND_ONLY,  # the LP interface: at its limit, or numerically stuck
-}
+# 'gaplimit' is closed up to the requested gap; the LP interface is 'stopped' at its limit, or stuck.
+STATUS = statuses(
+    optimal="optimal gaplimit",
+    infeasible="infeasible inforunbd",
+    bound_only="timelimit nodelimit totalnodelimit stallnodelimit memlimit sollimit bestsollimit "
+    "restartlimit primallimit duallimit userinterrupt terminate stopped",
+)
 
 _EPSILON = 1e-10  # SCIP treats smaller coefficients as zero
 _INFINITY = 1e20
 
 
 @register
-class Scip(BackEnd):
+class Scip(Solver):
     """All levels by SCIP (Bestuzheva et al. 2023) with SoPlex: spatial branch and bound."""
 
-    name: ClassVar[str] = "scip"
-    capabilities: ClassVar[Capability] = (
-        Capability.LP | Capability.MIP | Capability.QCP | Capability.FUNCTIONS
-    )
-    requires: ClassVar[tuple[str, ...]] = ("pyscipopt",)
-    distribution: ClassVar[str] = "PySCIPOpt"
-    rank: ClassVar[int] = 1
-    note: ClassVar[str] = "open source (Apache 2.0); slower to build large programs"
-    install: ClassVar[str] = "pip install 'milp_agt[scip]'"
+    name = "scip"
+    requires = ("pyscipopt",)
+    distribution = "PySCIPOpt"
+    rank = 1
+    note = "open source (Apache 2.0); slower to build large programs"
+    install = "pip install 'milp_agt[scip]'"
 
     def open(self, program: Program) -> ScipSession:
         self.check_available()
         return ScipSession(program)
 
 
-class ScipSession(ProgramSession):
+class ScipSession(Session):
     """The relaxation in SCIP's LP solver, warm-started, and a tree for every objective."""
 
-    primal_tolerance: ClassVar[float] = 1e-9
-    dual_tolerance: ClassVar[float] = 1e-10
-    knows_functions: ClassVar[bool] = True
+    primal_tolerance = 1e-9
+    dual_tolerance = 1e-10
+    knows_functions = True
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import ClassVar
 
@@ -21,6 +21,16 @@ from milp_agt.solvers.safe import checked_objective, clip_multipliers, safe_boun
 LOOSER = 1e-8
 HUGE = 1e15  # HiGHS refuses larger coefficients
 POINT_TOLERANCE = 1e-6  # relative violation up to which a point is reported as an incumbent
+
+
+def statuses(*, optimal: str, infeasible: str, bound_only: str) -> dict[str, Termination]:
+    """What the statuses of a solver mean, separated by spaces; any other is FAILED."""
+    table = {
+        Termination.OPTIMAL: optimal,
+        Termination.INFEASIBLE: infeasible,
+        Termination.BOUND_ONLY: bound_only,
+    }
+    return {word: meaning for meaning, words in table.items() for word in words.split()}
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class SolverAnswer:
     proved: bool = False
 
 
-class ProgramSession(ABC):
+class Session(ABC):
     """One program in a back end, which only has to implement :meth:`solve_lp` and :meth:`solve_tree`;
     every reported number passes through this class.
 
@@ -108,22 +118,18 @@ class ProgramSession(ABC):
         highest = -safe_bound(self.program, -c)  # of c.x over the box, rounded up
         if dual > highest:
             # proved: no point of the box satisfies the rows
-            return self._nothing(SolverAnswer(Termination.INFEASIBLE, answer.raw_status), start)
+            return self._nothing(replace(answer, termination=Termination.INFEASIBLE), start)
         multipliers: Array | None = y
         relaxed = answer
         if self.needs_tree:
             left = None if limits.time is None else limits.time - (perf_counter() - start)
             if left is None or left > 0.0:
-                rest = Limits(left, limits.gap, limits.nodes)
-                answer = self.solve_tree(costs, rest)
+                answer = self.solve_tree(costs, replace(limits, time=left))
                 if answer.termination is Termination.INFEASIBLE:
                     return self._nothing(answer, start)
-                if answer.termination is Termination.FAILED:  # the relaxation's bound remains valid
-                    answer = SolverAnswer(
-                        Termination.BOUND_ONLY, answer.raw_status, point=answer.point
-                    )
-            elif answer.termination is Termination.OPTIMAL:
-                answer = SolverAnswer(Termination.BOUND_ONLY, answer.raw_status, point=answer.point)
+            if answer.termination is Termination.FAILED or answer is relaxed:
+                # the relaxation's bound remains valid
+                answer = replace(answer, termination=Termination.BOUND_ONLY, bound=-math.inf)
         point, value = self._checked_point(answer.point, c)
         if self.needs_tree and answer is not relaxed:
             tree = (
@@ -134,9 +140,8 @@ class ProgramSession(ABC):
             if dual < tree <= highest:  # a larger one is not a bound of a feasible program
                 dual, multipliers = tree, None
         if not math.isfinite(dual):
-            return self._nothing(
-                SolverAnswer(Termination.FAILED, f"{answer.raw_status}: overflow"), start
-            )
+            word = f"{answer.raw_status}: overflow"
+            return self._nothing(SolverAnswer(Termination.FAILED, word), start)
         return SolveResult(
             termination=answer.termination,
             dual_bound=dual,

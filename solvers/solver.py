@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from milp_agt.core.program import Array, Program
-from milp_agt.core.results import Limits, SolveResult
+from milp_agt.core.program import Program
 from milp_agt.errors import SolverUnavailableError
+from milp_agt.solvers.session import Session
 
 
 class Capability(Flag):
@@ -22,38 +22,15 @@ class Capability(Flag):
     MIP = auto()
     QCP = auto()  # nonconvex bilinear terms, to global optimality
     FUNCTIONS = auto()  # exp, sigmoid and tanh, to global optimality
+    ALL = LP | MIP | QCP | FUNCTIONS
 
 
-class Session(Protocol):
-    """One program in a solver; objectives are changed in place, so that a basis is reused."""
-
-    def minimise(self, objective: Array, limits: Limits) -> SolveResult:
-        """Bound ``min objective.x`` from below. ``objective`` has shape (columns,), float64."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Solver(Protocol):
-    """A back end. Calling ``available`` neither imports the solver nor takes a licence."""
+class Solver(ABC):
+    """A back end whose module is on PyPI. Nothing but :meth:`open` imports it or takes a licence."""
 
     name: ClassVar[str]
-    capabilities: ClassVar[Capability]
-    requires: ClassVar[tuple[str, ...]]  # modules, checked with importlib.util.find_spec
-
-    def available(self) -> bool: ...
-
-    def version(self) -> str: ...
-
-    def open(self, program: Program) -> Session: ...
-
-
-class BackEnd(ABC):
-    """A :class:`Solver` whose module is on PyPI; back ends derive from it and add :meth:`open`."""
-
-    name: ClassVar[str]
-    capabilities: ClassVar[Capability]
-    requires: ClassVar[tuple[str, ...]]
+    capabilities: ClassVar[Capability] = Capability.ALL
+    requires: ClassVar[tuple[str, ...]]  # modules
     distribution: ClassVar[str]  # the name on PyPI, for the version
     rank: ClassVar[int] = 100  # 'auto' prefers the least
     has_inner: ClassVar[bool] = False  # whether NAME:INNER names a solver that it reaches
@@ -104,8 +81,8 @@ class SolverRow:
     note: str
 
 
-_BACK_ENDS: dict[str, type[BackEnd]] = {}
-Class = TypeVar("Class", bound=type[BackEnd])
+_BACK_ENDS: dict[str, type[Solver]] = {}
+Class = TypeVar("Class", bound=type[Solver])
 
 
 def register(back_end: Class) -> Class:
@@ -123,7 +100,7 @@ def register(back_end: Class) -> Class:
     return back_end
 
 
-def back_ends() -> dict[str, type[BackEnd]]:
+def back_ends() -> dict[str, type[Solver]]:
     """Every registered back end by name, in the order of preference of 'auto'.
 
     All modules of this package are imported first.
@@ -135,7 +112,7 @@ def back_ends() -> dict[str, type[BackEnd]]:
     return dict(sorted(_BACK_ENDS.items(), key=lambda entry: (entry[1].rank, entry[0])))
 
 
-def get_solver(name: str) -> BackEnd:
+def get_solver(name: str) -> Solver:
     """The back end of this name, installed or not; ``cvxpy:INNER`` names cvxpy's inner solver.
 
     Raises:
@@ -150,7 +127,7 @@ def get_solver(name: str) -> BackEnd:
             f"known are {', '.join(known)} and cvxpy:INNER; installed are {_installed()}",
             "choose one of these; pip install 'milp_agt[gurobi]' or 'milp_agt[scip]' adds more",
         )
-    solver: BackEnd = back_end(inner.upper()) if inner else back_end()
+    solver: Solver = back_end(inner.upper()) if inner else back_end()
     return solver
 
 
@@ -159,7 +136,7 @@ def available_solvers() -> tuple[str, ...]:
     return tuple(name for name in back_ends() if get_solver(name).available())
 
 
-def choose(name: str | None, needed: Capability) -> BackEnd:
+def choose(name: str | None, needed: Capability) -> Solver:
     """The solver of this name, or for None and 'auto' the first installed one that is capable.
 
     Args:
@@ -199,7 +176,7 @@ def solver_table() -> tuple[SolverRow, ...]:
     rows = []
     for name in back_ends():
         s = get_solver(name)
-        able = ", ".join(c.name or "" for c in s.capabilities)
+        able = _names(s.capabilities)
         rows.append(SolverRow(name, s.available(), s.version(), able, s.note))
     return tuple(rows)
 

@@ -349,9 +349,9 @@ class EncodedStep:
 def encode_step(case: StepCase, exact: bool) -> EncodedStep:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window_room, "MoveColumns", RecordedMoves)
-        window = program_engine.encode_window(
+        window = program_engine.Window(
             case.step_graph, case.schedule, [case.relaxed], case.poison, exact
-        )
+        ).program()
     moves = RecordedMoves.last
     first, states = 0, []
     for box in case.state.values():

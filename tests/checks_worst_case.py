@@ -17,6 +17,7 @@ from checks_rules import subsets
 from instances import Long
 from torch import Tensor
 
+from milp_agt.bounds.adversary.model import OnMoves
 from milp_agt.bounds.adversary.worst_case import open_worst_case
 from milp_agt.bounds.step import Step
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -109,7 +110,8 @@ def check_worst_case(case: WorstCaseProblem, tight: bool) -> None:
         step = Step(t, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
         on_x = case.features[t] if poison.feature_moves is not None else None
         has_labels = poison.label_moves is not None
-        perturbation.add(step, on_x, case.labels[t] if has_labels else None, case.charges[t])
+        on_y = case.labels[t] if has_labels else None
+        perturbation.add(step, OnMoves(on_x, on_y, case.charges[t]))
     worst = perturbation.worst().numpy()
     best = np.zeros(case.rows, dtype=Long)
     for picked in _selections(case):
@@ -202,7 +204,9 @@ def check_worst_case_given(case: WorstCaseProblem, restriction: Restriction, tig
         step = Step(t, samples, poison.take(samples), UpdateRule(0.1, 0.0, 0.0, False), False)
         on_x = case.features[t] if poison.feature_moves is not None else None
         on_y = case.labels[t] if has_labels else None
-        (perturbation.add if t else perturbation.add_own)(step, on_x, on_y, case.charges[t])
+        (perturbation.add if t else perturbation.add_own)(
+            step, OnMoves(on_x, on_y, case.charges[t])
+        )
         for poisoned in (False, True):
             worst_case = perturbation.worst_given(own, poisoned).numpy()
             best = best_given(case, restriction, t + 1, poisoned)

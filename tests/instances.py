@@ -303,23 +303,13 @@ def in_other_orders(op: Operation, points: Sequence[Tensor]) -> Iterator[Tensor]
         yield turned.value(*(points[j] for j in order))
     if isinstance(op, ChannelBias):
         yield op._spread(points[1]) + points[0]
-    if isinstance(op, Convolution):
-        matrix = torch.from_numpy(op._matrix().toarray())
-        yield op._shifted(_reversed_product(points[0], matrix, op._shapes[1]))
-    if isinstance(op, Unfold):
-        unit = torch.eye(int(np.prod(op._shapes[0])), dtype=torch.float64)
-        matrix = op.value(unit.reshape(-1, *op._shapes[0])).flatten(1).T
-        yield _reversed_product(points[0], matrix, op._shapes[1])
-    if isinstance(op, Gather) and op.transposed:
-        unit = torch.eye(int(np.prod(op.after)), dtype=torch.float64)
-        matrix = op.value(unit.reshape(-1, *op.after)).flatten(1).T
-        yield _reversed_product(points[0], matrix, op.before)
+    if isinstance(op, (Convolution, Unfold, Gather)):
+        matrix = torch.from_numpy(op.sparse().toarray()).to(points[0])
+        lead = points[0].shape[: points[0].dim() - len(op.shapes[0])]
+        flat = points[0].reshape(*lead, -1).flip(-1) @ matrix.flip(1).T
+        found = flat.reshape(*lead, *op.shapes[1])
+        yield found if op.constant is None else found + op.constant
     if isinstance(op, MaxPool):
         inside = torch.where(op._inside(), 0.0, -torch.inf)
         best = (op._elements(points[0]) + inside).amax(-2)
         yield best.reshape(*best.shape[:-1], *op.windows.out)
-
-
-def _reversed_product(point: Tensor, matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
-    flat = point.reshape(*point.shape[:2], -1)
-    return (flat.flip(-1) @ matrix.flip(1).T).reshape(*point.shape[:2], *shape)

@@ -19,7 +19,7 @@ import milp_agt as agt
 from milp_agt.attacks import Search
 from milp_agt.bounds.adversary import joint, two_budgets, worst_case
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.linear import clipped_ball, window_bounds
+from milp_agt.bounds.linear import window_bounds
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.formulations import exchange
@@ -173,7 +173,7 @@ WHOLE = [
            unlisted(_attacked(agt.Removal(1), "enumerated")), 1),
     Mutant("exchange: new gradient, attacked", ((Substitute, "others"),), times(0.99),
            unlisted(_attacked(agt.Substitution(1), "joint", clip=0.2, clip_mode="clamp")), 1),
-    Mutant("exchange: ball", ((clipped_ball, "torch"),), lambda _: _ShortNorms,
+    Mutant("exchange: ball", ((window_bounds, "torch"),), lambda _: _ShortNorms,
            lambda _: assert_form_meets_the_ball("substitution", "norm"), 1),
     Mutant("exchange: skipped step", ((Joint, "emptied"),), lambda _: lambda own, step: None,
            _emptied, 1),

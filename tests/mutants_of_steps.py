@@ -66,8 +66,9 @@ def _narrow_sum(honest: Any) -> Any:
 
 
 def _without_charges(honest: Any) -> Any:
-    def dev(poison: Poison, x: Any, y: Any, charges: Any) -> Any:
-        return honest(poison, x, y, None if x is None else torch.zeros_like(charges))
+    def dev(poison: Poison, on: Any) -> Any:
+        free = None if on.features is None else torch.zeros_like(on.charges)
+        return honest(poison, replace(on, charges=free))
 
     return dev
 

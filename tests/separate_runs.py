@@ -11,6 +11,7 @@ from attacks import Problem, network
 from torch import Tensor
 
 import milp_agt as agt
+from milp_agt.bounds.adversary.model import OnMoves
 from milp_agt.bounds.adversary.two_budgets import SeparateSum
 from milp_agt.bounds.adversary.worst_case import open_worst_case
 from milp_agt.bounds.step import Step
@@ -114,7 +115,7 @@ def check_separate_worst_case(
         if t == 0:
             eye = torch.eye(3, dtype=torch.float64)[..., None]
             x, y, charges = x * eye, y * eye, charges * eye
-        (perturbation.add if t else perturbation.add_own)(step, x, y, charges)
+        (perturbation.add if t else perturbation.add_own)(step, OnMoves(x, y, charges))
         taken[t][:, list(batch), 1:] += charges.numpy()
         on_x[:, list(batch)] += x.numpy()
         on_y[:, list(batch)] += y.numpy()

@@ -315,7 +315,7 @@ def test_solved_bounds_are_nested_and_hold_runs(name: str) -> None:
     wide = {n: Interval(b.lower - 10.0, b.upper + 10.0) for n, b in walked.items()}
     solver = program.SolveOptions(get_solver("highs"), Limits(gap=1e-9))
     found = {
-        exact: program.bound_state(program.encode_window(*args, exact), wide, solver)[0]
+        exact: program.bound_state(program.Window(*args, exact).program(), wide, solver)[0]
         for exact in (False, True)
     }
     rng = np.random.default_rng(2)
@@ -348,14 +348,14 @@ SIZES = {
 def _lean(name: str, exact_products: bool) -> dict[str, int]:
     """Sizes of what is solved: the part of a program that its objectives need."""
     case = _case(name)
-    window = program.encode_window(
+    window = program.Window(
         case.step_graph,
         case.schedule,
         [case.relaxed],
         case.poison,
         True,
         exact_products=exact_products,
-    )
+    ).program()
     ends = [end for e in window.state.values() for end in (e.below, e.above)]
     wanted = np.unique(np.concatenate([e.matrix.indices for e in ends])).astype(np.int64)
     part, kept = window.program.needed_for(wanted)
@@ -375,9 +375,9 @@ def test_sizes_of_small_programs_are_pinned() -> None:
 def test_programs_are_lean() -> None:
     """Stable units, constants and clean samples cost nothing."""
     case = _case("clean", width=0.0)
-    window = program.encode_window(
+    window = program.Window(
         case.step_graph, case.schedule, [case.relaxed], case.poison, True, exact_products=True
-    )
+    ).program()
     assert window.program.size["products"] == window.program.size["integers"] == 0
     # Two of four samples are open: the others have no selection and no perturbation.
     some, all_open = _lean("some", False), _lean("bce-features", False)
@@ -386,9 +386,9 @@ def test_programs_are_lean() -> None:
 
 def test_the_needed_part_has_the_same_bounds() -> None:
     case = _case("bce-features", width=0.02)
-    window = program.encode_window(
+    window = program.Window(
         case.step_graph, case.schedule, [case.relaxed], case.poison, False
-    )
+    ).program()
     whole = window.program
     for expression in window.state.values():
         row = expression.below.matrix[[0]]

@@ -21,12 +21,10 @@ import milp_agt as agt
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.program import selection_rows
-from milp_agt.bounds.program.window import encode_steps
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import add
 from milp_agt.core.interval import Interval
-from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.core.results import Limits
 from milp_agt.formulations.relu import Relu
 from milp_agt.solvers import available_solvers, get_solver
@@ -205,9 +203,9 @@ def test_miqp_over_the_run_is_what_brute_force_finds(solver: str, loss: str, ste
     )
     models = result.models
     kept = with_all_ranges(models, recorder.steps["linear"])
-    encoded = program.encode_window(
+    encoded = program.Window(
         models.step_graph, models.schedule, kept, models.poison, True, exact_products=True
-    )
+    ).program()
     box = recorder.states["linear"][-1]
     options = program.SolveOptions(get_solver(solver), Limits(gap=0.0))
     found, report = program.bound_state(encoded, box, options)
@@ -241,11 +239,11 @@ def test_a_question_on_top_of_the_run_is_exact_too(solver: str, steps: int) -> N
     )
     models = result.models
     points = torch.tensor([[0.25], [-0.9]], dtype=torch.float64)
-    window = with_all_ranges(models, recorder.steps["linear"])
-    span = program.Span(window, recorder.states["linear"][-1], models.poison, UNRESTRICTED)
+    steps = with_all_ranges(models, recorder.steps["linear"])
+    run = (models.step_graph, models.schedule, steps, models.poison)
     question = program.FinalWindow(
-        program.Encoding(models.step_graph, models.schedule, True, True),
-        span,
+        program.Window(*run, True, exact_products=True),
+        recorder.states["linear"][-1],
         program.SolveOptions(get_solver(solver), Limits(gap=0.0)),
     )
     known = Interval(torch.full((1, 2, 1), -9.0).double(), torch.full((1, 2, 1), 9.0).double())
@@ -342,7 +340,7 @@ def test_trees_keep_runs_where_rows_hold_with_equality(solver: str) -> None:
     models = problem.certify(relaxation="lp", selections="joint", recorder=recorder)[0].models
     steps, encoder = recorder.steps["lp"], Encoder(True)
     run = (models.step_graph, models.schedule, steps, models.poison)
-    encoded = encode_steps(*run, UNRESTRICTED, encoder)
+    encoded = program.Window(*run, True).encode(encoder)
     after = recorder.states["lp"][-1]
     rows = selection_rows.influence_on(models.schedule, steps, after, Joint(models.poison))
     assert encoded.selection is not None

@@ -46,7 +46,7 @@ from milp_agt.training.tracing import LOSS_GRADIENT, trace
 from milp_agt.training.training import Clipping, UpdateRule
 
 U = FLOAT32.unit
-ROUNDED = [i for i in all_instances() if i.op.rounds_in_run()]
+ROUNDED = [i for i in all_instances() if i.op.rounds_in_run]
 # A product with a power of two is exact.
 REALLY = [i for i in ROUNDED if i.label != "relu-0.5"]
 
@@ -104,11 +104,11 @@ def test_an_error_of_zero_is_found_out(instance: Instance) -> None:
 def test_exact_operations_are_exact_in_float32() -> None:
     """Comparisons and copies, leaky relu aside."""
     rng = np.random.default_rng(0)
-    known = {i.op.key for i in all_instances() if i.op.rounds_in_run() is False}
+    known = {i.op.key for i in all_instances() if i.op.rounds_in_run is False}
     assert known >= {"relu", "step", "sign", "clip", "reshape", "max_pool"}
     for instance in all_instances():
         op = instance.op
-        if op.rounds_in_run() is not False or isinstance(op, (SumSamples, RunRounding)):
+        if op.rounds_in_run is not False or isinstance(op, (SumSamples, RunRounding)):
             continue
         if op.key == "clip":
             continue  # with limits that float32 has: refused otherwise
@@ -390,8 +390,8 @@ def test_every_rounded_value_is_followed_by_its_rounding(
             assert (node.op.precision, node.op.largest) == (FLOAT32, 7)
             (term,) = graph.graph.inputs(node)
             product = isinstance(term.op, Einsum) and not term.op.contracted
-            assert product or not term.op.rounds_in_run()
-        elif node.op.rounds_in_run() and node.name not in inside:
+            assert product or not term.op.rounds_in_run
+        elif node.op.rounds_in_run and node.name not in inside:
             readers = [graph.graph[r] for r in graph.graph.nx.successors(node.name)]
             summed = bool(readers) and all(isinstance(r.op, SumSamples) for r in readers)
             assert summed or node.name not in read_as_they_are, node.name

@@ -253,8 +253,8 @@ def test_boxes_of_convolutions_are_those_of_all_terms(sign: str, transposed: boo
     lower, upper = ends.abs().sort(0).values if sign == "never negative" else ends
     box = Interval(-upper.abs(), upper.abs()) if sign == "around 0" else Interval(lower, upper)
     found = op.interval(box)
-    centre = op._map(box.centre, kernel, transposed)
-    radius = op._map(0.5 * (box.upper - box.lower), kernel.abs(), transposed)
+    centre = op.by(kernel, box.centre)
+    radius = op.by(kernel.abs(), 0.5 * (box.upper - box.lower))
     assert torch.allclose(found.lower, centre - radius, rtol=0, atol=1e-12)
     assert torch.allclose(found.upper, centre + radius, rtol=0, atol=1e-12)
     # The corner that attains each end lies inside, whatever the order of its sum.

@@ -23,8 +23,7 @@ from milp_agt.bounds.program import final_window
 from milp_agt.bounds.program.output_objectives import sums_of_box
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
-from milp_agt.formulations.loss import get_loss
-from milp_agt.formulations.loss_planes import LossPlanes
+from milp_agt.formulations.loss import LossPlanes, get_loss
 from milp_agt.properties import models as room
 from milp_agt.properties.mean_loss import MeanLoss
 

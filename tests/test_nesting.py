@@ -200,9 +200,9 @@ def test_programs_dominate_the_linear_engine_at_one_step(loss, kind, width) -> N
     solver = choose(None, Capability.MIP)
     bounds = []
     for exact in (False, True) if kind == "both" and loss == "bce" else (False,):
-        encoded = program.encode_window(
+        encoded = program.Window(
             replay.step_graph, replay.schedule, [kept], replay.poison, exact
-        )
+        ).program()
         bounds.append(program.bound_state(encoded, boxed, program.SolveOptions(solver))[0])
     assert_state_within(bounds[0], walked, SOLVER)
     if len(bounds) == 2:

@@ -14,12 +14,11 @@ from refusals import refused
 from test_nesting import assert_within, case
 
 import milp_agt as agt
-from milp_agt.bounds.program.solves import Objectives, SolveOptions, minimise
+from milp_agt.bounds.program.state_bounds import Objectives, SolveOptions, minimise
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, SolveResult
 from milp_agt.errors import EncodingError, SolverUnavailableError
-from milp_agt.solvers import Capability, get_solver
-from milp_agt.solvers.solver import Session
+from milp_agt.solvers import Capability, Session, get_solver
 
 joblib = pytest.importorskip("joblib", reason="joblib is not installed")
 

@@ -31,7 +31,9 @@ def test_rows_of_the_past_only_help() -> None:
     run = (case.step_graph, case.schedule, steps[3:], case.poison, False)
     bounds = []
     for past in ([], steps[:3]):
-        found, report = program.bound_state(program.encode_window(*run, past=past), wide, OPTIONS)
+        found, report = program.bound_state(
+            program.Window(*run, past=past).program(), wide, OPTIONS
+        )
         assert report.solves == report.evidence[0].objectives.gain.size
         bounds.append(found)
     for name, box in bounds[1].items():

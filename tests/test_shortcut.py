@@ -35,7 +35,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every network counts as large; the steps whose shortcuts are walked."""
     monkeypatch.setattr(planning, "THREADED_ELEMENTS", 0)
     monkeypatch.setattr(planning, "FEWEST_SAMPLES", 4)
-    monkeypatch.setattr(planning, "_pays", lambda sizes, moved, window, memory: window > 1)
+    monkeypatch.setattr(planning, "_pays", lambda sizes, moved: sizes.window > 1)
     steps: list[int] = []
     walk = ComposedStep.walk
 
@@ -166,11 +166,16 @@ def test_mutants_of_a_shortcut_are_caught(part: str) -> None:
     case = with_shortcut(case)
     composed = case.relaxed.composed
     assert composed is not None
-    value, share = getattr(composed, part), 0.0 if part in ("features", "charges") else 0.99
-    mutant = {n: share * v for n, v in value.items()} if part == "coefficients" else share * value
-    wrong = replace(
-        case, relaxed=replace(case.relaxed, composed=replace(composed, **{part: mutant}))
-    )
+    share = 0.0 if part in ("features", "charges") else 0.99
+    if part == "coefficients":
+        on_state = {n: share * v for n, v in composed.coefficients.items()}
+        mutant = replace(composed, coefficients=on_state)
+    elif part == "constant":
+        mutant = replace(composed, constant=share * composed.constant)
+    else:
+        own = replace(composed.moves, **{part: share * getattr(composed.moves, part)})
+        mutant = replace(composed, moves=own)
+    wrong = replace(case, relaxed=replace(case.relaxed, composed=mutant))
 
     def caught(one: StepCase) -> bool:
         for seed in range(6):

@@ -31,7 +31,7 @@ from milp_agt.core.results import Limits, Termination
 from milp_agt.errors import EncodingError, SolverUnavailableError
 from milp_agt.solvers import get_solver
 from milp_agt.solvers.safe import clip_multipliers, safe_bound
-from milp_agt.solvers.session import ProgramSession, SolverAnswer, scale_exponent
+from milp_agt.solvers.session import Session, SolverAnswer, scale_exponent
 from milp_agt.solvers.solver import back_ends
 
 
@@ -279,7 +279,7 @@ def test_gurobi_licence_limit_names_the_counts() -> None:
 C = np.array([3.0, 4.0, 5.5])  # the objective of the case "integers"
 
 
-class Lying(ProgramSession):
+class Lying(Session):
     """A back end whose every answer is scripted; the tree's bound is in units of C."""
 
     primal_tolerance = 1e-9

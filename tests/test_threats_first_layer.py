@@ -11,8 +11,8 @@ from test_threats import FEATURES, data, problem, widths
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt.bounds.interval import bound_propagation, first_layer
-from milp_agt.bounds.interval.first_layer import meet_jointly
+from milp_agt.bounds.interval import bound_propagation
+from milp_agt.bounds.interval.bound_propagation import meet_jointly
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import POISONED, Interval
@@ -98,7 +98,7 @@ def test_intervals_are_tighter_with_it(name: str, monkeypatch: pytest.MonkeyPatc
 def test_pieces_of_the_weights_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case, _, _ = problem(agt.FeaturePoisoning(2, 0.2, norm=1))
     whole, _ = case.certify(relaxation="interval")
-    monkeypatch.setattr(first_layer, "ELEMENTS", 1)
+    monkeypatch.setattr(bound_propagation, "ELEMENTS", 1)
     pieces, _ = case.certify(relaxation="interval")
     for name, low in whole.reachable.lower.items():
         assert (low == pieces.reachable.lower[name]).all()

@@ -17,12 +17,10 @@ from hypothesis import strategies as st
 from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers import Capability, get_solver
-from milp_agt.solvers.curves import Curves
-from milp_agt.solvers.elastic import farkas_ray
-from milp_agt.solvers.envelopes import Envelopes
+from milp_agt.solvers.curves import Curves, Envelopes
 from milp_agt.solvers.highs_relaxation import HighsRelaxation
 from milp_agt.solvers.propagation import Propagation
-from milp_agt.solvers.safe import safe_bound
+from milp_agt.solvers.safe import farkas_ray, safe_bound
 from milp_agt.solvers.session import SolverAnswer
 from milp_agt.solvers.tree import Tree
 

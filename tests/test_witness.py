@@ -24,8 +24,7 @@ from milp_agt.core.program import Array, Program
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits, SolveResult
 from milp_agt.errors import SoundnessError
-from milp_agt.solvers import available_solvers, get_solver
-from milp_agt.solvers.solver import Session, Solver
+from milp_agt.solvers import Session, Solver, available_solvers, get_solver
 
 RUNS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "features": ("bce", agt.FeaturePoisoning(1, 0.05), {}),
@@ -216,9 +215,9 @@ def test_scip_keeps_what_is_feasible_where_rows_hold_with_equality() -> None:
     result, _ = case.certify(inner_bounds="interval", recorder=recorder)
     models = result.models
     steps = with_all_ranges(models, recorder.steps["linear"])
-    encoded = program.encode_window(
+    encoded = program.Window(
         models.step_graph, models.schedule, steps, models.poison, True, exact_products=True
-    )
+    ).program()
     box: State = recorder.states["linear"][-1]
     options = program.SolveOptions(get_solver("scip"), Limits(time=20.0))
     program.bound_state(encoded, box, options, _witnesses(case).after(1))

@@ -150,8 +150,8 @@ class Bounder:
     def _solve(
         self, chain: Chain, part: ChainPart, step: Step, state: State, until: float | None
     ) -> tuple[State, program.ProgramReport | None]:
-        span, level = self._span(part, state), chain.level
-        largest = program.largest_of(span.window)
+        window, level = self._window(chain, part), chain.level
+        largest = window.largest
         if not largest <= PROGRAM_RANGE_LIMIT:
             self.notes.fall_back(
                 f"step {step.index + 1}: ranges up to {largest:.1e} are beyond what a solver "
@@ -160,8 +160,7 @@ class Bounder:
             return state, None
         options, witness = self._solving(level, until), self._witness(step.index)
         try:
-            window = self._encoding(level).window(span)
-            state, report = program.bound_state(window, state, options, witness)
+            state, report = program.bound_state(window.program(), state, options, witness)
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.fall_back(
                 f"step {step.index + 1}: '{level.value}' was left to the cheaper bounds: {error}",
@@ -232,11 +231,6 @@ class Bounder:
                 limit=True,
             )
 
-    def _encoding(self, level: Relaxation) -> program.Encoding:
-        return program.Encoding(
-            self.step_graph, self.schedule, level.exact_phases, level.exact_products
-        )
-
     def relax(
         self, adversary: AdversaryModel, state: State, step: Step, ranges: bound_propagation.Ranges
     ) -> LinearizedStep:
@@ -249,11 +243,19 @@ class Bounder:
             )
         return kept
 
-    def _span(self, part: ChainPart, state: State) -> program.Span:
-        """The steps of the program over the current window, with a box of the state after them."""
+    def _window(self, chain: Chain, part: ChainPart) -> program.Window:
+        """The steps of the program over the current window."""
         count = self.plan.program_window
-        window, past = part.window[-count:], part.window[:-count]
-        return program.Span(window, state, self.poison, self.restriction, past)
+        return program.Window(
+            self.step_graph,
+            self.schedule,
+            part.window[-count:],
+            self.poison,
+            chain.level.exact_phases,
+            self.restriction,
+            chain.level.exact_products,
+            part.window[:-count],
+        )
 
     def last_program(self, chain: Chain) -> program.FinalWindow | None:
         """The programs over the current window, for questions; None for levels without programs."""
@@ -261,8 +263,8 @@ class Bounder:
         if not chain.level.uses_programs or not part.window:
             return None
         return program.FinalWindow(
-            self._encoding(chain.level),
-            self._span(part, chain.state),
+            self._window(chain, part),
+            chain.state,
             self._solving(chain.level),
             self._witness(part.window[-1].step.index),
             self.incumbents,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -71,13 +73,9 @@ class Encoder:
     """
 
     def __init__(
-        self,
-        exact_phases: bool,
-        exact_products: bool = False,
-        envelopes: bool = True,
+        self, exact_phases: bool, exact_products: bool = False, envelopes: bool = True
     ) -> None:
-        self.exact_phases = exact_phases
-        self.exact_products = exact_products
+        self.exact_phases, self.exact_products = exact_phases, exact_products
         self.envelopes = envelopes
         self.selection: SelectionColumns | None = None
         self.origin = ""
@@ -104,6 +102,20 @@ class Encoder:
                 setattr(other, name, held.copy())
         return other
 
+    @contextmanager
+    def selected(self, index: Index | None, size: int) -> Iterator[None]:
+        """With one entry of the selection for each of some of ``size`` elements, ordered by sample.
+
+        Without a selection where there is no index.
+        """
+        whole, self.selection = self.selection, None
+        if whole is not None and index is not None:
+            self.selection = whole.take(index // (size // whole.size))
+        try:
+            yield
+        finally:
+            self.selection = whole
+
     def columns(
         self, lower: Array, upper: Array, integer: bool | npt.NDArray[np.bool_] = False
     ) -> Expression:
@@ -117,6 +129,11 @@ class Encoder:
         self._integer.append(np.full(size, integer))
         return self.of_columns(np.arange(first, first + size), lower.shape)
 
+    def columns_of(self, box: Interval, shape: tuple[int, ...] | None = None) -> Expression:
+        """New columns with the bounds of a box in all states, of its own shape or one it broadcasts to."""
+        hull = box.hull()
+        return self.columns(*as_arrays(hull, shape or tuple(hull.lower.shape)))
+
     def of_columns(self, index: Index, shape: tuple[int, ...]) -> Expression:
         """The expression of existing columns, by their indices."""
         matrix = sp.csr_matrix(
@@ -126,11 +143,7 @@ class Encoder:
         return Expression(matrix, np.zeros(index.size), np.zeros(index.size), shape)
 
     def rows(
-        self,
-        expression: Expression,
-        lower: Array | float,
-        upper: Array | float,
-        lazy: bool = False,
+        self, expression: Expression, lower: Array | float, upper: Array | float, lazy: bool = False
     ) -> None:
         """Rows ``lower <= expression <= upper``; rows with two infinite sides are dropped.
 
@@ -185,9 +198,8 @@ class Encoder:
         flat = expression.reshape((expression.size,))
         hull = box.hull()
         low, high = as_arrays(hull, expression.shape)
-        counts = np.diff(flat.matrix.indptr)
         index = np.full(flat.size, -1, dtype=np.int64)
-        one = np.flatnonzero(counts == 1)
+        one = np.flatnonzero(np.diff(flat.matrix.indptr) == 1)
         own = flat.matrix.indptr[one]
         index[one] = flat.matrix.indices[own]
         is_column = np.zeros(flat.size, dtype=np.bool_)
@@ -208,14 +220,8 @@ class Encoder:
         """
         (low, down), (high, up) = self._charged(offsets.lower), self._charged(-offsets.upper)
         below, above = self._paid(expression, -down), self._paid(expression, up)
-        error = Expression(
-            sp.csr_matrix((expression.size, 0)),
-            np.zeros(expression.size),
-            np.zeros(expression.size),
-            expression.shape,
-            Slack(below, above, low, -high),
-        )
-        return add([expression, error])
+        none = Expression.of(np.zeros(expression.shape))
+        return add([expression, replace(none, slack=Slack(below, above, low, -high))])
 
     def _charged(self, offsets: Tensor) -> tuple[Array, Array]:
         """The clean intercept (elements,), and how much lower it may be in each other state.
@@ -263,8 +269,7 @@ class Encoder:
         """
         if expression.is_single_columns:
             return expression
-        hull = box.hull()
-        fresh = self.columns(*as_arrays(hull, expression.shape))
+        fresh = self.columns_of(box, expression.shape)
         self.rows(add([fresh, expression.scale(-1.0)]), 0.0, 0.0)
         self.conditional(fresh, box)
         return fresh

@@ -169,6 +169,9 @@ class Expression:
         return Expression(mapped.matrix, mapped.constant, error, mapped.shape, slack)
 
 
+Expressions = tuple[Expression, ...]
+
+
 def add(terms: Sequence[Expression]) -> Expression:
     """Sum of expressions of one shape."""
     matrix = _summed([t.matrix for t in terms])

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import networkx as nx
 import torch
 from torch import Tensor
 
-from milp_agt.core.interval import Interval
+from milp_agt.core.interval import Boxes, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import Precision
 from milp_agt.errors import EncodingError, UnsupportedOperationError
 
 if TYPE_CHECKING:
     from milp_agt.core.encoder import Encoder
-    from milp_agt.core.expression import Expression
+    from milp_agt.core.expression import Expression, Expressions
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ class Operation(ABC):
         """Linear bounds that hold on the given ranges, with the default slopes."""
 
     @abstractmethod
-    def encode(
-        self, encoder: Encoder, inputs: tuple[Expression, ...], ranges: tuple[Interval, ...]
-    ) -> Expression:
+    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         """Columns and rows of a program that are valid for the same values as :meth:`relax`."""
 
+    @property
     def rounds_in_run(self) -> bool | None:
         """Whether a run in reduced precision rounds the value; None where no bound of that is known.
 
@@ -91,13 +90,21 @@ class Operation(ABC):
             "certify the run in float64",
         )
 
-    def to(self, device: torch.device) -> Operation:
+    def to(self, device: torch.device) -> Self:
         """The same operation with its constant tensors on a device."""
-        return self
 
-    def vjp(
-        self, graph: Graph, node: Node, cotangent: Node, wanted: tuple[bool, ...]
-    ) -> tuple[Node | None, ...]:
+        def moved(held: Any) -> Any:
+            if isinstance(held, tuple) and any(isinstance(each, Tensor) for each in held):
+                return tuple(map(moved, held))
+            return held.to(device) if isinstance(held, (Tensor, Operation)) else held
+
+        own: Any = self
+        own_fields = fields(own) if is_dataclass(own) else ()
+        held = [(each.name, getattr(own, each.name)) for each in own_fields if each.init]
+        changed = {name: new for name, old in held if (new := moved(old)) is not old}
+        return replace(own, **changed) if changed else self
+
+    def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         """Nodes of the vector-Jacobian products for the wanted inputs; None for the others."""
         raise UnsupportedOperationError(
             f"The gradient of operation '{self.key}' was asked for",
@@ -123,6 +130,10 @@ class Node:
     @property
     def batched(self) -> bool:
         return self.signature.batched
+
+
+Wanted = tuple[bool, ...]  # of the inputs of a node
+Pulled = tuple[Node | None, ...]  # to its inputs
 
 
 class Graph:

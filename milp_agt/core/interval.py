@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -31,6 +33,38 @@ class Interval:
     def point(value: Tensor) -> Interval:
         return Interval(value, value)
 
+    @staticmethod
+    def spanning(values: Iterable[Tensor]) -> Interval:
+        """The smallest box with each of some tensors of one shape."""
+        every = list(values)
+        return Interval(reduce(torch.minimum, every), reduce(torch.maximum, every))
+
+    @staticmethod
+    def holding(boxes: Iterable[Interval]) -> Interval:
+        """The smallest box with some boxes of one shape."""
+        every = list(boxes)
+        lower = reduce(torch.minimum, (box.lower for box in every))
+        return Interval(lower, reduce(torch.maximum, (box.upper for box in every)))
+
+    @staticmethod
+    def joined(parts: Sequence[Interval], axis: int = 0) -> Interval:
+        """Boxes one after the other along an axis."""
+        return Interval(
+            torch.cat([part.lower for part in parts], axis),
+            torch.cat([part.upper for part in parts], axis),
+        )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Interval:
+        """With both ends changed in the same way, which keeps their order."""
+        return Interval(change(self.lower), change(self.upper))
+
+    def plus(self, other: Interval) -> Interval:
+        return Interval(self.lower + other.lower, self.upper + other.upper)
+
+    def within(self, least: float, most: float) -> Interval:
+        """With ends that are cut at numbers which no value passes."""
+        return Interval(self.lower.clamp(min=least), self.upper.clamp(max=most))
+
     @property
     def is_point(self) -> bool:
         return bool((self.lower == self.upper).all())
@@ -52,6 +86,11 @@ class Interval:
     def clean(self) -> Interval:
         """The box of the state CLEAN, with the axis of states kept."""
         return Interval(self.lower[:1], self.upper[:1])
+
+    @property
+    def of_clean(self) -> Interval:
+        """The box of the state CLEAN, without the axis of states."""
+        return Interval(self.lower[CLEAN], self.upper[CLEAN])
 
     def hull(self) -> Interval:
         """The smallest box that contains every state, without the axis of states."""
@@ -109,3 +148,6 @@ class Interval:
             return self
         size = (states, *self.lower.shape[1:])
         return Interval(self.lower.expand(size), self.upper.expand(size))
+
+
+Boxes = tuple[Interval, ...]

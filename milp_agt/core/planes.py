@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+Tensors = tuple[Tensor, ...]
+
 
 class BackwardSlopes(Protocol):
     """The slopes of linear bounds of one node."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.adversary.top_k import worst_sum
+from milp_agt.bounds.adversary.two_budgets import worst_sum
 from milp_agt.bounds.linear.window_bounds import bound_by_sample, forms_of_outputs
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program.counts import most_by_selection

@@ -17,8 +17,7 @@ from milp_agt.core.option_table import KIND
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
-from milp_agt.formulations.loss import LossFunction
-from milp_agt.formulations.loss_planes import LossPlanes
+from milp_agt.formulations.loss import LossFunction, LossPlanes
 from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.models import OutputForms, ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfPoints

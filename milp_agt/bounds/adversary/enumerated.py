@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import Emptied, PlainSum, SampleSum, WorstCase
+from milp_agt.bounds.adversary.model import Emptied, OnMoves, PlainSum, SampleSum, WorstCase
 from milp_agt.bounds.adversary.worst_case import PerSampleWorstCase
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import CLEAN, Interval
@@ -279,15 +279,12 @@ class _SelectionWorstCase(PerSampleWorstCase):
         super().__init__(adversary.movable, rows, UNRESTRICTED)
         self._adversary = adversary
 
-    def add(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
-        if self._adversary.listed.label_moves is not None:
-            labels = None
-        if self._adversary.movable.feature_moves is None:
-            features = None
-        step = replace(step, poison=self._adversary.movable.take(step.samples))
-        super().add(step, features, labels, None)
+    def add(self, step: Step, on: OnMoves) -> None:
+        movable = self._adversary.movable
+        listed = self._adversary.listed.label_moves is not None
+        features = None if movable.feature_moves is None else on.features
+        step = replace(step, poison=movable.take(step.samples))
+        super().add(step, OnMoves(features, None if listed else on.labels))
 
     def worst_case(self) -> Tensor:
         hurt, samples = self._hurt()

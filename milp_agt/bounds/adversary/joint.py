@@ -9,8 +9,7 @@ from torch import Tensor
 
 from milp_agt.bounds.adversary.model import Emptied, SampleSum, WorstCase
 from milp_agt.bounds.adversary.outer_sum import OuterSum
-from milp_agt.bounds.adversary.top_k import top_k, worst_sum
-from milp_agt.bounds.adversary.two_budgets import SeparateSum
+from milp_agt.bounds.adversary.two_budgets import SeparateSum, top_k, worst_sum
 from milp_agt.bounds.adversary.worst_case import open_worst_case
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import CLEAN, POISONED, Interval

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -35,41 +37,92 @@ class SumOfProducts(SampleSum, Protocol):
         ...
 
 
-class PerturbationTerms(Protocol):
-    """Collects, per step, each form's coefficients on the moves of samples and its charges."""
+@dataclass(frozen=True)
+class OnMoves:
+    """What forms read of the moves of some samples, and what poisoning them is charged; None for nothing.
 
-    def add(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
-        """Add one step: coefficients on the moves of the batch (rows, n, ...) and charges."""
-        ...
-
-
-class WorstCase(PerturbationTerms, Protocol):
-    """Collects, over the steps of a window, how much poison can lower each of ``rows`` forms.
-
-    A poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
-    moves plus its charges, for the relaxations that need a lower intercept if i is poisoned. Charges
-    are (rows, n, states - 1), one for each state in which a sample is poisoned.
+    Attributes:
+        features, labels: coefficients on the moves, (rows, n, ...).
+        charges: (rows, n, states - 1), one for each state in which a sample is poisoned, for the relaxations
+            that need a lower intercept there.
     """
 
-    def add_own(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
+    features: Tensor | None = None
+    labels: Tensor | None = None
+    charges: Tensor | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.features, self.labels, self.charges
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> OnMoves:
+        return OnMoves(*(None if part is None else change(part) for part in self.parts))
+
+    @staticmethod
+    def joined(pieces: Sequence[OnMoves]) -> OnMoves:
+        """Pieces of a batch, along the axis of samples."""
+
+        def join(parts: Sequence[Tensor | None]) -> Tensor | None:
+            known = [part for part in parts if part is not None]
+            return (torch.cat(known, 1) if len(known) > 1 else known[0]) if known else None
+
+        return OnMoves(*map(join, zip(*(piece.parts for piece in pieces), strict=True)))
+
+
+class PerturbationTerms(Protocol):
+    """Collects, per step, what each form reads of the moves of samples."""
+
+    def add(self, step: Step, on: OnMoves) -> None:
+        """Add one step, with all samples of its batch."""
+        ...
+
+
+class WorstCase(ABC):
+    """Collects, over the steps of a window, how much poison can lower each of some forms (rows).
+
+    A poisoned sample i lowers a form by at most ``dev_i``: the support function of its admissible
+    moves plus its charges. In one case, the worst is the sum of the ``budget`` largest ``dev_i``. With
+    separate budgets for features and labels there is a ``dev_i`` for each of the three states in which the
+    sample is poisoned, and the worst is :func:`milp_agt.bounds.adversary.two_budgets.worst_of_both`.
+    """
+
+    @abstractmethod
+    def add(self, step: Step, on: OnMoves) -> None:
+        """Add one step, with all samples of its batch."""
+
+    def add_own(self, step: Step, on: OnMoves) -> None:
         """Add the step of a form of a single sample: each row has entries at its own sample only."""
-        ...
+        self.add(step, on)
 
-    def worst_case(self) -> Tensor:
-        """The most that the adversary can lower each form, (rows, cases)."""
-        ...
+    @abstractmethod
+    def worst(self) -> Tensor:
+        """The most that the adversary can lower each form in the only case, (rows,)."""
 
+    @abstractmethod
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
+        """:meth:`worst` given the state of sample ``own[r]`` of the data set, (rows,).
+
+        Clean: the ``budget`` worst of the others. Poisoned: its own ``dev`` in full and the
+        ``budget - 1`` worst of the others. With a new selection in every batch, the state is known in
+        the sample's own step only.
+        """
+
+    @abstractmethod
     def sample_influences(self) -> Tensor:
         """How much each sample of the data set alone can lower each form, ``dev_i``, (rows, N)."""
-        ...
+
+    @property
+    @abstractmethod
+    def states(self) -> int:
+        """States of a sample."""
+
+    def worst_case(self) -> Tensor:
+        """:meth:`worst` for each case, (rows, cases)."""
+        return self.worst().unsqueeze(1)
 
     def worst_case_given(self, own: Tensor) -> Tensor:
-        """:meth:`worst_case` for each state of the boxes of sample ``own[r]``, (rows, states)."""
-        ...
+        """:meth:`worst_given` for each state, (rows, states)."""
+        return torch.stack([self.worst_given(own, state) for state in range(self.states)], 1)
 
 
 @dataclass(frozen=True)
@@ -89,9 +142,7 @@ class Emptied:
             before, after = old[name].expand_states(len(self.maybe)), new[name]
             rank = after.lower.dim() - 1
             maybe, surely = (m.reshape(-1, *[1] * rank) for m in (self.maybe, self.surely))
-            hull = Interval(
-                torch.minimum(before.lower, after.lower), torch.maximum(before.upper, after.upper)
-            )
+            hull = Interval.holding([before, after])
 
             def of(skipped: Tensor, either: Tensor, taken: Tensor) -> Tensor:
                 return torch.where(surely, skipped, torch.where(maybe, either, taken))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.top_k import top_k_of_rows
+from milp_agt.bounds.adversary.two_budgets import top_k_of_rows
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.interval_products import corner_products
@@ -157,13 +157,10 @@ def _in_rows(box: Interval) -> Interval:
     def turned(ends: Tensor) -> Tensor:
         return ends.flatten(2).transpose(1, 2) if ends.dim() > 2 else ends.unsqueeze(1)
 
-    return Interval(turned(box.lower), turned(box.upper))
+    return box.each(turned)
 
 
 def _joined(parts: list[Interval]) -> Interval:
     states = max(len(part.lower) for part in parts)
-    parts = [part.expand_states(states) for part in parts]
-    return Interval(
-        torch.cat([part.lower for part in parts], -1).contiguous(),
-        torch.cat([part.upper for part in parts], -1).contiguous(),
-    )
+    joined = Interval.joined([part.expand_states(states) for part in parts], -1)
+    return joined.each(Tensor.contiguous)

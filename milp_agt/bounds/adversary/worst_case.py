@@ -2,69 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.top_k import worst_sum
-from milp_agt.bounds.adversary.two_budgets import contenders, worst_of_both
+from milp_agt.bounds.adversary.model import OnMoves, WorstCase
+from milp_agt.bounds.adversary.two_budgets import contenders, worst_of_both, worst_sum
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import CLEAN
 from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison
 
 
-class BudgetWorstCase(ABC):
-    """The worst case (:class:`~.model.WorstCase`) of one case, within the budgets of a threat.
-
-    It is the sum of the ``budget`` largest ``dev_i``. With separate budgets for features and labels
-    there is a ``dev_i`` for each of the three states in which the sample is poisoned, and the worst case
-    is :func:`milp_agt.bounds.adversary.two_budgets.worst_of_both`.
-    """
-
-    @abstractmethod
-    def add(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None: ...
-
-    @abstractmethod
-    def add_own(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None: ...
-
-    @abstractmethod
-    def worst(self) -> Tensor:
-        """The most that the adversary can lower each form, (rows,)."""
-
-    @abstractmethod
-    def worst_given(self, own: Tensor, state: int) -> Tensor:
-        """:meth:`worst` given the state of sample ``own[r]`` of the data set, (rows,).
-
-        Clean: the ``budget`` worst of the others. Poisoned: its own ``dev`` in full and the
-        ``budget - 1`` worst of the others. With a new selection in every batch, the state is known in
-        the sample's own step only.
-        """
-
-    @abstractmethod
-    def sample_influences(self) -> Tensor:
-        """``dev_i`` of every sample of the data set, (rows, N)."""
-
-    def worst_case(self) -> Tensor:
-        """:meth:`worst` for the only case, (rows, 1)."""
-        return self.worst().unsqueeze(1)
-
-    def worst_case_given(self, own: Tensor) -> Tensor:
-        """:meth:`worst_given` for each state, (rows, states)."""
-        return torch.stack([self.worst_given(own, state) for state in range(self.states)], 1)
-
-    @property
-    @abstractmethod
-    def states(self) -> int:
-        """States of a sample."""
-
-
-def open_worst_case(poison: Poison, rows: int, restriction: Restriction) -> BudgetWorstCase:
+def open_worst_case(poison: Poison, rows: int, restriction: Restriction) -> WorstCase:
     """The kind of worst case that fits a threat model bound to the whole data set."""
     if poison.is_clean:
         return _NoPerturbation(poison, rows)
@@ -73,36 +22,27 @@ def open_worst_case(poison: Poison, rows: int, restriction: Restriction) -> Budg
     return PerSampleWorstCase(poison, rows, restriction)
 
 
-class _NoPerturbation(BudgetWorstCase):
+class _NoPerturbation(WorstCase):
+    states = 1
+
     def __init__(self, poison: Poison, rows: int) -> None:
         self._zero = torch.zeros(rows, dtype=torch.float64, device=poison.features.device)
         self._count = len(poison.features)
 
-    @property
-    def states(self) -> int:
-        return 1
-
-    def add(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
+    def add(self, step: Step, on: OnMoves) -> None:
         return
 
     def worst(self) -> Tensor:
         return self._zero
 
-    def sample_influences(self) -> Tensor:
-        return self._zero.unsqueeze(1).expand(-1, self._count)
-
-    def add_own(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
-        return
-
     def worst_given(self, own: Tensor, state: int) -> Tensor:
         return self._zero
 
+    def sample_influences(self) -> Tensor:
+        return self._zero.unsqueeze(1).expand(-1, self._count)
 
-class _PerStepWorstCase(BudgetWorstCase):
+
+class _PerStepWorstCase(WorstCase):
     """Adaptive adversary with a budget per batch: top-k in each step, then the sum over steps."""
 
     def __init__(self, poison: Poison, rows: int, restriction: Restriction) -> None:
@@ -111,22 +51,28 @@ class _PerStepWorstCase(BudgetWorstCase):
         self._own = self._total.new_zeros(rows, poison.states - 1)
         self._met: list[tuple[Tensor, Tensor]] = []  # samples of each step, and their dev
 
-    def add(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
-        hurt = _dev(step.poison, features, labels, charges)
-        if hurt is not None:
-            self._met.append((step.samples, hurt))
-            self._total = self._total + _worst_within(
-                hurt, step.samples, step.poison.budgets_given(CLEAN), self._restriction
-            )
-
     @property
     def states(self) -> int:
         return self._poison.states
 
+    def add(self, step: Step, on: OnMoves) -> None:
+        hurt = _dev(step.poison, on)
+        if hurt is not None:
+            self._met.append((step.samples, hurt))
+            budgets = step.poison.budgets_given(CLEAN)
+            worst = _worst_within(hurt, step.samples, budgets, self._restriction)
+            self._total = self._total + worst
+
+    def add_own(self, step: Step, on: OnMoves) -> None:
+        hurt = _dev(step.poison, on)
+        if hurt is not None:
+            self._own = hurt.sum(1)
+
     def worst(self) -> Tensor:
         return self._total + self._own.amax(-1)
+
+    def worst_given(self, own: Tensor, state: int) -> Tensor:
+        return self._total + self._own[:, state - 1] if state else self._total
 
     def sample_influences(self) -> Tensor:
         total = self._total.new_zeros(len(self._total), len(self._poison.features))
@@ -134,18 +80,8 @@ class _PerStepWorstCase(BudgetWorstCase):
             total.index_add_(1, samples, hurt.amax(-1))
         return total
 
-    def add_own(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
-        hurt = _dev(step.poison, features, labels, charges)
-        if hurt is not None:
-            self._own = hurt.sum(1)
 
-    def worst_given(self, own: Tensor, state: int) -> Tensor:
-        return self._total + self._own[:, state - 1] if state else self._total
-
-
-class PerSampleWorstCase(BudgetWorstCase):
+class PerSampleWorstCase(WorstCase):
     """Running totals for each sample of the window that may be poisoned, one slot per sample.
 
     Static adversary: coefficients on the same move are added over the steps before the support
@@ -165,28 +101,23 @@ class PerSampleWorstCase(BudgetWorstCase):
         self._slots = torch.full((len(poison.features),), -1, dtype=torch.int64, device=device)
         self._group_of = self._slots.clone()
         self._samples = self._slots[:0]
-        self._features: Tensor | None = None
-        self._labels: Tensor | None = None
-        self._charges: Tensor | None = None
+        self._totals = OnMoves()
         self._batches = 0
         size = (rows, 0, poison.states - 1)
         self._devs = torch.zeros(size, dtype=torch.float64, device=device)
 
-    def add(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
+    def add(self, step: Step, on: OnMoves) -> None:
         if not self._poison.static:
-            charges, features, labels = _dev(step.poison, features, labels, charges), None, None
+            on = OnMoves(charges=_dev(step.poison, on))
         at = self._exposed[step.samples].nonzero()[:, 0]
         if len(at) < step.size:
-            features, labels, charges = (_at(t, at) for t in (features, labels, charges))
+            on = on.map(lambda each: each[:, at])
         slots = self._slots_of(step.samples, step.samples[at])
-        self._features = self._accumulated(self._features, features, slots)
-        self._labels = self._accumulated(self._labels, labels, slots)
-        self._charges = self._accumulated(self._charges, charges, slots)
-        totals = (_at(t, slots) for t in (self._features, self._labels, self._charges))
+        pairs = zip(self._totals.parts, on.parts, strict=True)
+        self._totals = OnMoves(*(self._accumulated(total, new, slots) for total, new in pairs))
         # Only slots of this batch have changed.
-        changed = _dev(self._poison.take(step.samples[at]), *totals)
+        of_batch = self._totals.map(lambda each: each[:, slots])
+        changed = _dev(self._poison.take(step.samples[at]), of_batch)
         self._devs = _padded(self._devs, len(self._samples))
         if changed is not None:
             self._devs = self._devs.index_copy(1, slots, changed)
@@ -214,11 +145,6 @@ class PerSampleWorstCase(BudgetWorstCase):
             total = new.new_zeros((self._rows, 0, *new.shape[2:]))
         total = _padded(total, len(self._samples))
         return total if new is None else total.index_add_(1, slots, new)
-
-    def add_own(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
-        self.add(step, features, labels, charges)
 
     def _hurt(self) -> tuple[Tensor, Tensor]:
         """``dev`` of every slot, (rows, slots, states - 1), and the sample of each slot."""
@@ -285,14 +211,13 @@ def _padded(totals: Tensor, count: int) -> Tensor:
     return torch.cat([totals, extra], 1)
 
 
-def _dev(
-    poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-) -> Tensor | None:
+def _dev(poison: Poison, on: OnMoves) -> Tensor | None:
     """``dev_i >= 0`` of each sample in each state but CLEAN, (rows, n, states - 1); None if all are 0."""
+    features, labels, charges = on.parts
     if features is None and labels is None and charges is None:
         return None
     if poison.label_quota is not None:
-        return _dev_separate(poison, features, labels, charges)
+        return _dev_separate(poison, on)
     if features is None and labels is None:
         assert charges is not None
         hurt = charges
@@ -302,19 +227,15 @@ def _dev(
     return torch.where(poison.open[:, None], hurt, 0.0).clamp(min=0.0)
 
 
-def _dev_separate(
-    poison: Poison, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-) -> Tensor:
+def _dev_separate(poison: Poison, on: OnMoves) -> Tensor:
     """:func:`_dev` with separate budgets: the support of features, labels or both, plus the charge."""
-    of_features, of_labels = (
-        0.0 if on is None else poison.support(*pair)
-        for on, pair in ((features, (features, None)), (labels, (None, labels)))
-    )
+    of_features = 0.0 if on.features is None else poison.support(on.features, None)
+    of_labels = 0.0 if on.labels is None else poison.support(None, on.labels)
     moved = [of_features, of_labels, of_features + of_labels]
-    given = [m for m in (*moved, charges) if isinstance(m, Tensor)]
+    given = [m for m in (*moved, on.charges) if isinstance(m, Tensor)]
     size = given[-1].shape[:2]
     hurt = torch.stack([given[0].new_zeros(size) + m for m in moved], -1)
-    hurt = hurt if charges is None else hurt + charges
+    hurt = hurt if on.charges is None else hurt + on.charges
     x, y = (quota.open for quota in poison.quotas)
     return torch.where(torch.stack([x, y, x & y], -1), hurt, 0.0).clamp(min=0.0)
 

@@ -235,7 +235,7 @@ class Passage:
             self.forms[node.name] = self._univariate(node, op, inputs[0])
 
     def _univariate(self, node: Node, op: Univariate, argument: Form) -> Form:
-        if argument.is_constant and not op.rounds_in_run():
+        if argument.is_constant and not op.rounds_in_run:
             return Form.constant(op.value(argument.centre))
         box, half = self.box(node.inputs[0]), None
         if self.tracked is not None and kink_of(op) is not None:

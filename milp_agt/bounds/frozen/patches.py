@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,8 +53,8 @@ def walked(nodes: Sequence[Node], poison: Poison, boxes: Mapping[str, Interval])
     unit = torch.eye(size, dtype=torch.float64, device=poison.features.device)
     unit = unit.reshape(size, 1, *output.shape).expand(size, count, *output.shape)
     forms = sample_forms(nodes, sample_chunk, output.name, torch.cat([unit, -unit]))
-    assert forms.features is not None
-    worst_case = poison.support(forms.features, None)
+    assert forms.moves.features is not None
+    worst_case = poison.support(forms.moves.features, None)
     terms = gamma(forms.operations + 4.0 * poison.features[0].numel() + 64)
     bound = (
         forms.constant[..., 0] - worst_case - 4.0 * terms * (forms.magnitude + worst_case) - TINY
@@ -137,21 +138,23 @@ class Patch:
         count = len(nominal) * math.prod(self.positions)
         points = self.cut(FEATURES, nominal)
         parts = {
-            node.name: Interval(
-                self.cut(node.name, boxes[node.name].lower),
-                self.cut(node.name, boxes[node.name].upper),
-            )
+            node.name: boxes[node.name].each(partial(self.cut, node.name))
             for node in self.nodes[:-1]
         }
         at_once = max(1, ELEMENTS_AT_ONCE * count // (self.work * len(nominal)))
         found = []
         for index in torch.arange(count, device=nominal.device).split(at_once):
-            own = {n: Interval(b.lower[:, index], b.upper[:, index]) for n, b in parts.items()}
+            own = {
+                n: box.each(partial(torch.index_select, dim=1, index=index))
+                for n, box in parts.items()
+            }
             found.append(walked(self.nodes, _moving(points[index], own[FEATURES]), own))
-        ends = (torch.cat([getattr(each, end) for each in found], 1) for end in ("lower", "upper"))
         shape = (1, len(nominal), *self.positions, self.nodes[-1].shape[0])
-        lower, upper = (end.reshape(shape).permute(0, 1, 4, 2, 3) for end in ends)
-        return Interval(lower.contiguous(), upper.contiguous())
+
+        def in_place(ends: Tensor) -> Tensor:
+            return ends.reshape(shape).permute(0, 1, 4, 2, 3).contiguous()
+
+        return Interval.joined(found, 1).each(in_place)
 
 
 def refined(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.adversary.model import OnMoves
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.intercepts import per_sample
 from milp_agt.bounds.linear.linearized_step import SampleChunk
@@ -75,9 +76,12 @@ class BackwardPass:
         self.sample_chunk, self.diagonal = sample_chunk, diagonal
         self.constant, self.magnitude = constant, magnitude
         self.pending, self.strips = pending, dict(strips or {})
-        self.charges: Tensor | None = None
-        self.on_features: Tensor | None = None
-        self.on_labels: Tensor | None = None
+        self._moves: dict[str, Tensor] = {}
+
+    @property
+    def moves(self) -> OnMoves:
+        """What was found so far on the moves of the samples."""
+        return OnMoves(**self._moves)
 
     def replace(self, node: Node) -> None:
         """Replace a node by its planes: its coefficients pass on to its inputs."""
@@ -100,7 +104,11 @@ class BackwardPass:
             planes, axes = narrow
         apply = offsets.apply_diagonal if self.diagonal else offsets.apply
         constant, magnitude, charges = apply(coefficient)
-        self._add_terms(constant, magnitude, charges)
+        self.magnitude = self.magnitude + magnitude
+        if constant is not None:
+            self.constant = self.constant + constant
+        if charges is not None:
+            self._add_moves("charges", charges)
         on_inputs = planes.backward(coefficient, self.diagonal)
         for name, own, axis in zip(node.inputs, on_inputs, axes, strict=True):
             if own is not None:
@@ -115,14 +123,8 @@ class BackwardPass:
             for name, on in found.items()
         }
 
-    def _add_terms(
-        self, constant: Tensor | None, magnitude: Tensor, charges: Tensor | None
-    ) -> None:
-        self.magnitude = self.magnitude + magnitude
-        if constant is not None:
-            self.constant = self.constant + constant
-        if charges is not None:
-            self.charges = charges if self.charges is None else self.charges + charges
+    def _add_moves(self, name: str, more: Tensor) -> None:
+        self._moves[name] = self._moves[name] + more if name in self._moves else more
 
     def _add_coefficients(self, name: str, coefficient: Tensor, strip: Strip | None) -> None:
         """Add coefficients on a node."""
@@ -143,20 +145,14 @@ class BackwardPass:
         }
 
     def _leaf(self, node: Node, coefficient: Tensor) -> None:
-        if node.name == FEATURES:
-            own = self._from_nominal(coefficient, FEATURES)
-            self.on_features = own if self.on_features is None else self.on_features + own
-        elif node.name == LABELS:
-            self.on_labels = self._from_nominal(coefficient, LABELS)
+        if node.name in (FEATURES, LABELS):
+            self._add_moves(node.name, self._from_nominal(coefficient, node.name))
         elif node.name != SELECTION:  # planes have slope 0 on it
             value = node.op.value()
             axes = coefficient.dim() - value.dim()
-            self._add_constants((coefficient * value).flatten(axes))
-
-    def _add_constants(self, terms: Tensor) -> None:
-        """Add terms, (rows, ..., elements), to the constant of every case."""
-        self.constant = self.constant + terms.sum(-1, keepdim=True)
-        self.magnitude = self.magnitude + terms.abs().sum(-1)
+            terms = (coefficient * value).flatten(axes)
+            self.constant = self.constant + terms.sum(-1, keepdim=True)
+            self.magnitude = self.magnitude + terms.abs().sum(-1)
 
     def _from_nominal(self, coefficient: Tensor, leaf: str) -> Tensor:
         """Add the nominal value to the constant; returns the coefficients on the moves."""
@@ -201,17 +197,14 @@ class SampleForms:
         coefficients: on the parameters, (forms, n, *shape).
         constant: for each case, (forms, n, cases or 1).
         magnitude: (forms, n).
-        features, labels: on the moves of the sample itself, (forms, n, ...); None if there are none.
-        charges: (forms, n, states - 1), or None.
+        moves: of the sample itself, (forms, n, ...).
         operations: as in :class:`Forms`.
     """
 
     coefficients: dict[str, Tensor]
     constant: Tensor
     magnitude: Tensor
-    features: Tensor | None
-    labels: Tensor | None
-    charges: Tensor | None
+    moves: OnMoves
     operations: float
 
     def rows(self, part: Tensor, state: Mapping[str, Interval]) -> Forms:
@@ -230,23 +223,19 @@ class SampleForms:
             self.operations,
         )
 
-    def moves(
-        self, part: Tensor, at: Tensor, samples: int
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Features, labels and charges of rows ``part``, (rows, samples, ...).
+    def moves_of(self, part: Tensor, at: Tensor, samples: int) -> OnMoves:
+        """The moves of rows ``part``, (rows, samples, ...).
 
         Row r belongs to the sample at position ``at[r]`` of a batch of ``samples``.
         """
 
-        def spread(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None:
-                return None
+        def spread(tensor: Tensor) -> Tensor:
             picked = tensor.flatten(0, 1)[part]
             full = picked.new_zeros(len(part), samples, *picked.shape[1:])
             full[torch.arange(len(part)), at] = picked
             return full
 
-        return spread(self.features), spread(self.labels), spread(self.charges)
+        return self.moves.map(spread)
 
 
 def sample_forms(
@@ -271,8 +260,6 @@ def sample_forms(
         backward.pending,
         backward.constant,
         backward.magnitude,
-        backward.on_features,
-        backward.on_labels,
-        backward.charges,
+        backward.moves,
         2.0 * largest + 16.0 * len(nodes) + 64.0,
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import PerturbationTerms
+from milp_agt.bounds.adversary.model import OnMoves, PerturbationTerms
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import Interval
@@ -30,27 +30,20 @@ class ComposedStep:
         coefficients: on the state before the step, (2 P, *shape) each, for P numbers of the state.
         constant: for each case, (2 P, cases or 1).
         magnitude: (2 P,), and operations: rounding as in :class:`Forms`.
-        features, labels: on the moves of the batch, (2 P, n, ...); None if there are none.
-        charges: (2 P, n, states - 1), or None.
+        moves: of the batch, (2 P, n, ...).
     """
 
     coefficients: Mapping[str, Tensor]
     constant: Tensor
     magnitude: Tensor
     operations: float
-    features: Tensor | None = None
-    labels: Tensor | None = None
-    charges: Tensor | None = None
+    moves: OnMoves = field(default_factory=OnMoves)
 
     def walk(self, step: Step, forms: Forms, perturbation: PerturbationTerms) -> Forms:
         """Carry forms on the state after the step to forms on the state before it."""
         weights = self._weights(forms)
-
-        def moved(ends: Tensor | None) -> Tensor | None:
-            return None if ends is None else _weighed(weights, ends)
-
         if not step.poison.is_clean:
-            perturbation.add(step, moved(self.features), moved(self.labels), moved(self.charges))
+            perturbation.add(step, self.moves.map(lambda ends: _weighed(weights, ends)))
         return self._combined(weights, forms)
 
     def carried(self, forms: Forms) -> Forms:
@@ -102,13 +95,11 @@ class Collected:
         self._ends = ends
         self._tensors: dict[str, Tensor] = {}
         self._operations = 0.0
-        self._moves: dict[str, Tensor | None] = {}
+        self._moves = OnMoves()
 
-    def add(
-        self, step: Step, features: Tensor | None, labels: Tensor | None, charges: Tensor | None
-    ) -> None:
+    def add(self, step: Step, on: OnMoves) -> None:
         """Store what a backward pass would add to a worst case."""
-        self._moves = {"features": features, "labels": labels, "charges": charges}
+        self._moves = on
 
     def keep(self, ends: Tensor, forms: Forms) -> None:
         """Store the forms of these signed entries on the state before the step."""
@@ -116,7 +107,9 @@ class Collected:
             **{f"on {name}": on for name, on in forms.coefficients.items()},
             "constant": forms.constant,
             "magnitude": forms.magnitude,
-            **self._moves,
+            "features": self._moves.features,
+            "labels": self._moves.labels,
+            "charges": self._moves.charges,
         }
         for name, rows in found.items():
             if rows is None:
@@ -139,7 +132,5 @@ class Collected:
             self._tensors["constant"],
             magnitude,
             self._operations,
-            self._tensors.get("features"),
-            self._tensors.get("labels"),
-            self._tensors.get("charges"),
+            OnMoves(*map(self._tensors.get, ("features", "labels", "charges"))),
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,22 +12,6 @@ from torch import Tensor
 from milp_agt.core.planes import LinearBounds
 
 Applied = tuple[Tensor | None, Tensor, Tensor | None]
-
-
-class HasIntercepts(Protocol):
-    """Intercepts of one node's planes, which a backward pass applies to rows of coefficients."""
-
-    def narrow(self, axis: int, index: Tensor) -> HasIntercepts:
-        """The intercepts of some indices of one axis, counted from the right."""
-        ...
-
-    def apply(self, coefficients: Tensor) -> Applied:
-        """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
-        ...
-
-    def apply_diagonal(self, coefficients: Tensor) -> Applied:
-        """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -62,17 +46,7 @@ class Intercepts:
 
     def narrow(self, axis: int, index: Tensor) -> Intercepts:
         """The intercepts of some indices of one axis, counted from the right."""
-
-        def of(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.index_select(axis, index)
-
-        return Intercepts(
-            self.size.index_select(axis, index),
-            self.batched,
-            of(self.lower),
-            of(self.upper),
-            self.charged,
-        )
+        return _picked(self, axis, index)
 
     @cached_property
     def uniform(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,14 +131,7 @@ class SummedIntercepts:
 
     def narrow(self, axis: int, index: Tensor) -> SummedIntercepts:
         """The intercepts of some indices of one axis, counted from the right."""
-        size, lower, upper = (
-            t.index_select(axis, index) for t in (self.size, self.lower, self.upper)
-        )
-        above, everywhere = (
-            None if t is None else t.index_select(axis, index)
-            for t in (self.above, self.everywhere)
-        )
-        return SummedIntercepts(size, lower, upper, above, everywhere)
+        return _picked(self, axis, index)
 
     def apply(self, coefficients: Tensor) -> Applied:
         """As :meth:`Intercepts.apply`, for coefficients (rows, 1, *shape)."""
@@ -182,6 +149,18 @@ class SummedIntercepts:
 
     def apply_diagonal(self, coefficients: Tensor) -> Applied:
         raise AssertionError("no form of a single sample stands on what only a sum reads")
+
+
+HasIntercepts = Intercepts | SummedIntercepts
+Kind = TypeVar("Kind", Intercepts, SummedIntercepts)
+
+
+def _picked(own: Kind, axis: int, index: Tensor) -> Kind:
+    held = ((each.name, getattr(own, each.name)) for each in fields(own))
+    picked: dict[str, Any] = {
+        name: t.index_select(axis, index) for name, t in held if isinstance(t, Tensor)
+    }
+    return replace(own, **picked)
 
 
 def _constant_and_magnitude(

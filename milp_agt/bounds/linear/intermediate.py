@@ -160,7 +160,7 @@ class _Refined:
         at = self.part.start + rows % count
         samples = step.samples[at]
         if not context.adversary.poison.is_clean:
-            perturbation.add_own(step, *own.moves(rows, at, step.size))
+            perturbation.add_own(step, own.moves_of(rows, at, step.size))
         best = forms.concretise(self.state, perturbation.worst_case_given(samples))
         for relaxed in reversed(context.window):
             forms = propagate_backward(context.schedule, relaxed, forms, perturbation)

@@ -16,7 +16,7 @@ from milp_agt.bounds.linear.intercepts import HasIntercepts, Intercepts, SummedI
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import BackwardSlopes, LinearBounds
-from milp_agt.formulations.product_planes import BilinearPlanes
+from milp_agt.formulations.einsum import BilinearPlanes
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS

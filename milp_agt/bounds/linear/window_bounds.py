@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import AdversaryModel, PerturbationTerms, WorstCase
+from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, PerturbationTerms
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
-from milp_agt.bounds.linear.clipped_ball import regained
 from milp_agt.bounds.linear.composed import Collected, PastStep
 from milp_agt.bounds.linear.intercepts import Intercepts, per_sample
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
@@ -19,10 +18,47 @@ from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.signed_entries import count_of, entry_boxes, forms_in_pieces
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.graph import Node
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.planes import LinearBounds
+from milp_agt.core.rounding import gamma
+from milp_agt.formulations.exchange import Substitute
 from milp_agt.threats.poison import Poison
-from milp_agt.training.tracing import FEATURES, StepGraph
+from milp_agt.training.tracing import FEATURES, SELECTION, StepGraph
+
+
+def regained(
+    schedule: NodeOrder, relaxed: LinearizedStep, on_terms: Mapping[str, Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """How much less an exchanged gradient can lower forms than its box allows.
+
+    For coefficients c on the gradients of a sample, of all parameters together, the intercepts of a box
+    ``[-b, b]`` allow ``-s_i b |c|_1``; the ball of radius b allows at most ``-s_i b |c|_2``. The
+    coefficients are the same for all samples of the batch, because only the sums read the terms.
+
+    Returns:
+        An amount to add to the constants of the forms, (rows, cases), and one to subtract from the
+        charges of the samples, (rows, n, 1); None for 0.
+    """
+    nodes = [n for n in schedule.before if isinstance(n.op, Substitute) and n.op.ball]
+    flat = [on_terms[n.name].flatten(1) for n in nodes if n.name in on_terms]
+    if not flat:
+        return None, None
+    op = nodes[0].op
+    assert isinstance(op, Substitute)
+    coefficients = torch.cat(flat, 1)
+    longest = coefficients.abs().sum(1)
+    gap = longest - torch.linalg.vector_norm(coefficients, dim=1)
+    rounding = gamma(8 * coefficients.shape[1] + 64) * longest
+    saved = (op.bound * (gap - rounding)).clamp(min=0.0)
+    chosen = relaxed.ranges.boxes[SELECTION].upper.squeeze(-1)
+    cases = len(next(iter(relaxed.state.values())).lower)
+    if cases > 1 or len(chosen) == 1:
+        # The sum of the shares of n samples, rounded down.
+        share = chosen.sum(1) * (1.0 - gamma(chosen.shape[1] + 8))
+        return saved.unsqueeze(1) * share, None
+    charged = (chosen[POISONED] - chosen[CLEAN]).clamp(min=0.0)
+    return None, (saved.unsqueeze(1) * charged).unsqueeze(-1)
+
 
 # Elements of one coefficient tensor of a backward pass: small enough for a processor's cache.
 CACHED_ELEMENTS = 2**18
@@ -71,30 +107,18 @@ def propagate_backward(
         if not node.batched and node.name not in relaxed.state:
             rest.replace(node)
     if not step.poison.is_clean:
-        charges = _joined([p.charges for p in pieces])
-        if charges is not None and fewer_charges is not None:
-            charges = charges - fewer_charges
-        movable = step.poison.feature_moves is not None
-        perturbation.add(
-            step,
-            _joined([p.on_features for p in pieces]) if movable else None,
-            _joined([p.on_labels for p in pieces]),
-            charges,
-        )
+        on = OnMoves.joined([piece.moves for piece in pieces])
+        if on.charges is not None and fewer_charges is not None:
+            on = replace(on, charges=on.charges - fewer_charges)
+        if step.poison.feature_moves is None:
+            on = replace(on, features=None)
+        perturbation.add(step, on)
     return Forms(
         {name: rest.pending[name] for name in relaxed.state},
         rest.constant,
         rest.magnitude,
         forms.operations + _operations(schedule, relaxed),
     )
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Chunks concatenated along the sample axis."""
-    present = [p for p in parts if p is not None]
-    if not present:
-        return None
-    return present[0] if len(present) == 1 else torch.cat(present, 1)
 
 
 def _operations(schedule: NodeOrder, relaxed: LinearizedStep) -> float:
@@ -178,8 +202,9 @@ def forms_of_outputs(
     )
     forward = [n for n in nodes if n.batched]
     forms = sample_forms(forward, sample_chunk, step_graph.output, coefficients)
-    if forms.features is not None:
-        forms.constant = forms.constant - per_sample(forms.features.abs(), radius.unsqueeze(0))
+    moved = forms.moves.features
+    if moved is not None:
+        forms.constant = forms.constant - per_sample(moved.abs(), radius.unsqueeze(0))
     return forms
 
 
@@ -262,24 +287,16 @@ def bound_by_sample(
     perturbation = adversary.open_worst_case(forms.rows)
     best = forms.magnitude.new_full((forms.rows, 1), -torch.inf)
     base, dev = best[:, 0], perturbation.sample_influences()
-    for stopped, state in _stops(schedule, window, forms, perturbation):
+    for relaxed in reversed(window):
+        forms = propagate_backward(schedule, relaxed, forms, perturbation)
         worst_case = perturbation.worst_case()
-        bound = stopped.concretise(state, worst_case)
+        bound = forms.concretise(relaxed.state, worst_case)
         free = (bound + worst_case - 2.0**-50 * (bound.abs() + worst_case))[:, 0]
         wins = (bound > best) & torch.isfinite(worst_case)
         best = torch.where(wins, bound, best)
         base = torch.where(wins[:, 0], free, base)
         dev = torch.where(wins, perturbation.sample_influences(), dev)
     return base, dev
-
-
-def _stops(
-    schedule: NodeOrder, window: Sequence[LinearizedStep], forms: Forms, perturbation: WorstCase
-) -> Iterator[tuple[Forms, State]]:
-    """Forms on the state before each step, with its box; ``perturbation`` covers the steps so far."""
-    for relaxed in reversed(window):
-        forms = propagate_backward(schedule, relaxed, forms, perturbation)
-        yield forms, relaxed.state
 
 
 def bound_state(

@@ -8,10 +8,10 @@ interval rules of their operations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -33,34 +33,6 @@ from milp_agt.training.training import UpdateRule
 ELEMENTS_AT_ONCE = 2**20
 # Most runs that get norms of their own, one after the other.
 MOST_REFITTED = 16
-
-
-class ListedRuns(Protocol):
-    """The states of all runs after some steps; immutable."""
-
-    @property
-    def choices(self) -> ListedChoices: ...
-
-    def advanced(self, step: Step) -> Self:
-        """After one more step."""
-        ...
-
-    @property
-    def parts(self) -> Sequence[slice]:
-        """Choices that are worked on at once; together all of them."""
-        ...
-
-    def boxes(self, part: slice) -> State:
-        """A box for each run of a part, (choices, *shape), that holds the user's run on that data set."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The states as plain values, for a checkpoint."""
-        ...
-
-    def restored(self, tensors: Mapping[str, Tensor]) -> Self:
-        """The inverse of :meth:`tensors`."""
-        ...
 
 
 def begin(
@@ -115,9 +87,7 @@ def _repeated(value: Tensor, count: int) -> Tensor:
 
 
 def _expanded(state: State, count: int) -> State:
-    return {
-        n: Interval(_repeated(b.lower, count), _repeated(b.upper, count)) for n, b in state.items()
-    }
+    return {n: box.each(lambda end: _repeated(end, count)) for n, box in state.items()}
 
 
 @dataclass(frozen=True)
@@ -133,13 +103,7 @@ class BoxedRuns:
     def advanced(self, step: Step) -> Self:
         built = UpdateGraph.of(self.step_graph.gradient_nodes, step, self.step_graph.precision)
         pieces = [self._part(step, part, built) for part in self.parts]
-        joined = {
-            name: Interval(
-                torch.cat([p[name].lower for p in pieces]),
-                torch.cat([p[name].upper for p in pieces]),
-            )
-            for name in self.state
-        }
+        joined = {name: Interval.joined([piece[name] for piece in pieces]) for name in self.state}
         return replace(self, state=joined)
 
     def _part(self, step: Step, part: slice, built: UpdateGraph) -> State:
@@ -152,7 +116,7 @@ class BoxedRuns:
         return found if emptied is None else emptied.merged(state, found)
 
     def boxes(self, part: slice) -> State:
-        return {n: Interval(b.lower[part], b.upper[part]) for n, b in self.state.items()}
+        return {n: box.each(lambda end: end[part]) for n, box in self.state.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         ends = [(f"lower:{n}", b.lower) for n, b in self.state.items()]
@@ -309,6 +273,9 @@ class CentredRuns:
         return replace(self, centre=centre, radius=tensors["radius"], finished=done)
 
 
+ListedRuns = BoxedRuns | CentredRuns
+
+
 def _size(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of tensors (choices, *shape) together, (choices,)."""
     return torch.stack([t.flatten(1).square().sum(1) for t in tensors]).sum(0).sqrt()
@@ -352,16 +319,6 @@ def refitted(runs: ListedRuns, steps: Sequence[Step], lost: float) -> ListedRuns
 
 def hull(runs: ListedRuns) -> State:
     """One box that holds all runs, (1, *shape) each."""
-    ends: dict[str, Interval] = {}
-    for boxes in _boxes(runs):
-        for name, box in boxes.items():
-            own = box.hull()
-            known = ends.get(name, own)
-            ends[name] = Interval(
-                torch.minimum(known.lower, own.lower), torch.maximum(known.upper, own.upper)
-            )
-    return {n: Interval(b.lower.unsqueeze(0), b.upper.unsqueeze(0)) for n, b in ends.items()}
-
-
-def _boxes(runs: ListedRuns) -> Iterator[State]:
-    return (runs.boxes(part) for part in runs.parts)
+    parts = [{n: box.hull() for n, box in runs.boxes(part).items()} for part in runs.parts]
+    found = {name: Interval.holding(part[name] for part in parts) for name in parts[0]}
+    return {name: box.each(lambda end: end.unsqueeze(0)) for name, box in found.items()}

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.program.solves import Objectives, SolveOptions, minimise
+from milp_agt.bounds.program.state_bounds import Objectives, SolveOptions, minimise
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index, add
 from milp_agt.errors import SolverUnavailableError

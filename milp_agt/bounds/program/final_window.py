@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,12 +14,11 @@ from torch import Tensor
 from milp_agt.bounds.program.counts import Reach, counted, counting
 from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
 from milp_agt.bounds.program.output_objectives import OutputObjectives, sums_of_box
-from milp_agt.bounds.program.solves import Objectives, SolveOptions
-from milp_agt.bounds.program.span import Encoding, Span
-from milp_agt.bounds.program.state_bounds import ProgramReport, improved
-from milp_agt.bounds.program.window import RANGE_LIMIT, curved_inputs
+from milp_agt.bounds.program.state_bounds import Objectives, ProgramReport, SolveOptions, improved
+from milp_agt.bounds.program.window import RANGE_LIMIT, Window, curved_inputs
 from milp_agt.bounds.program.witness import Witness
-from milp_agt.core.encoder import Encoder, as_arrays
+from milp_agt.bounds.step import State
+from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add, stacked
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -29,6 +29,8 @@ from milp_agt.training.tracing import FEATURES
 POINTS_AT_ONCE = 32
 # Points counted in one program; separate programs may assume different poisonings.
 COUNTED_AT_ONCE = 128
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,12 @@ class Ready:
 class FinalWindow:
     """The last steps of a run as programs, for questions about the resulting model.
 
+    Every bound is met with the ``known`` one, of cases that together cover all runs; where a solver is not
+    asked, or proves nothing better, the known one is left.
+
     Attributes:
-        encoding: how steps are encoded, as in the run.
-        span: the steps.
+        window: the steps, as in the run.
+        state: a box of the state after them, (1, *shape) each.
         options: how to solve.
         witness: final states of real runs, which every answer must admit.
         of_state: the adversary's choices in the programs that bounded the state after the steps.
@@ -54,8 +59,8 @@ class FinalWindow:
         notes: questions that kept their cheaper bounds, and why.
     """
 
-    encoding: Encoding
-    span: Span
+    window: Window
+    state: State
     options: SolveOptions
     witness: Witness | None = None
     of_state: tuple[Sequence[Incumbents], ...] = ()
@@ -67,27 +72,28 @@ class FinalWindow:
         """Dual bounds of forms of the outputs over all runs through the window.
 
         Args:
-            known: bounds already proved, (cases, n, forms), of cases that together cover all runs.
+            known: (cases, n, forms).
 
         Returns:
-            A box (1, n, forms); the known one where a solver proved nothing better.
+            A box (1, n, forms).
         """
         known = _of_all(known)
         lower, upper = known.lower.clone(), known.upper.clone()
         for part in torch.arange(len(asked)).split(POINTS_AT_ONCE):
-            own = asked.part(part)
-            box = Interval(known.lower[:, part], known.upper[:, part])
-            why = self._beyond(own)
-            if why is None:
-                try:
-                    box = self._piece(own, box)
-                except SolverUnavailableError as error:  # a licence that is too small, say
-                    why = str(error)
-            if why is not None:
-                self.notes.append(f"{len(part)} test points were left to the cheaper bounds: {why}")
+            own, box = asked.part(part), Interval(known.lower[:, part], known.upper[:, part])
+
+            def forms(own: OutputObjectives = own) -> tuple[Encoder, Expression]:
+                encoder, found = self._encoded(own)
+                return encoder, stacked([found, found.scale(-1.0)], (-1,))
+
+            def solved(box: Interval = box) -> Interval:
+                return self._minimised(forms, box)
+
+            left = f"{len(part)} test points were left to the cheaper bounds"
+            box = self._asked(solved, left, self._beyond(own)) or box
             lower[:, part], upper[:, part] = box.lower, box.upper
         if self.witness is not None:
-            value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
+            value, room = self._at_runs(self.witness, asked)
             ends = Interval(lower.amin(0), upper.amax(0))
             self.witness.check_forms("form of the outputs", value, room, ends, self._name)
         return Interval(lower, upper)
@@ -102,20 +108,28 @@ class FinalWindow:
     def _name(self) -> str:
         return self.options.solver.name
 
+    def _at_runs(self, witness: Witness, asked: OutputObjectives) -> tuple[Tensor, Tensor]:
+        return asked.at(witness.states, self.window.step_graph.output)
+
     def _beyond(self, asked: OutputObjectives) -> str | None:
         """Why the ranges of a question are too large for solvers; None if they are not."""
-        boxes = asked.boxes(self.span.state)
+        boxes = asked.boxes(self.state)
         largest = max(float(box.magnitude.max()) for box in boxes.values())
         if largest <= RANGE_LIMIT:
             return None
         return f"ranges up to {largest:.1e} are beyond what a solver can take"
 
-    def _piece(self, asked: OutputObjectives, known: Interval) -> Interval:
-        def forms() -> tuple[Encoder, Expression]:
-            encoder, own = self._encoded(asked)
-            return encoder, stacked([own, own.scale(-1.0)], (-1,))
-
-        return self._minimised(forms, known)
+    def _asked(
+        self, solve: Callable[[], Answer], left: str, why: str | None = None
+    ) -> Answer | None:
+        """What solvers answer; None, with a note, where there is a reason not to ask or they refuse."""
+        if why is None:
+            try:
+                return solve()
+            except SolverUnavailableError as error:  # a licence that is too small, say
+                why = str(error)
+        self.notes.append(f"{left}: {why}")
+        return None
 
     def _minimised(
         self, forms: Callable[[], tuple[Encoder, Expression]], known: Interval
@@ -123,16 +137,22 @@ class FinalWindow:
         """Bounds (1, *shape); minima of the forms are lower, then minus upper ends."""
         ends = torch.cat([known.lower.flatten(), -known.upper.flatten()]).cpu().numpy()
         gain = np.tile((known.upper.amax(0) - known.lower.amin(0)).flatten().cpu().numpy(), 2)
-
-        def build() -> Objectives:
-            encoder, both = forms()
-            return Objectives.of(encoder.finish(), both, gain, self._ready[0].batches)
-
-        low, high = torch.from_numpy(self._improved(ends, gain, build)).to(known.lower).chunk(2)
+        found = self._improved(ends, gain, forms)
+        low, high = torch.from_numpy(found).to(known.lower).chunk(2)
         return Interval(low.reshape(known.lower.shape), -high.reshape(known.lower.shape))
 
-    def _improved(self, known: Array, gain: Array, build: Callable[[], Objectives]) -> Array:
-        found, report = improved(known, gain, build, self.options)
+    def _improved(
+        self,
+        known: Array,
+        gain: Array,
+        forms: Callable[[], tuple[Encoder, Expression]],
+        options: SolveOptions | None = None,
+    ) -> Array:
+        def build() -> Objectives:
+            encoder, own = forms()
+            return Objectives.of(encoder.finish(), own, gain, self._ready[0].batches)
+
+        found, report = improved(known, gain, build, options or self.options)
         self.reports.append(report)
         return found
 
@@ -150,7 +170,7 @@ class FinalWindow:
 
         Args:
             weights: (rows, n, forms).
-            known: proved bounds of the forms, (cases, n, forms), as for :meth:`bound`.
+            known: bounds of the forms, (cases, n, forms).
             nominal: the forms of the nominal model, (n, forms), which show the possible gain.
 
         Returns:
@@ -162,23 +182,19 @@ class FinalWindow:
             sums_of_box(weights[:, part], Interval(known.lower[:, part], known.upper[:, part]))
             for part in parts
         ]
-        why = self._beyond(asked)
-        if why is None:
-            try:
-                for number, part in enumerate(parts):
-                    some, before = weights[:, part], least[number]
-                    gain = torch.einsum("rnf,nf->r", some, nominal[part]) - before.amin(0)
-                    least[number] = self._summed(asked.part(part), some, before, gain)
-            except SolverUnavailableError as error:
-                why = str(error)
-        if why is not None:
-            self.notes.append(
-                f"the sum over {len(asked)} test points was left to cheaper bounds: {why}"
-            )
+
+        def solved() -> None:
+            for number, part in enumerate(parts):
+                some, before = weights[:, part], least[number]
+                gain = torch.einsum("rnf,nf->r", some, nominal[part]) - before.amin(0)
+                least[number] = self._summed(asked.part(part), some, before, gain)
+
+        left = f"the sum over {len(asked)} test points was left to cheaper bounds"
+        self._asked(solved, left, self._beyond(asked))
         every = torch.stack(least)
         total = every.sum(0) - gamma(len(parts)) * every.abs().sum(0)
         if self.witness is not None:
-            value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
+            value, room = self._at_runs(self.witness, asked)
             summed = torch.einsum("rnf,mnf->mr", weights, value)
             room = room + gamma(2 * weights[0].numel() + 16) * value.abs()
             room = torch.einsum("rnf,mnf->mr", weights.abs(), room)
@@ -189,15 +205,13 @@ class FinalWindow:
     def _summed(
         self, asked: OutputObjectives, weights: Tensor, known: Tensor, gain: Tensor
     ) -> Tensor:
-        def build() -> Objectives:
+        def forms() -> tuple[Encoder, Expression]:
             encoder, outputs = self._outputs(asked)
-            boxes = asked.boxes(self.span.state)
-            largest = boxes[self.encoding.step_graph.output].magnitude.amax(0)
-            sums = asked.sums_of(outputs, largest, weights)
-            batches = self._ready[0].batches
-            return Objectives.of(encoder.finish(), sums, gain.cpu().numpy(), batches)
+            boxes = asked.boxes(self.state)
+            largest = boxes[self.window.step_graph.output].magnitude.amax(0)
+            return encoder, asked.sums_of(outputs, largest, weights)
 
-        found = self._improved(known[0].cpu().numpy(), gain.cpu().numpy(), build)
+        found = self._improved(known[0].cpu().numpy(), gain.cpu().numpy(), forms)
         return torch.from_numpy(found).to(known)[None]
 
     def most_at_once(self, asked: OutputObjectives, groups: Tensor, known: Interval) -> int:
@@ -208,7 +222,7 @@ class FinalWindow:
 
         Args:
             groups: of the forms of each point, (n, forms).
-            known: proved bounds of the forms, (cases, n, forms): forms above 0 reach nothing, and the
+            known: bounds of the forms, (cases, n, forms): forms above 0 reach nothing, and the
                 upper ends are the big-M of the rows.
         """
         known, total = _of_all(known), 0.0
@@ -218,63 +232,53 @@ class FinalWindow:
             why = self._beyond(own)
             if why is None and not float(upper.max()) <= RANGE_LIMIT:
                 why = f"bounds up to {float(upper.max()):.1e} are beyond what a solver can take"
-            counts = reach.counts(able)
-            if why is None:
-                try:
-                    counts = self._counted(own, reach, able, upper)
-                except SolverUnavailableError as error:
-                    why = str(error)
-            if why is not None:
-                self.notes.append(f"{len(part)} test points were counted one by one: {why}")
-            total += float(counts[0])
+
+            def forms(
+                own: OutputObjectives = own,
+                reach: Reach = reach,
+                able: Tensor = able,
+                upper: Tensor = upper,
+            ) -> tuple[Encoder, Expression]:
+                encoder, found = self._encoded(own)
+                opened = reach.encode(encoder, found, upper[0], self.options.solver, able[0])
+                return encoder, opened.total
+
+            def solved(reach: Reach = reach, able: Tensor = able) -> Array:
+                options = counting(self.options)
+                found = self._improved(-reach.counts(able), np.ones(1), forms, options)
+                return counted(found, reach.points)
+
+            counts = self._asked(solved, f"{len(part)} test points were counted one by one", why)
+            total += float((reach.counts(able) if counts is None else counts)[0])
         most = int(total)
         if self.witness is not None:
-            value, room = asked.at(self.witness.states, self.encoding.step_graph.output)
+            value, room = self._at_runs(self.witness, asked)
             self.witness.check_count(value, room, groups, most, self._name)
         return most
-
-    def _counted(self, asked: OutputObjectives, reach: Reach, able: Tensor, upper: Tensor) -> Array:
-        """How many points one run can reach, (1,)."""
-        solver, gain = self.options.solver, np.ones(1)
-
-        def build() -> Objectives:
-            encoder, forms = self._encoded(asked)
-            opened = reach.encode(encoder, forms, upper[0], solver, able[0])
-            batches = self._ready[0].batches
-            return Objectives.of(encoder.finish(), opened.total, gain, batches)
-
-        found, report = improved(-reach.counts(able), gain, build, counting(self.options))
-        self.reports.append(report)
-        return counted(found, len(asked))
 
     def bound_parameters(self, coefficients: Mapping[str, Tensor], known: Interval) -> Interval:
         """Dual bounds of linear forms of the parameters after the window.
 
         Args:
             coefficients: (rows, *shape) by name of the parameter.
-            known: bounds already proved, (cases, rows), as for :meth:`bound`.
+            known: (cases, rows).
 
         Returns:
-            A box (1, rows); the known one where a solver proved nothing better.
+            A box (1, rows).
         """
+        box = _of_all(known)
 
         def forms() -> tuple[Encoder, Expression]:
             encoder, own = self._forms_of_state(coefficients)
             return encoder, stacked([own.below, own.above.scale(-1.0)], (-1,))
 
-        known = _of_all(known)
-        try:
-            found = self._minimised(forms, known)
-        except SolverUnavailableError as error:  # a licence that is too small, say
-            self.notes.append(
-                f"{known.lower.shape[1]} functionals were left to the cheaper bounds: {error}"
-            )
-            return known
-        if self.witness is not None:
+        left = f"{box.lower.shape[1]} functionals were left to the cheaper bounds"
+        found = self._asked(lambda: self._minimised(forms, box), left)
+        if found is not None and self.witness is not None:
             value, room = self.witness.at(coefficients)
             ends = Interval(found.lower.amin(0), found.upper.amax(0))
             self.witness.check_forms("functional", value, room, ends, self._name)
-        return found
+        return found or box
 
     def _forms_of_state(self, coefficients: Mapping[str, Tensor]) -> tuple[Encoder, Expression]:
         """Linear forms of the state, (rows,), rounding included."""
@@ -285,7 +289,7 @@ class FinalWindow:
             flat = on.detach().cpu().flatten(1).numpy()
             entries = state[name].reshape((flat.shape[1],))
             parts.append(entries.apply(sp.csr_matrix(flat), (len(flat),)))
-            largest = self.span.state[name].magnitude.amax(0).flatten().cpu().numpy()
+            largest = self.state[name].magnitude.amax(0).flatten().cpu().numpy()
             size = size + np.abs(flat) @ largest
             terms += flat.shape[1]
         return encoder, add(parts).plus_error(gamma(2 * terms + 16) * size + TINY)
@@ -293,11 +297,11 @@ class FinalWindow:
     def _state(self) -> Ready:
         """The encoded window and the state after it, which no longer depends on the selection."""
         if not self._ready:
-            span = self.span
-            encoder, steps = self.encoding.steps(span)
+            encoder = self.window.encoder()
+            steps = self.window.encode(encoder)
             encoder.selection, encoder.envelopes = None, True
             encoder.origin = "model: state"
-            state = {n: encoder.bounded(steps.state[n], box) for n, box in span.state.items()}
+            state = {n: encoder.bounded(steps.state[n], box) for n, box in self.state.items()}
             self._ready.append(Ready(encoder, state, steps.batches))
         ready = self._ready[0]
         return replace(ready, encoder=ready.encoder.fork(), state=dict(ready.state))
@@ -306,14 +310,13 @@ class FinalWindow:
         """Outputs of the trained model at the test inputs, (n, outputs)."""
         ready = self._state()
         encoder, known = ready.encoder, ready.state
-        boxes = asked.boxes(self.span.state)
+        boxes = asked.boxes(self.state)
         if bool((asked.inputs.lower == asked.inputs.upper).all()):
             known[FEATURES] = Expression.of(asked.inputs.lower[0].cpu().numpy())
         else:
             encoder.origin = f"model: {FEATURES}"
-            shape = tuple(asked.inputs.lower.shape[1:])
-            known[FEATURES] = encoder.columns(*as_arrays(asked.inputs.hull(), shape))
-        output = self.encoding.step_graph.output
+            known[FEATURES] = encoder.columns_of(asked.inputs)
+        output = self.window.step_graph.output
         curved = curved_inputs(asked.forward) | {output}
         for node in asked.forward:
             if node.name in known:

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.program.incumbents import Incumbents
-from milp_agt.bounds.program.solves import Objectives, SolveOptions
-from milp_agt.bounds.program.state_bounds import ProgramReport, bound_state, improved
+from milp_agt.bounds.program.state_bounds import (
+    Objectives,
+    ProgramReport,
+    SolveOptions,
+    bound_state,
+    improved,
+)
 from milp_agt.bounds.program.window import RANGE_LIMIT
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.program.zonotope_rows import ZonotopeRows

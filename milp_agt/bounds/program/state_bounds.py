@@ -1,23 +1,200 @@
-"""Dual bounds of every entry of the state by programs, met with the known box."""
+"""Solves of many objectives over one program, ordered by possible gain; both ends of the state."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.program.incumbents import Incumbents, incumbents_of
-from milp_agt.bounds.program.solves import Evidence, Objectives, SolveOptions, minimise
+from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents, incumbents_of
 from milp_agt.bounds.program.window import EncodedWindow
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
-from milp_agt.core.expression import Array, stacked
+from milp_agt.core.expression import Array, Expression, Index, stacked, widened
 from milp_agt.core.interval import Interval
-from milp_agt.core.program import SIZES
+from milp_agt.core.presolve import presolve
+from milp_agt.core.program import SIZES, Program
+from milp_agt.core.results import Limits, SolveResult, Termination
+from milp_agt.core.workers import on_workers
+from milp_agt.errors import EncodingError
+from milp_agt.solvers.solver import Solver
+
+ROUNDING = 2.0**-50  # relative error of adding the constant to a bound, relative to both
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """How a program engine solves.
+
+    Attributes:
+        solver: the back end.
+        limits: of each solve.
+        worth: the least possible gain of an objective to solve; others keep the cheaper bound.
+        deadline: a time of ``time.monotonic`` at which the whole run ends; None for no deadline.
+        workers: processes of joblib (loky, or the backend of ``joblib.parallel_config``, a dask cluster
+            for instance); 1 solves in this process.
+    """
+
+    solver: Solver
+    limits: Limits = field(default_factory=Limits)
+    worth: float = 0.0
+    deadline: float | None = None
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """Forms ``matrix @ columns + constant`` to be bounded from below, each within ``error``.
+
+    Attributes:
+        matrix: (objectives, columns).
+        constant, error: (objectives,).
+        gain: the most that a bound can gain over the known one, (objectives,).
+        batches: the data of the steps, over the columns of the program.
+    """
+
+    program: Program
+    matrix: sp.csr_matrix
+    constant: Array
+    error: Array
+    gain: Array
+    batches: tuple[EncodedBatch, ...] = ()
+
+    @staticmethod
+    def of(
+        program: Program, forms: Expression, gain: Array, batches: Sequence[EncodedBatch] = ()
+    ) -> Objectives:
+        """Forms over the columns of a program, with the smallest part of it that bounds them."""
+        wanted = np.unique(forms.matrix.indices).astype(np.int64)
+        matrix = widened(forms.matrix, program.lower.size)
+        part, kept = program.needed_for(wanted)
+        matrix = sp.csr_matrix(matrix[:, kept])
+        least, left = presolve(part, np.unique(matrix.indices).astype(np.int64))
+        matrix = sp.csr_matrix(matrix[:, left])
+        still = np.clip(0.0, program.lower, program.upper)  # for columns without influence here
+        data = tuple(batch.over(kept[left], still) for batch in batches)
+        return Objectives(least, matrix, forms.constant, forms.error, gain, data)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Lower bounds of objectives, (objectives,); ``-inf`` where nothing was proved.
+
+    Attributes:
+        solves: number of objectives given to a solver.
+        skipped: number with too little to gain.
+        limited: number that reached a limit, of their own or of the run.
+        lost: number whose worker died twice.
+        multipliers: row multipliers by objective number, for bounds that are proved by them: anyone can
+            recompute the bound as ``safe_bound(program, objective, multipliers)``.
+        points: points of the program, starts for attacks; no bound depends on them.
+    """
+
+    bounds: Array
+    solves: int
+    skipped: int
+    limited: int
+    lost: int
+    multipliers: dict[int, Array]
+    points: tuple[Array, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence for bounds: a program with its objectives, and their row multipliers (:class:`Solved`)."""
+
+    objectives: Objectives
+    multipliers: Mapping[int, Array]
+
+
+def minimise(objectives: Objectives, options: SolveOptions) -> Solved:
+    """Bound every objective that may gain more than ``worth``, the largest possible gain first.
+
+    Raises:
+        EncodingError: the program is infeasible, although the nominal run is feasible.
+        SolverUnavailableError: the solver refuses the program.
+        InvalidInputError: several workers without joblib.
+    """
+    order = np.argsort(-objectives.gain, kind="stable")
+    order = order[objectives.gain[order] > options.worth]
+    if options.workers > 1:
+        found, lost = _in_parallel(objectives, order, options)
+    else:
+        found, lost = _solve(objectives, order, options.solver, options.limits, _left(options)), 0
+    bounds = np.full(objectives.gain.size, -np.inf)
+    multipliers: dict[int, Array] = {}
+    limited = order.size - len(found) - lost
+    for number, outcome in found.items():
+        if outcome.termination is Termination.INFEASIBLE:
+            raise EncodingError(
+                "The program of a training step must be feasible",
+                f"'{outcome.raw_status}' for objective {number}",
+                "please report this run: the nominal training is a feasible point",
+            )
+        limited += outcome.termination is not Termination.OPTIMAL
+        if outcome.dual_bound is None or np.isnan(outcome.dual_bound):
+            continue
+        constant = float(objectives.constant[number])
+        slack = objectives.error[number] + ROUNDING * (abs(constant) + abs(outcome.dual_bound))
+        bounds[number] = outcome.dual_bound + constant - slack
+        if outcome.multipliers is not None:
+            multipliers[number] = outcome.multipliers
+    skipped = objectives.gain.size - order.size
+    points = tuple(o.hint for o in found.values() if o.hint is not None)
+    return Solved(bounds, len(found), skipped, limited, lost, multipliers, points)
+
+
+def _left(options: SolveOptions) -> float | None:
+    return None if options.deadline is None else options.deadline - time.monotonic()
+
+
+def _solve(
+    objectives: Objectives, numbers: Index, solver: Solver, limits: Limits, seconds: float | None
+) -> dict[int, SolveResult]:
+    """Solve some objectives one after the other; objectives after the time limit are missing.
+
+    ``seconds`` instead of a deadline, because the clocks of two machines differ.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
+    found: dict[int, SolveResult] = {}
+    if not numbers.size:
+        return found
+    session = solver.open(objectives.program)
+    try:
+        for number in numbers.tolist():
+            own = limits
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0.0:
+                    break
+                own = replace(limits, time=left if limits.time is None else min(left, limits.time))
+            found[number] = session.minimise(objectives.matrix[[number]].toarray()[0], own)
+    finally:
+        session.close()
+    return found
+
+
+def _in_parallel(
+    objectives: Objectives, order: Index, options: SolveOptions
+) -> tuple[dict[int, SolveResult], int]:
+    """:func:`_solve` on many processes, and how many objectives were lost with their workers."""
+    pieces = [order[k :: options.workers] for k in range(min(options.workers, order.size))]
+    answers = on_workers(
+        _solve,
+        pieces,
+        lambda piece: (objectives, piece, options.solver, options.limits, _left(options)),
+        options.workers,
+    )
+    found = {number: result for answer in answers.values() for number, result in answer.items()}
+    done = _left(options)
+    over = done is not None and done <= 0.0
+    lost = 0 if over else sum(n not in found for n in order.tolist())
+    return found, lost
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from milp_agt.bounds.program.incumbents import EncodedBatch
 from milp_agt.bounds.program.move_columns import MoveColumns
 from milp_agt.bounds.program.selection_rows import admitted, encode_influence, influence_on
 from milp_agt.bounds.step import NodeOrder
-from milp_agt.core.encoder import Encoder, SelectionColumns, as_arrays
+from milp_agt.core.encoder import Encoder, SelectionColumns
 from milp_agt.core.expression import Expression
 from milp_agt.core.graph import Node
 from milp_agt.core.program import Program
@@ -43,89 +43,92 @@ class EncodedWindow:
 
 @dataclass(frozen=True)
 class EncodedSteps:
-    """Expressions over the columns of a window: the state after it, and the nodes of its last step.
+    """Expressions over the columns of a window: the state after it.
 
     ``selection`` has the columns of the last batch; None if none of its samples can be poisoned.
     ``batches`` are the data of the steps in which some can.
     """
 
     state: dict[str, Expression]
-    known: dict[str, Expression]
     selection: SelectionColumns | None
     batches: tuple[EncodedBatch, ...]
 
 
-def encode_window(
-    step_graph: StepGraph,
-    schedule: NodeOrder,
-    window: Sequence[LinearizedStep],
-    poison: Poison,
-    exact_phases: bool,
-    restriction: Restriction = UNRESTRICTED,
-    exact_products: bool = False,
-    past: Sequence[LinearizedStep] = (),
-) -> EncodedWindow:
-    """The program of the last steps: w copies of the step graph joined at the states.
+@dataclass(frozen=True)
+class Window:
+    """The steps of one program: copies of the step graph, joined at the states.
 
     Up to ``ENVELOPES`` products get McCormick envelopes; with more, all get the planes of linear bounds.
-    ``exact_phases`` keeps phases and selection binary, ``exact_products`` keeps bilinear terms.
-    ``past`` are the steps before the window, as far as they are kept.
 
-    Raises:
-        EncodingError: a node without finite bounds.
+    Attributes:
+        poison, restriction: what the adversary may still choose.
+        exact_phases: whether phases and selection stay binary.
+        exact_products: whether bilinear terms stay.
+        past: the steps before the window, as far as they are kept.
     """
-    envelopes = affords_envelopes(schedule, window)
-    encoder = Encoder(exact_phases, exact_products, envelopes)
-    steps = encode_steps(step_graph, schedule, window, poison, restriction, encoder, past)
-    return EncodedWindow(encoder.finish(), steps.state, steps.batches)
 
+    step_graph: StepGraph
+    schedule: NodeOrder
+    steps: Sequence[LinearizedStep]
+    poison: Poison
+    exact_phases: bool
+    restriction: Restriction = UNRESTRICTED
+    exact_products: bool = False
+    past: Sequence[LinearizedStep] = ()
 
-def encode_steps(
-    step_graph: StepGraph,
-    schedule: NodeOrder,
-    window: Sequence[LinearizedStep],
-    poison: Poison,
-    restriction: Restriction,
-    encoder: Encoder,
-    past: Sequence[LinearizedStep] = (),
-) -> EncodedSteps:
-    """Columns and rows of a window."""
-    moves = MoveColumns(encoder, poison, restriction)
-    state: dict[str, Expression] | None = None
-    known: dict[str, Expression] = {}
-    selection: SelectionColumns | None = None
-    batches: list[EncodedBatch] = []
-    undecided = admitted(poison, restriction)
-    for relaxed in window:
-        encoder.origin = f"step {relaxed.step.index}: state"
-        columns: dict[str, Expression] = {}
-        for name, box in relaxed.state.items():
-            if state is None:
-                shape = tuple(box.lower.shape[1:])
-                columns[name] = encoder.columns(*as_arrays(box.hull(), shape))
-            else:
-                columns[name] = encoder.bounded(state[name], box)
-        if state is None and past and undecided:
-            joint = Joint(poison, restriction)
-            rows = influence_on(schedule, past, relaxed.state, joint)
-            encode_influence(encoder, moves, rows, list(columns.values()))
-        known, selection = _encode_nodes(schedule, relaxed, encoder, moves, columns)
-        if selection is not None:
-            batches.append(moves.batch(relaxed.step, selection, known[FEATURES], known[LABELS]))
-        state = _encode_update(step_graph, relaxed, encoder, dict(known))
-    assert state is not None
-    moves.close()
-    return EncodedSteps(state, known, selection, tuple(batches))
+    @property
+    def largest(self) -> float:
+        """The largest number in the ranges of the steps."""
+        boxes = (box for relaxed in self.steps for box in relaxed.ranges.boxes.values())
+        return max(float(box.magnitude.max()) for box in boxes)
+
+    def encoder(self) -> Encoder:
+        """One that still has no columns."""
+        products = [n for n in self.schedule.all if isinstance(n.op, Einsum) and n.batched]
+        each = sum(n.signature.size for n in products)
+        count = sum(each * relaxed.step.size for relaxed in self.steps)
+        return Encoder(self.exact_phases, self.exact_products, count <= ENVELOPES)
+
+    def program(self) -> EncodedWindow:
+        """The program of the steps only.
+
+        Raises:
+            EncodingError: a node without finite bounds.
+        """
+        encoder = self.encoder()
+        encoded = self.encode(encoder)
+        return EncodedWindow(encoder.finish(), encoded.state, encoded.batches)
+
+    def encode(self, encoder: Encoder) -> EncodedSteps:
+        """Columns and rows of the steps, for further rows on top."""
+        moves = MoveColumns(encoder, self.poison, self.restriction)
+        state: dict[str, Expression] | None = None
+        selection: SelectionColumns | None = None
+        batches: list[EncodedBatch] = []
+        undecided = admitted(self.poison, self.restriction)
+        for relaxed in self.steps:
+            encoder.origin = f"step {relaxed.step.index}: state"
+            columns: dict[str, Expression] = {}
+            for name, box in relaxed.state.items():
+                if state is None:
+                    columns[name] = encoder.columns_of(box)
+                else:
+                    columns[name] = encoder.bounded(state[name], box)
+            if state is None and self.past and undecided:
+                joint = Joint(self.poison, self.restriction)
+                rows = influence_on(self.schedule, self.past, relaxed.state, joint)
+                encode_influence(encoder, moves, rows, list(columns.values()))
+            known, selection = _encode_nodes(self.schedule, relaxed, encoder, moves, columns)
+            if selection is not None:
+                batches.append(moves.batch(relaxed.step, selection, known[FEATURES], known[LABELS]))
+            state = _encode_update(self.step_graph, relaxed, encoder, known)
+        assert state is not None
+        moves.close()
+        return EncodedSteps(state, selection, tuple(batches))
 
 
 def origin_of(relaxed: LinearizedStep, node: Node) -> str:
     return f"step {relaxed.step.index}: {node.name}"
-
-
-def affords_envelopes(schedule: NodeOrder, window: Sequence[LinearizedStep]) -> bool:
-    """Whether the products of a window are few enough for a column each."""
-    each = sum(n.signature.size for n in schedule.all if isinstance(n.op, Einsum) and n.batched)
-    return sum(each * relaxed.step.size for relaxed in window) <= ENVELOPES
 
 
 def _encode_nodes(

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF
+from milp_agt.formulations.bilinear import times
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.sigmoid import times
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.training.layers.builder import Builder, handles
 

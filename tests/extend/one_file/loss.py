@@ -10,8 +10,7 @@ from torch import Tensor
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.loss import LossFunction, register_loss
-from milp_agt.formulations.loss_planes import LossPlanes, convex_planes
+from milp_agt.formulations.loss import LossFunction, LossPlanes, convex_planes, register_loss
 from milp_agt.formulations.tanh import Tanh
 
 

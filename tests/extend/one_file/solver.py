@@ -9,8 +9,8 @@ import numpy as np
 
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.session import ProgramSession, SolverAnswer
-from milp_agt.solvers.solver import BackEnd, Capability, register
+from milp_agt.solvers.session import Session, SolverAnswer
+from milp_agt.solvers.solver import Capability, Solver, register
 
 STATUS = {
     0: Termination.OPTIMAL,
@@ -20,7 +20,7 @@ STATUS = {
 
 
 @register
-class Scipy(BackEnd):
+class Scipy(Solver):
     """scipy.optimize.linprog."""
 
     name: ClassVar[str] = "scipy"
@@ -33,7 +33,7 @@ class Scipy(BackEnd):
         return ScipySession(program)
 
 
-class ScipySession(ProgramSession):
+class ScipySession(Session):
     def solve_lp(self, costs: Array, time: float | None) -> SolverAnswer:
         p, optimize = self.program, import_module("scipy.optimize")
         below, above = np.isfinite(p.row_lower), np.isfinite(p.row_upper)
