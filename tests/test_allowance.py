@@ -174,7 +174,7 @@ def test_steps_without_any_bound_cost_nothing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(bound_propagation, "propagate", propagate)
     monkeypatch.setattr(time_limit.TimeLimit, "is_over", lambda self: len(calls) >= 30)
     x, y = np.random.default_rng(0).normal(size=(6, 2)), np.arange(6) % 2
-    training = agt.Training(loss="cross_entropy", learning_rate=1.0, epochs=400)
+    training = agt.Training(loss="cross_entropy", learning_rate=1.0, epochs=120)
     found = agt.certify(
         network((2, 4, 4, 2), seed=1),
         (x, y),
@@ -185,7 +185,7 @@ def test_steps_without_any_bound_cost_nothing(monkeypatch: pytest.MonkeyPatch) -
     )
     assert all((low == -math.inf).all() for low in found.reachable.lower.values())
     assert all((high == math.inf).all() for high in found.reachable.upper.values())
-    assert 30 <= len(calls) < len(found.steps) == 400
+    assert 30 <= len(calls) < len(found.steps) == 120
     (line,) = found.fallbacks
     assert "no parameter has a bound from here on" in line
     accuracy, loss = found.accuracy(x, y), found.loss(x, y)

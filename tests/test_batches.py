@@ -51,12 +51,6 @@ def test_a_batch_larger_than_the_data_is_the_data() -> None:
     ids=["constant", "decay", "floor", "list"],
 )
 def test_learning_rate_schedules(schedule: object, rates: list[float]) -> None:
-    training = Training(
-        loss="cross_entropy",
-        learning_rate=0.4,
-        epochs=4,
-        schedule=schedule,
-        momentum=0.9,
-        nesterov=True,
-    )
+    run = {"learning_rate": 0.4, "epochs": 4, "momentum": 0.9, "nesterov": True}
+    training = Training("cross_entropy", schedule=schedule, **run)
     assert_same_run(mlp(2, 3, 3), data_for("cross_entropy", 3), training, rates=rates)

@@ -78,22 +78,11 @@ def test_lines_of_the_figure(tiny: Benchmark) -> None:
 
 def test_medians_over_seeds() -> None:
     def row(seed: int, ratio: float) -> Row:
-        return Row(
-            case="moons",
-            seed=seed,
-            samples=4,
-            hidden=2,
-            parameters=9,
-            method="interval",
-            step=1,
-            mean_width=ratio,
-            max_width=ratio,
-            attacked_mean_width=1.0,
-            attacked_max_width=1.0,
-            ratio=ratio,
-            seconds_per_step=1.0,
-            peak_mib=None,
-        )
+        sizes = {"samples": 4, "hidden": 2, "parameters": 9, "step": 1}
+        widths = dict.fromkeys(("mean_width", "max_width", "ratio"), ratio)
+        ones = ("attacked_mean_width", "attacked_max_width", "seconds_per_step")
+        named = {"case": "moons", "seed": seed, "method": "interval", "peak_mib": None}
+        return Row(**named, **sizes, **widths, **dict.fromkeys(ones, 1.0))  # type: ignore[arg-type]
 
     rows = [row(0, 1.0), row(1, 5.0), row(2, 2.0)]
     assert series(rows, "step", "ratio", "interval") == {1: 2.0}

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from run_texts import run_text, write_run
 
-from milp_agt import reports
 from milp_agt.cli import main
 from milp_agt.cli.progress import Lines, progress
 
@@ -61,19 +60,6 @@ def test_other_options_are_another_run_and_so_is_a_damaged_file(
     (out / "result.json").write_text("{", encoding="utf-8")
     assert main(call) == 2
     assert main([*call, "--force"]) == 0
-
-
-def test_without_the_extra_report_one_line_says_so(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(reports, "NEEDED", ("no_such_module",))
-    out = run.parent / "out"
-    assert main(["certify", str(run), "--out", str(out), "--quiet"]) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    for part in ("note", "no module no_such_module", "pip install 'milp_agt[report]'"):
-        assert part in line
-    assert (out / "result.json").exists()
-    assert not (out / "report.html").exists()
 
 
 def test_lines_for_logs_come_every_ten_seconds_and_with_each_phase(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,32 +108,19 @@ def test_a_limit_is_told() -> None:
 
 
 def test_files_hold_what_the_rows_hold() -> None:
-    rows = (
-        ComparisonRow(
-            relaxation="interval", window=0, mean_width=math.inf, max_width=math.inf, seconds=0.5
-        ),
-        ComparisonRow(
-            relaxation="linear",
-            window=2,
-            program_window=None,
-            used="linear",
-            mean_width=0.1,
-            max_width=0.25,
-            measure="loss",
-            lower=0.0,
-            nominal=0.5,
-            upper=math.nan,
-            seconds=1.5,
-            limit_reached=True,
-            widths=(0.05, math.inf),
-            elapsed=(0.5, 1.5),
-        ),
+    inf, widths = math.inf, {"widths": (0.05, math.inf), "elapsed": (0.5, 1.5)}
+    first = ComparisonRow(
+        relaxation="interval", window=0, mean_width=inf, max_width=inf, seconds=0.5
     )
-    table = Comparison(rows)
-    first, second = json.loads(table.to_json())["rows"]
-    assert (first["mean_width"], first["lower"], second["upper"]) == ("inf", None, "nan")
-    assert second["max_width"] == 0.25
-    assert second["widths"] == [0.05, "inf"]
+    second = replace(
+        first, relaxation="linear", window=2, program_window=None, mean_width=0.1, max_width=0.25
+    )
+    ends = {"measure": "loss", "lower": 0.0, "nominal": 0.5, "upper": math.nan}
+    table = Comparison((first, replace(second, **ends, **widths)))
+    one, other = json.loads(table.to_json())["rows"]
+    assert (one["mean_width"], one["lower"], other["upper"]) == ("inf", None, "nan")
+    assert other["max_width"] == 0.25
+    assert other["widths"] == [0.05, "inf"]
     parsed = list(csv.DictReader(io.StringIO(table.to_csv())))
     assert (parsed[0]["relaxation"], parsed[0]["lower"]) == ("interval", "")
     assert float(parsed[1]["mean_width"]) == 0.1

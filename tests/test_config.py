@@ -115,19 +115,6 @@ def with_line(table: str, line: str) -> str:
         (GOOD.replace("'features'", "'labels'").replace('"features"', '"labels"')
          .replace("radius = 0.01", "coordinates = 1"),
          "[threat] key 'coordinates', which kind = 'labels' does not have", "drop 'coordinates'"),
-    ],
-)  # fmt: skip
-def test_unknown_keys_name_table_key_and_nearest(
-    tmp_path: Path, text: str, found: str, remedy: str
-) -> None:
-    error = failure(tmp_path, text)
-    assert error.found == found
-    assert error.remedy.startswith(remedy)
-
-
-@pytest.mark.parametrize(
-    ("text", "found", "remedy"),
-    [
         (GOOD.replace("0.5", '"fast"'), "[training] learning_rate = 'fast'",
          "learning_rate should be a valid number"),
         (GOOD.replace("0.5", "nan"), "[training] learning_rate = nan",
@@ -169,12 +156,26 @@ def test_unknown_keys_name_table_key_and_nearest(
          .replace("test_fraction = 0.25", ""), "[data] = 3", "[data] should be a table"),
         (GOOD.replace("[2, 3, 2]", "{ a = 1 }"), "[model] layers = {'a': 1}",
          "layers should be a valid list"),
+        # Of several forms the nearest is judged.
+        (with_line("training", "schedule = [0.0, 0.1]"), "[training] schedule[0] = 0.0",
+         "schedule[0] should be greater than 0"),
+        (with_line("training", "schedule = { kind = 'step', every = 0 }"),
+         "[training] schedule.every = 0", "schedule.every should be greater than or equal to 1"),
+        (with_line("training", "schedule = 'slow'"), "[training] schedule = 'slow'",
+         "schedule should be a valid list or a table"),
+        (with_line("training", "batches = [[0, -1]]"), "[training] batches[0][1] = -1",
+         "batches[0][1] should be greater than or equal to 0"),
+        (with_line("training", "batches = [[[0], [0, -1]]]"), "[training] batches[0][1][1] = -1",
+         "batches[0][1][1] should be greater than or equal to 0"),
     ],
 )  # fmt: skip
-def test_wrong_values(tmp_path: Path, text: str, found: str, remedy: str) -> None:
+def test_unknown_keys_and_wrong_values(tmp_path: Path, text: str, found: str, remedy: str) -> None:
+    """Unknown keys name their table, and the nearest known key; values say what they should be."""
     error = failure(tmp_path, text)
     assert error.found == found
     assert error.remedy.startswith(remedy)
+    assert len(error.problems) == 1
+    assert "\n" not in str(error)
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:

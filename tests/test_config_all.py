@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_config import GOOD, build, failure, with_line
 
-from milp_agt.errors import ConfigurationError, InvalidInputError, MilpAgtError
+from milp_agt.errors import ConfigurationError, InvalidInputError
 
 EVERYWHERE = """
 [data]
@@ -86,41 +86,6 @@ def test_all_properties_that_cannot_be_answered(tmp_path: Path) -> None:
     assert "property 3 (targeted)" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("line", "problems"),
-    [
-        (
-            "schedule = [0.0, 0.1]",
-            {"[training] schedule[0] = 0.0": "schedule[0] should be greater than 0"},
-        ),
-        (
-            "schedule = { kind = 'step', every = 0 }",
-            {
-                "[training] schedule.every = 0": "schedule.every should be greater than or equal to 1"
-            },
-        ),
-        (
-            "schedule = 'slow'",
-            {"[training] schedule = 'slow'": "schedule should be a valid list or a table"},
-        ),
-        (
-            "batches = [[0, -1]]",
-            {"[training] batches[0][1] = -1": "batches[0][1] should be greater than or equal to 0"},
-        ),
-        (
-            "batches = [[[0], [0, -1]]]",
-            {
-                "[training] batches[0][1][1] = -1": "batches[0][1][1] should be greater than or equal to 0"
-            },
-        ),
-    ],
-)
-def test_of_several_forms_the_nearest_is_judged(
-    tmp_path: Path, line: str, problems: dict[str, str]
-) -> None:
-    assert dict(failure(tmp_path, with_line("training", line)).problems) == problems
-
-
 def test_batches_by_epochs(tmp_path: Path) -> None:
     schedule = "schedule = { kind = 'step', every = 1, unit = 'epoch' }"
     run = build(tmp_path, with_line("training", f"batches = [[[0, 1], [2]], [[3]]]\n{schedule}"))
@@ -147,9 +112,3 @@ def test_thresholds_of_shares(tmp_path: Path, kind: str, value: str, remedy: str
 
 def test_a_loss_may_be_at_most_70(tmp_path: Path) -> None:
     build(tmp_path, f"{GOOD}[[property]]\nkind = 'loss'\nat_most = 70\n")
-
-
-def test_one_problem_is_one_sentence(tmp_path: Path) -> None:
-    error: MilpAgtError = failure(tmp_path, GOOD.replace("0.5", "-1"))
-    assert len(error.problems) == 1
-    assert "\n" not in str(error)

@@ -12,7 +12,7 @@ from run_texts import DATA, certified, run_text
 
 from milp_agt.errors import ConfigurationError
 from milp_agt.properties.models import ReachableModels
-from milp_agt.runfile.run_file import load_config, table_fields
+from milp_agt.runfile.run_file import load_config, table_types
 
 KINDS = {
     "accuracy": "kind = 'accuracy'\nat_least = 0.0\ngroups = 'class'",
@@ -105,8 +105,7 @@ def test_unsafe_outputs_of_a_regression(folder: Path, ends: str, detail: str) ->
 
 
 def test_every_kind_has_its_keys() -> None:
-    fields = table_fields()
-    assert {name for name in fields if name.startswith("property.")} == {
+    assert {name for name in table_types() if name.startswith("property.")} == {
         f"property.{kind}"
         for kind in (
             *("accuracy", "collective", "loss", "stable"),

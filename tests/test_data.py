@@ -56,9 +56,8 @@ def test_standardising_uses_the_training_part_only(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = np.column_stack([rng.normal(3, 5, 40), np.full(40, 0.1)])
     x_test = rng.normal(100, 1, (7, 2))
-    path = tmp_path / "d.npz"
-    np.savez(path, x_train=x, y_train=x[:, 0] * 2 + 1, x_test=x_test, y_test=x_test[:, 0])
-    data = load_dataset(path, standardise=True, standardise_targets=True)
+    arrays = {"x_train": x, "y_train": x[:, 0] * 2 + 1, "x_test": x_test, "y_test": x_test[:, 0]}
+    data = npz(tmp_path, arrays, standardise=True, standardise_targets=True)
     assert np.allclose(data.x_train.mean(axis=0), 0)
     assert np.allclose(data.x_train.std(axis=0), [1, 0])
     assert np.allclose(data.y_train.std(), 1)
@@ -67,36 +66,27 @@ def test_standardising_uses_the_training_part_only(tmp_path: Path) -> None:
     assert sum("training part" in note for note in data.notes) == 2
 
 
-def test_order_is_kept_when_nothing_is_held_out(tmp_path: Path) -> None:
-    path = tmp_path / "d.npz"
-    np.savez(path, X=np.arange(20.0).reshape(10, 2), y=np.arange(10) % 2)
-    data = load_dataset(path, test_fraction=0)
+def npz(tmp_path: Path, arrays: dict[str, Any], **options: Any) -> Dataset:
+    np.savez(tmp_path / "d.npz", **arrays)
+    return load_dataset(tmp_path / "d.npz", **options)
+
+
+def test_order_kinds_and_parts_of_arrays_in_a_file(tmp_path: Path) -> None:
+    """Order is kept where nothing is held out; a subset is drawn from the whole; float32 is converted."""
+    ten = {"X": np.arange(20.0).reshape(10, 2), "y": np.arange(10) % 2}
+    data = npz(tmp_path, ten, test_fraction=0)
     assert np.array_equal(data.x_train[:, 0], np.arange(0, 20, 2))
     assert data.task == "classification"
-
-
-def test_subset_is_drawn_from_the_whole(tmp_path: Path) -> None:
-    path = tmp_path / "d.npz"
-    np.savez(path, X=np.arange(20.0).reshape(10, 2), y=np.arange(10) % 2)
-    data = load_dataset(path, samples=6, test_fraction=0, seed=5)
+    data = npz(tmp_path, ten, samples=6, test_fraction=0, seed=5)
     assert len(data.x_train) == 6
     assert set(data.x_train[:, 0]) < set(np.arange(0.0, 20, 2))
-
-
-def test_float32_is_converted_and_said(tmp_path: Path) -> None:
-    path = tmp_path / "d.npz"
     x = np.linspace(0, 1, 8, dtype=np.float32).reshape(4, 2)
-    np.savez(path, X=x, y=np.array([0, 1, 0, 1]))
-    data = load_dataset(path, test_fraction=0)
+    data = npz(tmp_path, {"X": x, "y": np.array([0, 1, 0, 1])}, test_fraction=0)
     assert data.x_train.dtype == np.float64
     assert np.array_equal(data.x_train, x.astype(np.float64))
     assert "float32 values were converted to float64" in data.notes
-
-
-def test_integer_targets_as_regression(tmp_path: Path) -> None:
-    path = tmp_path / "d.npz"
-    np.savez(path, X=np.eye(4), y=np.array([-3, 1, 7, 2]))
-    data = load_dataset(path, test_fraction=0, task="regression")
+    whole = {"X": np.eye(4), "y": np.array([-3, 1, 7, 2])}
+    data = npz(tmp_path, whole, test_fraction=0, task="regression")
     assert data.task == "regression"
     assert data.y_train.tolist() == [-3.0, 1.0, 7.0, 2.0]
 
@@ -142,82 +132,44 @@ def test_bad_csv(tmp_path: Path, text: str, target: str | None, found: str, reme
         csv(tmp_path, text, target=target)
 
 
+XY = {"X": np.eye(2), "y": np.zeros(2)}
+PARTS = {"x_train": np.eye(2), "y_train": np.zeros(2), "x_test": np.eye(2), "y_test": np.ones(2)}
+
+
 @pytest.mark.parametrize(
     ("arrays", "options", "found", "remedy"),
     [
         ({"a": np.eye(2)}, {}, "the keys a", "x_train, y_train"),
-        (
-            {"X": np.eye(3), "y": np.zeros(2)},
-            {},
-            "shape (3, 3) and targets of shape (2,)",
-            "same n",
-        ),
+        (XY | {"X": np.eye(3)}, {}, "shape (3, 3) and targets of shape (2,)", "same n"),
         ({"X": np.ones(3), "y": np.zeros(3)}, {}, "features of shape (3,)", "(n, features)"),
-        ({"X": np.eye(2), "y": np.array(["a", "b"])}, {}, "targets of type <U1", "plain numbers"),
+        (XY | {"y": np.array(["a", "b"])}, {}, "targets of type <U1", "plain numbers"),
+        (XY | {"X": np.full((2, 1), np.nan)}, {}, "2 NaN values among the features", "impute"),
+        (XY | {"y": np.array([0.0, np.inf])}, {}, "among the targets", "impute"),
+        (XY | {"y": np.array([0, -1])}, {}, "values from -1 to 0", "0, 1, 2"),
+        (XY | {"y": np.array([0.5, 1])}, {"task": "classification"}, "0.5 to 1", "0, 1"),
+        ({k: v for k, v in PARTS.items() if k != "y_test"}, {}, "only one", "both"),
+        (XY, {"samples": 3}, "but the set has 2", "at most 2"),
+        (XY, {"samples": 1}, "samples = 1", "at least 2"),
+        (XY, {"test_fraction": 1.0}, "test_fraction = 1.0", "[0, 1)"),
+        (XY, {"test_fraction": 0.9}, "none for training", "less"),
+        (XY, {"noise": 0.1}, "only the generated set", "drop"),
+        (XY, {"target": "y"}, "only a .csv file has", "drop"),
+        (XY, {"seed": -1}, "seed = -1", ">= 0"),
         (
-            {"X": np.full((2, 1), np.nan), "y": np.zeros(2)},
-            {},
-            "2 NaN values among the features",
-            "impute",
-        ),
-        ({"X": np.eye(2), "y": np.array([0.0, np.inf])}, {}, "among the targets", "impute"),
-        ({"X": np.eye(2), "y": np.array([0, -1])}, {}, "values from -1 to 0", "0, 1, 2"),
-        ({"X": np.eye(2), "y": np.array([0.5, 1])}, {"task": "classification"}, "0.5 to 1", "0, 1"),
-        (
-            {"x_train": np.eye(2), "y_train": np.zeros(2), "x_test": np.eye(2)},
-            {},
-            "only one",
-            "both",
-        ),
-        ({"X": np.eye(2), "y": np.zeros(2)}, {"samples": 3}, "but the set has 2", "at most 2"),
-        ({"X": np.eye(2), "y": np.zeros(2)}, {"samples": 1}, "samples = 1", "at least 2"),
-        (
-            {"X": np.eye(2), "y": np.zeros(2)},
-            {"test_fraction": 1.0},
-            "test_fraction = 1.0",
-            "[0, 1)",
-        ),
-        ({"X": np.eye(2), "y": np.zeros(2)}, {"test_fraction": 0.9}, "none for training", "less"),
-        ({"X": np.eye(2), "y": np.zeros(2)}, {"noise": 0.1}, "only the generated set", "drop"),
-        ({"X": np.eye(2), "y": np.zeros(2)}, {"target": "y"}, "only a .csv file has", "drop"),
-        ({"X": np.eye(2), "y": np.zeros(2)}, {"seed": -1}, "seed = -1", ">= 0"),
-        (
-            {"X": np.eye(2), "y": np.zeros(2, dtype=int)},
+            XY | {"y": np.zeros(2, dtype=int)},
             {"standardise_targets": True, "test_fraction": 0},
             "class labels",
             "regression only",
         ),
-        (
-            {
-                "x_train": np.eye(2),
-                "y_train": np.zeros(2),
-                "x_test": np.eye(3),
-                "y_test": np.ones(3),
-            },
-            {},
-            "test shapes (3, 3)",
-            "same features",
-        ),
-        (
-            {
-                "x_train": np.eye(2),
-                "y_train": np.zeros(2),
-                "x_test": np.eye(2),
-                "y_test": np.ones(2),
-            },
-            {"test_fraction": 0.5},
-            "a test part in the file already",
-            "drop test_fraction",
-        ),
+        (PARTS | {"x_test": np.eye(3), "y_test": np.ones(3)}, {}, "test shapes (3, 3)", "same"),
+        (PARTS, {"test_fraction": 0.5}, "a test part in the file already", "drop test_fraction"),
     ],
 )
 def test_bad_npz(
     tmp_path: Path, arrays: dict[str, Any], options: dict[str, Any], found: str, remedy: str
 ) -> None:
-    path = tmp_path / "d.npz"
-    np.savez(path, **arrays)
     with refused("d.npz", found, remedy):
-        load_dataset(path, **options)
+        npz(tmp_path, arrays, **options)
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

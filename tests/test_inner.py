@@ -19,11 +19,12 @@ from draws import poison_of
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.attacks.ways import all_ways
+from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.adversary import worst_case
 from milp_agt.bounds.adversary.model import OnMoves
 from milp_agt.bounds.linear import intermediate
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
+from milp_agt.bounds.listed import list_choices
 from milp_agt.bounds.step import Step
 from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
@@ -390,10 +391,11 @@ def test_enumeration_catches_mutants_of_a_fresh_selection(poisoned, monkeypatch)
 def every_flip(case: Problem, budget: int) -> Attacks:
     """All choices of up to ``budget`` flipped labels, the same in every step."""
     replay = Replay(replace(case, threat=replace(case.threat, budget=budget)))
-    ways = all_ways(replay.selector, largest=10**6)
-    assert ways is not None
-    data = ways.poisoning(replay.unrolled, torch.arange(len(ways)))
-    return Attacks(replay.unrolled, data, replay.start(len(ways), torch.Generator()))
+    choices, everyone = list_choices(replay.poison), torch.arange(len(replay.poison.features))
+    labels = choices.labels(slice(None), everyone)
+    features = choices.features(slice(None), everyone).expand(len(labels), -1, -1)
+    data = Poisoning(features, labels)
+    return Attacks(replay.unrolled, data, replay.start(len(data), torch.Generator()))
 
 
 @pytest.mark.parametrize(("method", "mutant"), list(MUTANTS.values()), ids=list(MUTANTS))

@@ -30,8 +30,8 @@ from milp_agt.runfile.reference import (
     option_tables,
     text,
 )
-from milp_agt.runfile.run_file import RunConfig, table_fields
-from milp_agt.runfile.tables import CertifyTable
+from milp_agt.runfile.run_file import RunConfig, table_types
+from milp_agt.runfile.tables import CertifyTable, RecordTable
 from milp_agt.solvers.highs import Highs
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -77,7 +77,8 @@ def test_the_keys_are_those_that_errors_name() -> None:
             keys = {o.key for o in table.options if not o.kinds or kind in o.kinds}
             named[f"{table.name}.{kind}".rstrip(".")] = keys
     of_parts = {f"threat.{part}": named.pop(f"threat.{part}") for part in ("features", "labels")}
-    known = {name: set(keys) for name, keys in table_fields().items()}
+    known = {name: set(table.model_fields) for name, table in table_types().items()}
+    known["training"] |= set(RecordTable.model_fields)
     for part in ("features", "labels"):
         assert known.pop(f"threat.separate.{part}") == of_parts[f"threat.{part}"]
     for part in ("features", "labels"):  # the kind and the table inside "separate" share a name

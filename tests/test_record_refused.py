@@ -19,6 +19,10 @@ import milp_agt as agt
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
 
 
+def _nothing(*_: Any) -> None:
+    return None
+
+
 def _hook(script: Script) -> None:
     for parameter in script.model.parameters():
         parameter.register_hook(lambda g: g.clamp(-1e3, 1e3))  # never reached
@@ -63,10 +67,6 @@ def _penalty(script: Script, loss: Tensor) -> Tensor:
 
 def _stop(script: Script, loss: Tensor) -> bool:
     return loss.item() < 1e-9
-
-
-def _stop_by_tensor(script: Script, loss: Tensor) -> bool:
-    return bool(loss < 1e-9)
 
 
 def _stop_by_mean(script: Script, loss: Tensor) -> bool:
@@ -139,148 +139,184 @@ def _graph_hook(script: Script, loss: Tensor) -> Tensor:
     return loss
 
 
+COMPUTED = "were computed or chosen inside the loop"
+COMPARED = "compared or converted at test_record"
+SAMPLED = {"shuffle": None, "generator": None, "batch_size": 1}
+# By where a quirk goes into the script: what it is, and what is said of it.
+PLACES: dict[str, dict[str, tuple[Any, str]]] = {
+    "start": {
+        "hook on parameters": (_hook, "a hook on a tensor"),
+        "hook on a module": (
+            lambda s: s.model[1].register_full_backward_hook(_nothing),
+            "a backward hook on layer '1'",
+        ),
+        "hook on the optimiser": (
+            lambda s: s.opt.register_step_pre_hook(_nothing),
+            "a hook on the optimiser's step",
+        ),
+        "weights re-initialised": (_reinitialise, "parameters that are changed by .*uniform_"),
+    },
+    "context": {
+        "autocast": (_autocast, "autocast"),
+        "saved tensors packed": (_packed, "saved for the backward pass"),
+    },
+    "batch": {
+        "noise on batches": (_noise, r"by add\(\) \(data augmentation"),
+        "labels changed": (lambda x, y: (x, 1 - y), f"labels that {COMPUTED}"),
+        "adversarial training": (
+            lambda x, y: (x + 1e-3 * x.sign(), y),
+            "features that were computed",
+        ),
+        "features clamped": (
+            lambda x, y: (x.clamp(-1e3, 1e3), y),
+            rf"features that {COMPUTED}, by clamp\(\)",
+        ),
+        "noise by numpy": (
+            lambda x, y: (torch.from_numpy(x.numpy() + np.float32(1e-3)), y),
+            "numbers of the training leave torch at test_record",
+        ),
+        "outliers left out": (
+            lambda x, y: (x[x.abs().amax(1) < 1e3], y),
+            f"features that {COMPUTED}",
+        ),
+        "labels by formula": (lambda x, y: (x, (y > 0.5).long()), f"labels that {COMPUTED}"),
+        "labels clamped in place": (
+            lambda x, y: (x, y.clamp_(0, 1)),
+            rf"labels that {COMPUTED}, by clamp_\(\)",
+        ),
+    },
+    "output": {
+        "outputs clamped in place": (
+            lambda out: out.clamp_(-1e6, 1e6),
+            "between the model's output and its loss: the loss was clamped|Clamp|clamped",
+        ),
+        "outputs scaled": (lambda out: out * 1.0, "between the model's output and its loss"),
+        "custom function": (_Scale.apply, "between the model's output and its loss: .*Scale"),
+    },
+    "loss_fn": {
+        "class weights by the data": (
+            lambda out, y: functional.cross_entropy(out, y, 1.0 / y.bincount().float()),
+            f"weights of the loss that {COMPUTED}",
+        ),
+        "sum": (nn.CrossEntropyLoss(reduction="sum"), "reduction = 'sum'"),
+        "a label left out": (nn.CrossEntropyLoss(ignore_index=1), "labels that are left out"),
+        "another loss": (
+            lambda out, y: functional.mse_loss(out, functional.one_hot(y, 2).float()),
+            r"labels that were .* by one_hot\(\)",
+        ),
+        "a loss of their own": (
+            lambda out, y: -functional.log_softmax(out, 1)[torch.arange(len(y)), y].mean(),
+            "does not begin at a known loss: a loss of the user's own",
+        ),
+    },
+    "loss": {
+        "hook on the loss": (
+            lambda s, loss: (loss.register_hook(lambda g: g), loss)[1],
+            "a hook on a tensor",
+        ),
+        "hook on a node": (_graph_hook, "a node of the gradient's graph"),
+        "GradScaler": (lambda s, loss: torch.amp.GradScaler("cpu").scale(loss), "GradScaler"),
+        "scaled loss": (lambda s, loss: 1024.0 * loss, r"1024 \* mean of 40"),
+        "divided loss": (lambda s, loss: loss / 2, "gradient accumulation"),
+        "second term": (_penalty, "another term"),
+        "clamped loss": (lambda s, loss: loss.clamp(max=1e6), "the loss was clamped"),
+        "term added in place": (
+            lambda s, loss: loss.add_(0.0 * s.model[0].weight.abs().sum()),
+            "another term",
+        ),
+        "loss clamped in place": (lambda s, loss: loss.clamp_(max=1e6), "was clamped"),
+        "loss scaled by itself": (lambda s, loss: loss * (1.0 / (1.0 + loss.item())), "multiplied"),
+        "gradients kept": (_no_zero_grad, "step 2: gradients of more than one backward pass"),
+        "two losses": (lambda s, loss: loss + s.loss_fn(s.model(X[:5]), Y[:5]), "another term"),
+    },
+    "after_backward": {
+        "hook in the middle": (_fourth(_hook), "step 4: a hook on a tensor"),
+        "clip of a part": (
+            lambda s: nn.utils.clip_grad_norm_(s.model[0].parameters(), 1e6),
+            "step 1: clip_grad_norm_ of 2 of 4 trained parameters",
+        ),
+        "clip of another norm": (
+            lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), 1e6, 1.0),
+            "clip_grad_norm_ with norm_type = 1.0",
+        ),
+        "clip by the loss": (
+            lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), _norm(s)),
+            "clip_grad_norm_ with max_norm = ",
+        ),
+        "clipped twice": (
+            lambda s: (_clip(s), _clip(s)),
+            "step 1: gradients that were clipped, and changed besides",
+        ),
+        "clipped and scaled": (
+            lambda s: (_clip(s), s.model[0].bias.grad.mul_(0.5)),
+            "step 1: gradients that are changed by mul_",
+        ),
+        "clip_grad_value_": (_clip_value, "clip_grad_value_"),
+        "gradient by hand": (
+            lambda s: [p.grad.data.mul_(1.0) for p in s.model.parameters()],
+            "gradients that are changed by mul_",
+        ),
+        "gradient assigned": (
+            lambda s: setattr(s.model[0].weight, "grad", s.model[0].weight.grad + 0),
+            "gradients that are changed by grad was assigned",
+        ),
+        "noise on gradients": (
+            lambda s: [p.grad.add_(1e-9) for p in s.model.parameters()],
+            "gradients that are changed by add_",
+        ),
+    },
+    "after_step": {
+        "weights clamped": (_clamp_weights, "parameters that are changed by clamp_"),
+        "second optimiser": (_second_optimizer, "step 2: parameters that are changed"),
+        "rate by the loss": (
+            lambda s, loss: s.opt.param_groups[0].update(lr=0.1 / (1.0 + loss.item())),
+            "step 2: lr = .*computed from tensors",
+        ),
+    },
+    "after_epoch": {
+        "class weights that change": (
+            lambda s, loss: setattr(s.loss_fn, "weight", torch.tensor([1.0, 2.0])),
+            "step 4: another loss than in the first step",
+        ),
+        "early stopping": (_stop, COMPARED),
+        "early stopping by tensor": (lambda s, loss: bool(loss < 1e-9), COMPARED),
+        "early stopping by mean": (_stop_by_mean, COMPARED),
+        "plateau": (_plateau, "ReduceLROnPlateau"),
+        "weights loaded": (_load, "parameters that are changed by .*copy_"),
+        "a layer that is replaced": (
+            lambda s, loss: s.model.__setitem__(1, nn.Tanh()),
+            "step 4: .*Tanh",
+        ),
+        "a parameter that is replaced": (
+            lambda s, loss: setattr(s.model[0], "bias", nn.Parameter(torch.ones(8))),
+            "step 4: ",
+        ),
+        "unfreezing": (lambda s, loss: s.model[0].requires_grad_(False) and None, "step 4: "),
+    },
+}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "hook on parameters": ({"start": _hook}, "a hook on a tensor"),
-    "hook in the middle": ({"after_backward": _fourth(_hook)}, "step 4: a hook on a tensor"),
-    "hook on the loss": (
-        {"loss": lambda s, loss: (loss.register_hook(lambda g: g), loss)[1]},
-        "a hook on a tensor",
-    ),
-    "hook on a module": (
-        {"start": lambda s: s.model[1].register_full_backward_hook(lambda *a: None)},
-        "a backward hook on layer '1'",
-    ),
+    name: ({place: quirk}, message)
+    for place, quirks in PLACES.items()
+    for name, (quirk, message) in quirks.items()
+} | {
     "hook on all modules": (
         {
             "start": lambda s: setattr(
-                s, "undo", nn.modules.module.register_module_forward_hook(lambda *a: None)
+                s, "undo", nn.modules.module.register_module_forward_hook(_nothing)
             ),
             "after_epoch": lambda s, loss: s.undo.remove(),
         },
         "a forward hook on all modules",
     ),
-    "hook on the optimiser": (
-        {"start": lambda s: s.opt.register_step_pre_hook(lambda *a: None)},
-        "a hook on the optimiser's step",
-    ),
-    "hook on a node": ({"loss": _graph_hook}, "a node of the gradient's graph"),
-    "class weights by the data": (
-        {"loss_fn": lambda out, y: functional.cross_entropy(out, y, 1.0 / y.bincount().float())},
-        "weights of the loss that were computed or chosen inside the loop",
-    ),
-    "class weights that change": (
-        {"after_epoch": lambda s, loss: setattr(s.loss_fn, "weight", torch.tensor([1.0, 2.0]))},
-        "step 4: another loss than in the first step",
-    ),
-    "sum": ({"loss_fn": nn.CrossEntropyLoss(reduction="sum")}, "reduction = 'sum'"),
-    "clip of a part": (
-        {"after_backward": lambda s: nn.utils.clip_grad_norm_(s.model[0].parameters(), 1e6)},
-        "step 1: clip_grad_norm_ of 2 of 4 trained parameters",
-    ),
-    "clip of another norm": (
-        {"after_backward": lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), 1e6, 1.0)},
-        "clip_grad_norm_ with norm_type = 1.0",
-    ),
-    "clip by the loss": (
-        {"after_backward": lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), _norm(s))},
-        "clip_grad_norm_ with max_norm = ",
-    ),
-    "clipped twice": (
-        {"after_backward": lambda s: (_clip(s), _clip(s))},
-        "step 1: gradients that were clipped, and changed besides",
-    ),
-    "clipped and scaled": (
-        {"after_backward": lambda s: (_clip(s), s.model[0].bias.grad.mul_(0.5))},
-        "step 1: gradients that are changed by mul_",
-    ),
-    "clip_grad_value_": ({"after_backward": _clip_value}, "clip_grad_value_"),
-    "gradient by hand": (
-        {"after_backward": lambda s: [p.grad.data.mul_(1.0) for p in s.model.parameters()]},
-        "gradients that are changed by mul_",
-    ),
-    "gradient assigned": (
-        {
-            "after_backward": lambda s: setattr(
-                s.model[0].weight, "grad", s.model[0].weight.grad + 0
-            )
-        },
-        "gradients that are changed by grad was assigned",
-    ),
-    "autocast": ({"context": _autocast}, "autocast"),
-    "saved tensors packed": ({"context": _packed}, "saved for the backward pass"),
-    "GradScaler": ({"loss": lambda s, loss: torch.amp.GradScaler("cpu").scale(loss)}, "GradScaler"),
-    "scaled loss": ({"loss": lambda s, loss: 1024.0 * loss}, r"1024 \* mean of 40"),
-    "divided loss": ({"loss": lambda s, loss: loss / 2}, "gradient accumulation"),
-    "second term": ({"loss": _penalty}, "another term"),
-    "clamped loss": ({"loss": lambda s, loss: loss.clamp(max=1e6)}, "the loss was clamped"),
-    "term added in place": (
-        {"loss": lambda s, loss: loss.add_(0.0 * s.model[0].weight.abs().sum())},
-        "another term",
-    ),
-    "loss clamped in place": ({"loss": lambda s, loss: loss.clamp_(max=1e6)}, "was clamped"),
-    "outputs clamped in place": (
-        {"output": lambda out: out.clamp_(-1e6, 1e6)},
-        "between the model's output and its loss: the loss was clamped|Clamp|clamped",
-    ),
-    "loss scaled by itself": (
-        {"loss": lambda s, loss: loss * (1.0 / (1.0 + loss.item()))},
-        "multiplied",
-    ),
-    "gradients kept": ({"loss": _no_zero_grad}, "step 2: gradients of more than one backward pass"),
-    "early stopping": ({"after_epoch": _stop}, "compared or converted at test_record"),
-    "early stopping by tensor": (
-        {"after_epoch": _stop_by_tensor},
-        "compared or converted at test_record",
-    ),
-    "early stopping by mean": (
-        {"after_epoch": _stop_by_mean},
-        "compared or converted at test_record",
-    ),
-    "plateau": ({"after_epoch": _plateau}, "ReduceLROnPlateau"),
     "dropout left on": (
         {"model": _dropout(), "start": lambda s: s.model.train()},
         r"Dropout\(p=0.2\) in training mode, layer '2'",
     ),
-    "weights re-initialised": (
-        {"start": _reinitialise},
-        "parameters that are changed by .*uniform_",
-    ),
-    "weights loaded": ({"after_epoch": _load}, "parameters that are changed by .*copy_"),
-    "weights clamped": ({"after_step": _clamp_weights}, "parameters that are changed by clamp_"),
-    "second optimiser": ({"after_step": _second_optimizer}, "step 2: parameters that are changed"),
-    "noise on batches": ({"batch": _noise}, r"by add\(\) \(data augmentation"),
-    "labels changed": (
-        {"batch": lambda x, y: (x, 1 - y)},
-        "labels that were computed or chosen inside the loop",
-    ),
-    "outputs scaled": (
-        {"output": lambda out: out * 1.0},
-        "between the model's output and its loss",
-    ),
-    "custom function": (
-        {"output": _Scale.apply},
-        "between the model's output and its loss: .*Scale",
-    ),
     "repeated samples": (
-        {
-            "loader_options": {
-                "shuffle": None,
-                "generator": None,
-                "batch_size": 1,
-                "batch_sampler": [[0, 1, 2], [3, 4, 3]],
-            }
-        },
+        {"loader_options": {**SAMPLED, "batch_sampler": [[0, 1, 2], [3, 4, 3]]}},
         "step 2: a sample that occurs twice",
     ),
-    "rate by the loss": (
-        {"after_step": lambda s, loss: s.opt.param_groups[0].update(lr=0.1 / (1.0 + loss.item()))},
-        "step 2: lr = .*computed from tensors",
-    ),
     "hard examples": ({"hard": True}, "features that were computed or chosen with the model"),
-    "a label left out": (
-        {"loss_fn": nn.CrossEntropyLoss(ignore_index=1)},
-        "labels that are left out",
-    ),
     "a slope that changes": (
         {
             "model": nn.Sequential(nn.Linear(30, 8), nn.LeakyReLU(0.1), nn.Linear(8, 2)),
@@ -288,61 +324,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "step 4: .*LeakyRelu.*other options",
     ),
-    "a layer that is replaced": (
-        {"after_epoch": lambda s, loss: s.model.__setitem__(1, nn.Tanh())},
-        "step 4: .*Tanh",
-    ),
-    "a parameter that is replaced": (
-        {"after_epoch": lambda s, loss: setattr(s.model[0], "bias", nn.Parameter(torch.ones(8)))},
-        "step 4: ",
-    ),
-    "unfreezing": (
-        {"after_epoch": lambda s, loss: s.model[0].requires_grad_(False) and None},
-        "step 4: ",
-    ),
-    "noise on gradients": (
-        {"after_backward": lambda s: [p.grad.add_(1e-9) for p in s.model.parameters()]},
-        "gradients that are changed by add_",
-    ),
-    "two losses": (
-        {"loss": lambda s, loss: loss + s.loss_fn(s.model(X[:5]), Y[:5])},
-        "another term",
-    ),
-    "adversarial training": (
-        {"batch": lambda x, y: (x + 1e-3 * x.sign(), y)},
-        "features that were computed",
-    ),
-    "features clamped": (
-        {"batch": lambda x, y: (x.clamp(-1e3, 1e3), y)},
-        r"features that were computed or chosen inside the loop, by clamp\(\)",
-    ),
     "features as whole numbers": (
         {"dataset": TensorDataset(X.round(), Y), "batch": lambda x, y: (x.int().float(), y)},
         "features that were .* by a conversion to fewer digits",
-    ),
-    "noise by numpy": (
-        {"batch": lambda x, y: (torch.from_numpy(x.numpy() + np.float32(1e-3)), y)},
-        "numbers of the training leave torch at test_record",
-    ),
-    "outliers left out": (
-        {"batch": lambda x, y: (x[x.abs().amax(1) < 1e3], y)},
-        "features that were computed or chosen inside the loop",
-    ),
-    "labels by formula": (
-        {"batch": lambda x, y: (x, (y > 0.5).long())},
-        "labels that were computed or chosen inside the loop",
-    ),
-    "labels clamped in place": (
-        {"batch": lambda x, y: (x, y.clamp_(0, 1))},
-        r"labels that were computed or chosen inside the loop, by clamp_\(\)",
-    ),
-    "another loss": (
-        {"loss_fn": lambda out, y: functional.mse_loss(out, functional.one_hot(y, 2).float())},
-        r"labels that were .* by one_hot\(\)",
-    ),
-    "a loss of their own": (
-        {"loss_fn": lambda out, y: -functional.log_softmax(out, 1)[torch.arange(len(y)), y].mean()},
-        "does not begin at a known loss: a loss of the user's own",
     ),
 }
 

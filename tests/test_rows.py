@@ -30,10 +30,8 @@ def test_rows_and_ids_lead_back_to_the_file(path: Path, options: dict[str, Any])
     found = data(path, seed=3, **options)
     raw = raw_features(path)
     assert found.ids is not None
-    for part, x, y in (
-        ("train", found.x_train, found.y_train),
-        ("test", found.x_test, found.y_test),
-    ):
+    for part in ("train", "test"):
+        x, y = getattr(found, f"x_{part}"), getattr(found, f"y_{part}")
         rows = found.rows.of(part)
         assert found.ids.of(part).tolist() == [f"p{row}" for row in rows]
         assert y.tolist() == [row % 2 for row in rows]
@@ -45,13 +43,8 @@ def test_rows_and_ids_lead_back_to_the_file(path: Path, options: dict[str, Any])
 
 def test_rows_of_files_with_a_test_part(tmp_path: Path) -> None:
     file = tmp_path / "d.npz"
-    np.savez(
-        file,
-        x_train=np.arange(12.0).reshape(6, 2),
-        y_train=np.arange(6) % 2,
-        x_test=np.ones((3, 2)),
-        y_test=np.zeros(3, int),
-    )
+    train = {"x_train": np.arange(12.0).reshape(6, 2), "y_train": np.arange(6) % 2}
+    np.savez(file, **train, x_test=np.ones((3, 2)), y_test=np.zeros(3, int))
     found = agt.load_dataset(file, samples=4, seed=1)
     assert (found.x_train[:, 0] / 2).tolist() == found.rows.train.tolist()
     assert found.rows.test.tolist() == [0, 1, 2]
@@ -68,18 +61,10 @@ def test_all_ways_to_name_samples_are_one_threat(path: Path) -> None:
     positions = [2, 5]
     rows = found.rows.train[positions].tolist()
     assert rows != positions
-    plain = agt.certify(
-        network(),
-        (found.x_train, found.y_train),
-        TRAINING,
-        agt.FeaturePoisoning(1, 0.01, samples=positions),
-    )
-    ways: list[dict[str, Any]] = [
-        {"samples": rows},
-        {"positions": positions},
-        {"ids": [f"p{row}" for row in rows]},
-    ]
-    for way in ways:
+    threat = agt.FeaturePoisoning(1, 0.01, samples=positions)
+    plain = agt.certify(network(), (found.x_train, found.y_train), TRAINING, threat)
+    ways = {"samples": rows, "positions": positions, "ids": [f"p{row}" for row in rows]}
+    for way in ({key: value} for key, value in ways.items()):
         result = certified(found, agt.FeaturePoisoning(1, 0.01, **way))
         for end in ("lower", "upper"):
             for name, values in getattr(result.reachable, end).items():
@@ -145,14 +130,10 @@ def test_a_radius_for_each_sample_follows_the_file(path: Path) -> None:
     found = data(path, seed=3, standardise=True)
     by_row = np.linspace(0.0, 0.1, COUNT)
     of_file = certified(found, agt.FeaturePoisoning(1, by_row))
-    plain = agt.certify(
-        network(),
-        (found.x_train, found.y_train),
-        TRAINING,
-        agt.FeaturePoisoning(1, by_row[found.rows.train]),
-    )
+    threat = agt.FeaturePoisoning(1, by_row[found.rows.train])
+    plain = agt.certify(network(), (found.x_train, found.y_train), TRAINING, threat)
     assert np.array_equal(of_file.reachable.upper["0.weight"], plain.reachable.upper["0.weight"])
-    error = reason(found, agt.FeaturePoisoning(1, by_row[found.rows.train]))
+    error = reason(found, threat)
     assert "16 values" in error.found
     assert "each of the 20 rows" in error.remedy
     order = data(path, test_fraction=0)

@@ -9,6 +9,7 @@ from milp_agt.attacks.goals import Goal, TrainedModels
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.properties.models import OutputForms
 from milp_agt.properties.question import Question
+from milp_agt.properties.triggers import descended
 
 # Widths of the smooth step that stands for "is hit", in units of the mean margin.
 SHARPNESS = (1.0, 0.3, 0.1, 0.03)
@@ -48,33 +49,20 @@ class QuestionGoal(Goal):
     def _inputs(self, models: TrainedModels, which: int) -> Tensor:
         """The test inputs (n, *shape), or the worst that were found in their boxes, (attacks, n, *shape)."""
         forms = self.question.forms[which]
-        low, high = forms.inputs.lower[CLEAN], forms.inputs.upper[CLEAN]
-        if torch.equal(low, high):
-            return low
+        if torch.equal(forms.inputs.lower, forms.inputs.upper):
+            return forms.inputs.lower[CLEAN]
+        centres = [other.inputs.centre[CLEAN] for other in self.question.forms]
         others = [
-            self._at(models, other, other.inputs.centre[CLEAN]).detach()
-            for other in self.question.forms
+            self._at(models, other, centre).detach()
+            for other, centre in zip(self.question.forms, centres, strict=True)
         ]
 
         def margins(inputs: Tensor) -> Tensor:
             values = [*others[:which], self._at(models, forms, inputs), *others[which + 1 :]]
             return self._margins(values)
 
-        attacks = len(models.parameters)
-        best = current = forms.inputs.centre[CLEAN].expand(attacks, *low.shape)
-        with torch.no_grad():
-            reached = margins(best)
-        for step in range(TRIGGER_STEPS):
-            leaf = current.detach().clone().requires_grad_()
-            with torch.enable_grad():
-                (slope,) = torch.autograd.grad(margins(leaf).sum(), leaf)
-            moved = current - 0.5**step * (high - low) * torch.sign(torch.nan_to_num(slope))
-            current = torch.minimum(torch.maximum(moved, low), high).detach()
-            with torch.no_grad():
-                found = margins(current)
-            better = (found < reached).reshape(*found.shape, *[1] * (current.dim() - 2))
-            reached, best = torch.minimum(found, reached), torch.where(better, current, best)
-        return best.detach()
+        start = centres[which].expand(len(models.parameters), *centres[which].shape)
+        return descended(margins, start, forms.inputs, [2.0**k for k in range(TRIGGER_STEPS)])
 
     def values(self, models: TrainedModels) -> Tensor:
         harm = -self.margins(models)

@@ -23,7 +23,7 @@ from milp_agt.attacks.search import Hunt
 from milp_agt.attacks.search_settings import Search
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.listed import Poisoned
-from milp_agt.core.deadline import Deadline, shorter
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.interval import CLEAN
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.errors import InvalidInputError, SoundnessError
@@ -195,8 +195,7 @@ class Refuter:
         unrolled = self.attacker.unrolled
         quantity = torch.from_numpy(aims).to(unrolled.poison.features.device)
         aim = Aim(quantity, torch.ones_like(quantity, dtype=torch.float64))
-        limit = shorter(self.attacker.search.time_limit, time.of_search(len(aims)))
-        hunt = Hunt(unrolled, goal, aim, replace(self.attacker.search, time_limit=limit))
+        hunt = Hunt(unrolled, goal, aim, self.attacker.search.within(time.of_search(len(aims))))
         best = hunt.run()
         time.ends.missed |= hunt.deadline.missed
         data = Packed.cat([first, best.data.rows(best.first_of_each_run())])

@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from milp_agt.attacks.attacker import Attack
-from milp_agt.core.reachable import Array, Bounds, ReachableSet
+from milp_agt.core.reachable import Bounds, ReachableSet
 from milp_agt.errors import SoundnessError
-
-
-class Extent(Protocol):
-    """Boxes that real runs span, as :class:`Attack` has them."""
-
-    @property
-    def lower(self) -> Mapping[str, Array]: ...
-
-    @property
-    def upper(self) -> Mapping[str, Array]: ...
-
-    @property
-    def mean_width(self) -> float: ...
-
-    @property
-    def max_width(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +76,7 @@ class ParameterSandwich:
         return _ratio(self.certified, self.reached)
 
     @staticmethod
-    def of(reachable: ReachableSet, attack: Extent) -> ParameterSandwich:
+    def of(reachable: ReachableSet, attack: Attack) -> ParameterSandwich:
         """See that every end of every parameter that attacks reached is inside the set.
 
         Raises:

@@ -18,9 +18,10 @@ from milp_agt.attacks.search_settings import Search
 from milp_agt.attacks.selection import Selector, random_poisoning
 from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.unrolled import Pace, Poisoning, State, Unrolled
-from milp_agt.attacks.ways import all_ways
+from milp_agt.bounds.listed import count_choices, list_choices
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.threats.poison import Whole
 from milp_agt.training import inputs
 
 LARGEST_CHUNK = 4096  # attacks in one pass
@@ -107,12 +108,22 @@ class Hunt:
         return (count + 1) // 2 if self.halved else count
 
     def _enumerated(self) -> bool:
-        """Whether every admissible poisoning was tried."""
-        ways = all_ways(self.selector, self.search.enumerate)
-        if ways is None:
+        """Whether every admissible poisoning was tried, where they are finitely many and few."""
+        run, known = self.unrolled, self.selector.restriction
+        poison = run.poison
+        if run.present is not None and run.middle is None:
+            poison = replace(poison, whole=Whole.REMOVED)
+        apart = poison.label_quota is not None and known.inside
+        if apart or count_choices(poison, known) > self.search.enumerate:
             return False
-        for part in torch.arange(len(ways)).split(self.chunk):
-            self._evaluate(ways.poisoning(self.unrolled, part))
+        choices = list_choices(poison, known)
+        for first in range(1, len(choices), self.chunk):  # 0 are the data as given
+            part = slice(first, first + self.chunk)
+            labels = choices.labels(part, run.cover)
+            features = choices.features(part, run.cover)
+            features = features.expand(len(labels), *poison.features.shape)
+            there = choices.present(part, run.cover)
+            self._evaluate(Poisoning(*run.moves.project(features, labels), there))
         return True
 
     def _together(self, corners: Corners | None, aims: Tensor) -> SingleGains | None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import torch
 from torch import nn
 
 from milp_agt.attacks import Attacker, Search
@@ -34,7 +32,7 @@ from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits
 from milp_agt.core.rounding import FLOAT64, PRECISIONS
-from milp_agt.core.torch_modes import own_modes
+from milp_agt.core.torch_modes import own_modes, threads
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.recording import NominalCheck, RecordedRun, Recording, of_recording
@@ -222,7 +220,7 @@ def certify(
         result = replace(result, decider=decider)
     if attack is False:
         return result
-    with _threads(plan.single_thread):
+    with threads(1 if plan.single_thread else None):
         return result.attacked(attacker)
 
 
@@ -264,10 +262,10 @@ def _tell(plan: planning.Plan, time_limit: float | None) -> None:
 
 def _finish(run: RunInProgress, keeper: Checkpoint | None, on_step: OnStep | None) -> Result | None:
     """Bound all remaining steps, and save each before the next begins; None if a list was given up."""
-    steps = run.plan.steps
+    steps, one = run.plan.steps, 1 if run.plan.single_thread else None
     try:
         for index in range(len(run.records), steps):
-            with _threads(run.plan.single_thread):
+            with threads(one):
                 run.advance()
             if isinstance(run, ListedRun) and run.gave_up is not None:
                 return None
@@ -279,18 +277,6 @@ def _finish(run: RunInProgress, keeper: Checkpoint | None, on_step: OnStep | Non
         if keeper is not None:
             keeper.flush()
     return run.result()
-
-
-@contextmanager
-def _threads(single: bool) -> Iterator[None]:
-    """One thread if tensors are small; restores the caller's setting."""
-    before = torch.get_num_threads()
-    if single:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _solvers(plan: planning.Plan, name: str | None) -> dict[Relaxation, Solver]:

@@ -8,8 +8,9 @@ import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 
@@ -151,7 +152,8 @@ class Checkpoint:
         files = {name: digest for name, digest in self._files.items() if name in parts}
         for name, content in {**parts, state: snapshot.state}.items():
             if name not in files:
-                files[name] = _replace_tensors(self.folder / name, content)
+                replace(self.folder / name, partial(torch.save, dict(content)))
+                files[name] = _digest(self.folder / name)
         manifest = {
             "version": VERSION,
             "step": snapshot.step,
@@ -169,40 +171,17 @@ class Checkpoint:
     def _read(self, name: str, device: torch.device) -> dict[str, Any]:
         path = self.folder / name
         try:
-            with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != self._files[name]:
-                    raise ValueError("contents that do not match their hash")
+            if _digest(path) != self._files[name]:
+                raise ValueError("contents that do not match their hash")
             plain: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
             raise _damaged(path, str(error)) from None
         return plain
 
 
-class _Hashing:
-    """A stream that hashes the bytes written to it."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self.digest = stream, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self._stream.write(data)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
-def _replace_tensors(path: Path, content: Mapping[str, Any]) -> str:
-    digest = ""
-
-    def write(stream: IO[bytes]) -> None:
-        nonlocal digest
-        hashing = _Hashing(stream)
-        torch.save(dict(content), cast(IO[bytes], hashing))
-        digest = hashing.digest.hexdigest()
-
-    replace(path, write)
-    return digest
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _damaged(path: Path, found: str) -> InvalidInputError:

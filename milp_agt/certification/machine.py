@@ -8,6 +8,8 @@ from time import perf_counter
 
 import torch
 
+from milp_agt.core.torch_modes import threads
+
 # Seconds of the work below on one core of the machine on which the speeds in ``sizes`` were measured.
 REFERENCE = 1.85e-3
 REPEATED = 5
@@ -22,13 +24,9 @@ def slowness() -> float:
     matters little. Only what depends on a time limit is scaled by it; without one, the same run is bounded in
     the same way on every machine.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         _work()
         best = min(_work() for _ in range(REPEATED))
-    finally:
-        torch.set_num_threads(threads)
     return float(2.0 ** max(0, round(math.log2(best / REFERENCE))))
 
 

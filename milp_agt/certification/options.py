@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from milp_agt.core.arguments import of_kind
+from milp_agt.core.deadline import shorter
 from milp_agt.core.option_table import Count, Index, Memory, NonNegative, Table, problem, told
 from milp_agt.core.relaxation import levels
 from milp_agt.core.results import Limits
@@ -197,6 +198,10 @@ class CertifyOptions(Table):
     def steps_of(self, window: int | Literal["T"] | None, total: int) -> int | None:
         """A window as a count of steps, of a run of ``total`` steps."""
         return total if window == "T" else window
+
+    def within(self, seconds: float | None) -> Self:
+        """The same with a time limit of so many seconds at most."""
+        return self.changed({"time_limit": shorter(self.time_limit, seconds)})
 
     def changed(self, given: Mapping[str, Any]) -> Self:
         """These options with some replaced; ``solve_limits=agt.Limits(...)`` stands for three of them.

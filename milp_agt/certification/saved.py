@@ -9,8 +9,7 @@ from torch import nn
 
 from milp_agt.io.files import Archive
 from milp_agt.training.layers.builder import layer_rules
-from milp_agt.training.plain_calls import CALLS, unpacked
-from milp_agt.training.rebuilt import Forward, Group
+from milp_agt.training.plain_calls import CALLS, Forward, Group, unpacked
 
 FILE = Archive("A saved result", 1, "give a file that result.save(path) wrote, or save it again")
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from milp_agt.cli import common
 from milp_agt.cli.progress import progress
-from milp_agt.core.deadline import Deadline, shorter
+from milp_agt.core.deadline import Deadline
 from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
-    from milp_agt.attacks import Attack, Objective, Search
+    from milp_agt.attacks import Attack, Objective
     from milp_agt.runfile.run_file import LoadedRun
 
 
@@ -52,11 +52,6 @@ def _attack(arguments: argparse.Namespace) -> int:
         search = replace(search, seed=arguments.seed)
     deadline = Deadline.within(arguments.time_limit)
     folder = AttackFolder(arguments.out, config, run.dataset, search, force=arguments.force)
-
-    def within_share(left: int) -> Search:
-        """The search within its share of the time of the command, of so many searches that are left."""
-        return replace(search, time_limit=shorter(search.time_limit, deadline.share(left)))
-
     aims = _aims(run)
     found: dict[str, Attack] = {}
     with progress("searches", arguments.quiet) as advance:
@@ -66,14 +61,14 @@ def _attack(arguments: argparse.Namespace) -> int:
                 run.dataset,
                 run.training,
                 run.threat,
-                search=within_share(len(aims) + 1),
+                search=search.within(deadline.share(len(aims) + 1)),
                 device=run.options.device,
             )
             found[parameters.objective] = parameters
             for done, (name, objective) in enumerate(aims, 1):
                 folder.save(found, complete=False)
                 advance(done, len(aims) + 1, name)
-                own = within_share(len(aims) + 1 - done)
+                own = search.within(deadline.share(len(aims) + 1 - done))
                 attacker = replace(parameters.attacker, search=own)
                 found[name] = replace(parameters, attacker=attacker).towards(objective)
         except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from milp_agt.core.deadline import Deadline, shorter
+from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def search_of(run: LoadedRun) -> Search:
     if run.options.time_limit is None:
         return run.search
     share = ATTACKS_SHARE * run.options.time_limit / (1 + len(run.properties))
-    return replace(run.search, time_limit=shorter(run.search.time_limit, share))
+    return run.search.within(share)
 
 
 def judged(run: LoadedRun, result: Result, begun: float) -> tuple[Result, list[Verdict]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from milp_agt.cli import common
 from milp_agt.cli.progress import Advance, progress
-from milp_agt.core.deadline import Deadline, shorter
+from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace_text
 
@@ -165,8 +165,8 @@ def _certifier(
         radius = getattr(threat, "radius", None)
         named = f"run {len(limits) + 1}: budget {threat.budget}"
         named += f", radius {radius:g}" if isinstance(radius, (int, float)) else ""
-        limit = shorter(run.options.time_limit, deadline.share(runs - len(limits)))
-        result = run._replace(options=run.options.changed({"time_limit": limit})).certify(
+        options = run.options.within(deadline.share(runs - len(limits)))
+        result = run._replace(options=options).certify(
             threat, on_step=lambda _result, step, steps: advance(step, steps, named)
         )
         limits.append(result.limit_reached)

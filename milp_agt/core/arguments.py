@@ -65,12 +65,8 @@ def at_least(value: object, lowest: float, what: str, remedy: str, *, whole: boo
         InvalidInputError: not a number, a bool, NaN, a fraction if ``whole``, or a smaller number.
     """
     if not is_at_least(value, lowest, whole=whole):
-        wanted = "a whole number" if whole else "a number"
-        raise InvalidInputError(
-            f"{what} must be {wanted} >= {lowest:g}",
-            f"{type(value).__name__} {value!r:.60}",
-            remedy,
-        )
+        asked = f"{what} must be {'a whole' if whole else 'a'} number >= {lowest:g}"
+        raise InvalidInputError(asked, f"{type(value).__name__} {value!r:.60}", remedy)
 
 
 def array_of(value: object, what: str, remedy: str) -> npt.NDArray[Any]:

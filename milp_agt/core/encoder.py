@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -73,13 +73,9 @@ class Encoder:
     """
 
     def __init__(
-        self,
-        exact_phases: bool,
-        exact_products: bool = False,
-        envelopes: bool = True,
+        self, exact_phases: bool, exact_products: bool = False, envelopes: bool = True
     ) -> None:
-        self.exact_phases = exact_phases
-        self.exact_products = exact_products
+        self.exact_phases, self.exact_products = exact_phases, exact_products
         self.envelopes = envelopes
         self.selection: SelectionColumns | None = None
         self.origin = ""
@@ -147,11 +143,7 @@ class Encoder:
         return Expression(matrix, np.zeros(index.size), np.zeros(index.size), shape)
 
     def rows(
-        self,
-        expression: Expression,
-        lower: Array | float,
-        upper: Array | float,
-        lazy: bool = False,
+        self, expression: Expression, lower: Array | float, upper: Array | float, lazy: bool = False
     ) -> None:
         """Rows ``lower <= expression <= upper``; rows with two infinite sides are dropped.
 
@@ -206,9 +198,8 @@ class Encoder:
         flat = expression.reshape((expression.size,))
         hull = box.hull()
         low, high = as_arrays(hull, expression.shape)
-        counts = np.diff(flat.matrix.indptr)
         index = np.full(flat.size, -1, dtype=np.int64)
-        one = np.flatnonzero(counts == 1)
+        one = np.flatnonzero(np.diff(flat.matrix.indptr) == 1)
         own = flat.matrix.indptr[one]
         index[one] = flat.matrix.indices[own]
         is_column = np.zeros(flat.size, dtype=np.bool_)
@@ -229,14 +220,8 @@ class Encoder:
         """
         (low, down), (high, up) = self._charged(offsets.lower), self._charged(-offsets.upper)
         below, above = self._paid(expression, -down), self._paid(expression, up)
-        error = Expression(
-            sp.csr_matrix((expression.size, 0)),
-            np.zeros(expression.size),
-            np.zeros(expression.size),
-            expression.shape,
-            Slack(below, above, low, -high),
-        )
-        return add([expression, error])
+        none = Expression.of(np.zeros(expression.shape))
+        return add([expression, replace(none, slack=Slack(below, above, low, -high))])
 
     def _charged(self, offsets: Tensor) -> tuple[Array, Array]:
         """The clean intercept (elements,), and how much lower it may be in each other state.

@@ -34,7 +34,11 @@ def numbers_of(values: object, what: str) -> Array:
             asked, f"a sparse {name}", "give it dense: .toarray(), or .to_dense() in torch"
         )
     if isinstance(values, np.ma.MaskedArray):
-        return _unmasked(values, asked)
+        mask = np.ma.getmaskarray(values)
+        if mask.any():
+            found = f"{int(mask.sum())} masked values, the first at {_first(mask)}"
+            raise InvalidInputError(asked, found, _MISSING)
+        return _plain(np.asarray(values.data), asked, name)
     if hasattr(values, "columns") and hasattr(values, "dtypes"):
         return _frame(values, asked)
     if hasattr(values, "to_numpy") and hasattr(values, "name"):
@@ -44,14 +48,11 @@ def numbers_of(values: object, what: str) -> Array:
             warnings.simplefilter("error", np.exceptions.VisibleDeprecationWarning)
             array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        rows = isinstance(values, (list, tuple))
-        raise InvalidInputError(
-            asked,
-            f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            "give rows of one length, with a number in every place"
-            if rows
-            else "give an array of numpy or torch",
-        ) from None
+        remedy = "give an array of numpy or torch"
+        if isinstance(values, (list, tuple)):
+            remedy = "give rows of one length, with a number in every place"
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInputError(asked, f"{name}: {text}", remedy) from None
     return _plain(array, asked, name)
 
 
@@ -64,14 +65,8 @@ def _is_sparse(values: object) -> bool:
     return any(type(dtype).__name__ == "SparseDtype" for dtype in dtypes)
 
 
-def _unmasked(values: np.ma.MaskedArray[Any, Any], asked: str) -> Array:
-    mask = np.ma.getmaskarray(values)
-    if mask.any():
-        first = tuple(int(i) for i in np.argwhere(mask)[0])
-        raise InvalidInputError(
-            asked, f"{int(mask.sum())} masked values, the first at {first}", _MISSING
-        )
-    return _plain(np.asarray(values.data), asked, "MaskedArray")
+def _first(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(mask)[0])
 
 
 def _frame(frame: Any, asked: str) -> Array:
@@ -143,7 +138,7 @@ def _objects(array: Array, asked: str, where: str) -> Array:
     if not any(wrong):
         return np.array(flat, dtype=np.float64).reshape(array.shape)
     bad = np.array(wrong).reshape(array.shape)
-    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    at = _first(bad)
     value = array[at]
     found = f"{where}: {int(bad.sum())} entries that are no numbers, "
     if array.ndim == 2:
@@ -153,3 +148,64 @@ def _objects(array: Array, asked: str, where: str) -> Array:
     raise InvalidInputError(
         asked, f"{found}the first {value!r:.40} at {at}", _MISSING if missing else _TEXT
     )
+
+
+SHOWN = 8
+
+
+def all_finite(
+    asked: str, what: str, values: Array, names: tuple[str, ...] = (), lines: Array | None = None
+) -> None:
+    """See that all numbers of (n, ...) are finite.
+
+    The error names the columns where they are few, which is the cause far more often than the
+    samples are, and the first sample.
+
+    Args:
+        asked, what: for the message.
+        names: of the columns; they are counted from 0 where there are none.
+        lines: of each sample in its file.
+
+    Raises:
+        InvalidInputError: a NaN or an infinity.
+    """
+    bad = ~np.isfinite(values)
+    if not bad.any():
+        return
+    flat = bad.reshape(len(bad), -1)
+    count, columns, rows = int(bad.sum()), np.flatnonzero(flat.any(0)), np.flatnonzero(flat.any(1))
+    kind = "NaN" if np.isnan(values[bad]).all() else "NaN or infinite"
+    first = f"sample {rows[0]}" + ("" if lines is None else f" (line {int(lines[rows[0]])})")
+    whole = np.flatnonzero(flat.all(0))
+    if flat.shape[1] == 1 and not names:
+        where = f"in samples {_some(rows)}"
+        remedy = "drop or impute these samples before training"
+    elif len(whole):
+        where = f"in {_columns(whole, names)} of every sample" + (
+            f", and {count - len(whole) * len(flat)} elsewhere"
+            if count > len(whole) * len(flat)
+            else ""
+        )
+        remedy = (
+            "leave these columns out, or see why they are empty (a division by 0, a failed join)"
+        )
+    elif len(columns) <= max(1, flat.shape[1] // 4) or len(rows) > SHOWN:
+        where = f"in {_columns(columns, names)} of samples {_some(rows)}"
+        where += f" ({len(rows)} of {len(flat)}), the first {first}" if len(rows) > SHOWN else ""
+        remedy = "impute these columns, or drop these samples"
+    else:
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        where = f"in samples {_some(rows)}, the first at {at}"
+        remedy = "drop or impute these samples before training"
+    raise InvalidInputError(asked, f"{count} {kind} values among {what}, {where}", remedy)
+
+
+def _some(numbers: Array) -> str:
+    shown = ", ".join(map(str, numbers[:SHOWN].tolist()))
+    return shown + (", ..." if len(numbers) > SHOWN else "")
+
+
+def _columns(columns: Array, names: tuple[str, ...]) -> str:
+    shown = [f"'{names[c]}'" if names else str(c) for c in columns[:SHOWN].tolist()]
+    more = ", ..." if len(columns) > SHOWN else ""
+    return f"column{'s' if len(columns) > 1 else ''} {', '.join(shown)}{more}"

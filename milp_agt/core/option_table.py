@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from functools import reduce
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, get_type_hints
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache, reduce
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
+import numpy as np
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,8 +42,6 @@ Index = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, json_schema_extra={"x-unit": "seconds"})]
 Memory = Annotated[str, Field(examples=["4GiB"])]
 KIND = "The kind of this table, which decides what other keys it has."
-
-
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -80,11 +92,14 @@ class Kinds(Generic[TableType]):
 
     Args:
         what: the key of the run file, for messages.
+        base: of tables that are made of dataclasses.
         find: imports the modules that register tables of ours.
     """
 
-    def __init__(self, what: str, find: Callable[[], object] = lambda: None) -> None:
-        self._what, self._find = what, find
+    def __init__(
+        self, what: str, base: type[TableType], find: Callable[[], object] = lambda: None
+    ) -> None:
+        self._what, self._base, self._find = what, base, find
         self._tables: dict[str, type[TableType]] = {}
 
     def register(self, table: type[TableType]) -> type[TableType]:
@@ -102,6 +117,21 @@ class Kinds(Generic[TableType]):
             )
         self._tables[kind] = table
         return table
+
+    def kind(
+        self, kind: str, about: str, base: type[TableType] | None = None
+    ) -> Callable[[type[Class]], type[Class]]:
+        """Class decorator: enter a dataclass as a kind; its fields with a :class:`Key` are the keys.
+
+        Raises:
+            InvalidInputError: a kind that is taken.
+        """
+
+        def enter(cls: type[Class]) -> type[Class]:
+            self.register(table_of(cls, base or self._base, about, kind=kind))
+            return documented(cls)
+
+        return enter
 
     def forget(self, kind: str) -> None:
         """Take a kind out again."""
@@ -138,12 +168,12 @@ class Key:
 
     Attributes:
         values: what the key takes there.
-        means: one sentence or more; Python reads it below ``Attributes:``.
+        means: one sentence or more; what the class says of the field below ``Attributes:`` unless given.
         required: whether a run file has to give it where Python has a default.
     """
 
     values: Any
-    means: str
+    means: str = ""
     required: bool = False
 
     def field(self, default: object = MISSING) -> tuple[Any, Any]:
@@ -155,15 +185,95 @@ class Key:
         return self.values | None, Field(default=None, description=self.means)
 
 
+@cache
+def _keys(cls: type) -> dict[str, Key]:
+    hints = get_type_hints(cls, include_extras=True)
+    told: dict[str, str] = {}
+    for home in reversed(cls.__mro__):
+        told |= _attributes(home.__doc__ or "")
+    marks = {each.name: getattr(hints[each.name], "__metadata__", ()) for each in fields(cls)}
+    return {
+        name: key if key.means else replace(key, means=told.get(name, ""))
+        for name, found in marks.items()
+        for key in found
+        if isinstance(key, Key)
+    }
+
+
+def _attributes(doc: str) -> dict[str, str]:
+    """What a docstring says of each attribute, as a sentence with single backquotes."""
+    _, _, text = doc.partition("\n    Attributes:\n")
+    text = text.partition("\n\n")[0]
+    found = re.findall(r"^ {8}(\w+): (.+(?:\n {9,}.+)*)", text, re.MULTILINE)
+    told = {name: " ".join(entry.split()).replace("``", "`") for name, entry in found}
+    return {name: entry[:1].upper() + entry[1:] for name, entry in told.items()}
+
+
 def keys_of(cls: type) -> dict[str, tuple[Any, Any]]:
     """The keys of a dataclass as fields of a table."""
-    hints = get_type_hints(cls, include_extras=True)
-    found = {}
-    for each in fields(cls):
-        for key in getattr(hints[each.name], "__metadata__", ()):
-            if isinstance(key, Key):
-                found[each.name] = key.field(each.default)
+    defaults = {each.name: each.default for each in fields(cls)}
+    return {name: key.field(defaults[name]) for name, key in _keys(cls).items()}
+
+
+def unfit(given: Any) -> dict[str, InvalidInputError]:
+    """What is wrong with the numbers and truth values of a dataclass, by field, as its keys say.
+
+    Numbers may be numpy's; None is right where it is the default. Keys of other values are left alone.
+    """
+    kind: Any = type(given)
+    defaults, found = {each.name: each.default for each in fields(given)}, {}
+    for field, key in _keys(kind).items():
+        value = getattr(given, field)
+        wanted = _wanted(key.values, value)
+        if wanted is not None and not (value is None and defaults[field] is None):
+            or_none = ", or None" * (defaults[field] is None)
+            found[field] = InvalidInputError(
+                f"{kind.__name__} needs {field} to be {wanted}{or_none}",
+                f"{field} = {value!r:.80}",
+                f"change {field}",
+            )
     return found
+
+
+def check_fields(given: Any) -> None:
+    """See that the numbers of a dataclass are as its keys say; those of numpy become plain ones.
+
+    Raises:
+        InvalidInputError: the first that is not, see :func:`unfit`.
+    """
+    for error in unfit(given).values():
+        raise error
+    for each in fields(given):
+        if isinstance(value := getattr(given, each.name), np.generic):
+            object.__setattr__(given, each.name, value.item())
+
+
+_LIMITS = {"gt": (">", operator.gt), "ge": (">=", operator.ge), "lt": ("<", operator.lt)}
+
+
+def _wanted(kind: Any, value: Any) -> str | None:
+    """What a value should be that is no number, truth value or list of numbers of this kind."""
+    base, *marks = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    if get_origin(base) is list:
+        if not isinstance(value, (tuple, list, np.ndarray)) or (not len(value) and marks):
+            return "a list of numbers"
+        (inner,) = get_args(base)
+        return next((f"a list, {w} each" for v in value if (w := _wanted(inner, v))), None)
+    if get_origin(base) is Literal:
+        known = isinstance(value, str) and value in get_args(base)
+        return None if known else f"one of {', '.join(map(repr, get_args(base)))}"
+    if base is bool:
+        return None if isinstance(value, bool) else "True or False"
+    if base not in (int, float):
+        return None
+    found = [each for mark in marks for each in mark.metadata]
+    limits = [(*_LIMITS[n], getattr(m, n)) for m in found for n in _LIMITS if hasattr(m, n)]
+    real = (int, np.integer) if base is int else (int, float, np.integer, np.floating)
+    fits = isinstance(value, real) and not isinstance(value, bool) and math.isfinite(value)
+    if fits and all(holds(value, limit) for _, holds, limit in limits):
+        return None
+    words = " and ".join(f"{sign} {limit:g}" for sign, _, limit in limits)
+    return f"{'a whole' if base is int else 'a'} number {words}".rstrip()
 
 
 def table_of(
@@ -196,8 +306,11 @@ def told(name: str, description: str) -> str:
 
 
 def documented(cls: type[Class]) -> type[Class]:
-    """Class decorator: the keys of a dataclass, as a part of its docstring."""
-    lines = [told(name, field.description) for name, (_, field) in keys_of(cls).items()]
+    """Class decorator: the keys that a dataclass inherits, as a part of its docstring."""
+    own, keys = _attributes(cls.__doc__ or ""), keys_of(cls)
+    lines = [told(name, key.description) for name, (_, key) in keys.items() if name not in own]
+    if not lines:
+        return cls
     before, raises, after = (cls.__doc__ or "").partition("\n    Raises:")
     if "Attributes:" not in before:
         before = f"{before.rstrip()}\n\n    Attributes:"

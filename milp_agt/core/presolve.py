@@ -141,12 +141,8 @@ def _without_equals(program: Program) -> Program:
     np.minimum.at(first, group, np.arange(group.size))
     keep = np.zeros(group.size, dtype=np.bool_)
     keep[first] = True
-    merged = replace(
-        program,
-        row_lower=lower[group],
-        row_upper=upper[group],
-        lazy=waiting[group],
-    )
+    low, high = lower[group], upper[group]
+    merged = replace(program, row_lower=low, row_upper=high, lazy=waiting[group])
     return _kept(merged, keep)
 
 

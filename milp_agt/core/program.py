@@ -36,14 +36,6 @@ class Curve:
     argument: int
 
 
-def _no_products() -> Index:
-    return np.zeros((0, 3), dtype=np.int64)
-
-
-def _no_rows() -> npt.NDArray[np.bool_]:
-    return np.zeros(0, dtype=np.bool_)
-
-
 @dataclass(frozen=True)
 class Program:
     """The feasible set ``{x : lower <= x <= upper, row_lower <= A x <= row_upper, x_j integer for j in I}``
@@ -77,39 +69,33 @@ class Program:
     row_upper: Array
     row_origin: Origin = ()
     column_origin: Origin = ()
-    products: Index = field(default_factory=_no_products)
+    products: Index = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int64))
     curves: tuple[Curve, ...] = ()
-    lazy: npt.NDArray[np.bool_] = field(default_factory=_no_rows)
+    lazy: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     def __post_init__(self) -> None:
         rows, columns = self.matrix.shape
         if self.lazy.size == 0:
             object.__setattr__(self, "lazy", np.zeros(rows, dtype=np.bool_))
-        shapes = {
-            "lower": (self.lower.shape, (columns,)),
-            "upper": (self.upper.shape, (columns,)),
-            "integer": (self.integer.shape, (columns,)),
-            "row_lower": (self.row_lower.shape, (rows,)),
-            "row_upper": (self.row_upper.shape, (rows,)),
-            "lazy": (self.lazy.shape, (rows,)),
-            "products": (self.products.shape, (len(self.products), 3)),
-        }
-        for name, (found, wanted) in shapes.items():
+        of_columns = dict.fromkeys(("lower", "upper", "integer"), (columns,))
+        of_rows = dict.fromkeys(("row_lower", "row_upper", "lazy"), (rows,))
+        shapes = {**of_columns, **of_rows, "products": (len(self.products), 3)}
+        for name, wanted in shapes.items():
+            found = getattr(self, name).shape
             if found != wanted:
                 raise EncodingError(f"A program needs '{name}' of shape {wanted}", f"shape {found}")
-        if not (np.isfinite(self.lower).all() and np.isfinite(self.upper).all()):
-            bad = int(np.flatnonzero(~(np.isfinite(self.lower) & np.isfinite(self.upper)))[0])
-            raise EncodingError(
+        for bad, asked, remedy in (
+            (
+                ~(np.isfinite(self.lower) & np.isfinite(self.upper)),
                 "Every column of a program needs finite bounds",
-                f"column {bad} has [{self.lower[bad]}, {self.upper[bad]}]",
                 "bound the node by a cheaper relaxation first",
-            )
-        if (self.lower > self.upper).any():
-            bad = int(np.flatnonzero(self.lower > self.upper)[0])
-            raise EncodingError(
-                "Every column of a program needs lower <= upper",
-                f"column {bad} has [{self.lower[bad]}, {self.upper[bad]}]",
-            )
+            ),
+            (self.lower > self.upper, "Every column of a program needs lower <= upper", ""),
+        ):
+            if bad.any():
+                first = int(np.flatnonzero(bad)[0])
+                found = f"column {first} has [{self.lower[first]}, {self.upper[first]}]"
+                raise EncodingError(asked, found, remedy)
         if not np.isfinite(self.matrix.data).all():
             raise EncodingError(
                 "Row coefficients must be finite", "a NaN or an infinity in the matrix"
@@ -121,15 +107,13 @@ class Program:
     def size(self) -> dict[str, int]:
         """Counts of columns, rows, integer columns, non-zeros, bilinear terms and exact functions."""
         rows, columns = self.matrix.shape
-        counts = (
-            columns,
-            rows,
+        terms = (
             int(self.integer.sum()),
             int(self.matrix.nnz),
             len(self.products),
             len(self.curves),
         )
-        return dict(zip(SIZES, counts, strict=True))
+        return dict(zip(SIZES, (columns, rows, *terms), strict=True))
 
     @property
     def is_linear(self) -> bool:
@@ -143,13 +127,9 @@ class Program:
     def violation(self, point: Array) -> float:
         """Largest violation of a bound or row at ``point`` (columns,); 0 when feasible."""
         activity = self.matrix @ point
-        gaps = [
-            self.lower - point,
-            point - self.upper,
-            self.row_lower - activity,
-            activity - self.row_upper,
-        ]
-        return float(max((g.max(initial=0.0) for g in gaps), default=0.0))
+        of_columns = np.maximum(self.lower - point, point - self.upper)
+        of_rows = np.maximum(self.row_lower - activity, activity - self.row_upper)
+        return float(max(of_columns.max(initial=0.0), of_rows.max(initial=0.0)))
 
     def part(
         self, rows: npt.NDArray[np.bool_], columns: npt.NDArray[np.bool_] | None = None

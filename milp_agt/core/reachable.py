@@ -107,24 +107,18 @@ class ReachableSet:
                 f"{type(state_dict).__name__} {state_dict!r:.60}",
                 "give model.state_dict()",
             )
+        remedy, inside = "pass the state_dict() of the certified architecture", True
         for name, low in self.lower.items():
             if name not in state_dict:
-                raise InvalidInputError(
-                    f"A model with parameter '{name}' is needed",
-                    f"parameters {sorted(state_dict)}",
-                    "pass the state_dict() of the certified architecture",
-                )
+                asked = f"A model with parameter '{name}' is needed"
+                raise InvalidInputError(asked, f"parameters {sorted(state_dict)}", remedy)
             value = state_dict[name]
             array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
             if array.shape != low.shape:
-                raise InvalidInputError(
-                    f"Parameter '{name}' needs shape {low.shape}",
-                    f"shape {array.shape}",
-                    "pass the state_dict() of the certified architecture",
-                )
-            if not ((low <= array) & (array <= self.upper[name])).all():
-                return False
-        return True
+                asked = f"Parameter '{name}' needs shape {low.shape}"
+                raise InvalidInputError(asked, f"shape {array.shape}", remedy)
+            inside &= bool(((low <= array) & (array <= self.upper[name])).all())
+        return inside
 
 
 @dataclass(frozen=True)

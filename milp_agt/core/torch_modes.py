@@ -26,9 +26,38 @@ def own_modes() -> Iterator[None]:
         UnsupportedOperationError: autocast, or a mode or a default hook that changes what torch
             computes: the run was then not the one that is certified.
     """
-    _refuse_modes()
+    found = [
+        f"autocast on '{device}', which computes in half precision"
+        for device in ("cpu", "cuda")
+        if torch.is_autocast_enabled(device)
+    ]
+    found += [
+        f"the mode {type(mode).__name__}, which may change every operation"
+        for mode in (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())
+        if not isinstance(mode, DeviceContext)
+    ]
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        found.append("saved_tensors_hooks, which may change what gradients are computed from")
+    if found:
+        raise UnsupportedOperationError(
+            "A run is certified and attacked as plain torch computes it",
+            "; ".join(found),
+            "leave the with-block (or the mode) before calling, and train without it",
+        )
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Inside, torch has so many threads, as before where None; it has the caller's afterwards."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def float32_products_are_exact() -> bool:
@@ -47,24 +76,3 @@ def float32_products_are_exact() -> bool:
     )
     found = {getattr(each, "fp32_precision", "none") for each in settings}
     return plain and found <= {"ieee", "none"}
-
-
-def _refuse_modes() -> None:
-    found = []
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            found.append(f"autocast on '{device}', which computes in half precision")
-    modes = (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack())
-    found += [
-        f"the mode {type(mode).__name__}, which may change every operation"
-        for mode in modes
-        if not isinstance(mode, DeviceContext)
-    ]
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-        found.append("saved_tensors_hooks, which may change what gradients are computed from")
-    if found:
-        raise UnsupportedOperationError(
-            "A run is certified and attacked as plain torch computes it",
-            "; ".join(found),
-            "leave the with-block (or the mode) before calling, and train without it",
-        )

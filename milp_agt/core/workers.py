@@ -53,7 +53,7 @@ def _collect(
 ) -> bool:
     """Add the answers of some pieces to ``found``; False if a worker died."""
     joblib: Any = import_module("joblib")
-    jobs = (joblib.delayed(_numbered)(k, task, arguments(pieces[k])) for k in numbers)
+    jobs = (joblib.delayed(_numbered)(k, task, *arguments(pieces[k])) for k in numbers)
     try:
         pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
         answers: Iterable[tuple[int, Answer]] = pool(jobs)
@@ -66,7 +66,5 @@ def _collect(
     return True
 
 
-def _numbered(
-    number: int, task: Callable[..., Answer], arguments: tuple[Any, ...]
-) -> tuple[int, Answer]:
+def _numbered(number: int, task: Callable[..., Answer], *arguments: Any) -> tuple[int, Answer]:
     return number, task(*arguments)

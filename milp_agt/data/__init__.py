@@ -9,11 +9,4 @@ from milp_agt.data.dataset import (
     load_dataset,
 )
 
-__all__ = [
-    "Array",
-    "Dataset",
-    "DatasetUnavailableError",
-    "Task",
-    "dataset_names",
-    "load_dataset",
-]
+__all__ = ["Array", "Dataset", "DatasetUnavailableError", "Task", "dataset_names", "load_dataset"]

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.core.missing import all_finite
-from milp_agt.core.numbers import numbers_of
+from milp_agt.core.numbers import all_finite, numbers_of
 from milp_agt.errors import InvalidInputError
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,8 +19,7 @@ import numpy.typing as npt
 from milp_agt.core.arguments import at_least, columns_of, is_at_least, listed, of_kind, same_rows
 from milp_agt.data.checks import checked, copied
 from milp_agt.data.origin import UNKNOWN, Origin, Parts, Scaling
-from milp_agt.data.parts import ids_of, own_test_part, scale, split
-from milp_agt.data.projection import project
+from milp_agt.data.parts import ids_of, own_test_part, project, scale, split
 from milp_agt.data.sources import DatasetUnavailableError, Reading, dataset_names, read
 from milp_agt.errors import InvalidInputError
 
@@ -110,14 +109,8 @@ class Dataset:
         same_rows(x_train, y_train, asked)
         same_rows(x_test, y_test, asked)
         given_x, given_y = copied(x_train, "x_train"), copied(y_train, "y_train")
-        x, y = checked(
-            asked,
-            "",
-            given_x,
-            given_y,
-            task,
-            own if given_x.ndim == 2 and len(own) == given_x.shape[1] else (),
-        )
+        named = own if given_x.ndim == 2 and len(own) == given_x.shape[1] else ()
+        x, y = checked(asked, "", given_x, given_y, task, named)
         x_held, y_held = x[:0], y[:0]
         if x_test is not None and y_test is not None:
             other = columns_of(x_test)
@@ -153,12 +146,9 @@ class Dataset:
             InvalidInputError: numbers beyond the range of float32.
         """
         parts = {n: getattr(self, n) for n in ("x_train", "y_train", "x_test", "y_test")}
+        real = {name: array for name, array in parts.items() if array.dtype == np.float64}
         with np.errstate(over="ignore"):
-            rounded = {
-                name: array.astype(np.float32).astype(np.float64)
-                for name, array in parts.items()
-                if array.dtype == np.float64
-            }
+            rounded = {n: a.astype(np.float32).astype(np.float64) for n, a in real.items()}
         for name, array in rounded.items():
             if not np.isfinite(array).all():
                 raise InvalidInputError(
@@ -248,17 +238,14 @@ def load_dataset(
     """
     asked = f"Load data set '{name_or_path}'"
     of_kind(name_or_path, (str, Path), "A data set", "give its name, or the path of its file")
-    _check_options(asked, samples, noise, test_fraction, seed)
+    given = {"samples": samples, "noise": noise, "test_fraction": test_fraction, "seed": seed}
+    _check_options(asked, given)
     _check_task(asked, task)
     if pca is not None:
         at_least(pca, 1, "pca", "give a count of components, or leave it out", whole=True)
-    for option, value in (
-        ("standardise", standardise),
-        ("standardise_targets", standardise_targets),
-    ):
-        of_kind(value, bool, option, "give True or False")
-    if id is not None:
-        of_kind(id, str, "id", "give the name of a column, or leave it out")
+    of_kind(standardise, bool, "standardise", "give True or False")
+    of_kind(standardise_targets, bool, "standardise_targets", "give True or False")
+    of_kind(id, (str, type(None)), "id", "give the name of a column, or leave it out")
     source = read(asked, name_or_path, Reading(samples, noise, target, id, image_size, crop, seed))
     notes = list(source.notes)
     if source.x.dtype == np.float32 or source.y.dtype == np.float32:
@@ -275,9 +262,9 @@ def load_dataset(
             )
         at = np.sort(generator.permutation(len(x))[:samples])
         notes.append(f"a subset of {samples} samples was drawn with seed {seed}")
-    held = at[:0]
-    apart = source.x_test is not None and source.y_test is not None
+    held, apart = at[:0], False
     if source.x_test is not None and source.y_test is not None:
+        apart = True
         x_test, y_test = own_test_part(asked, x, y, source.x_test, source.y_test, test_fraction)
     else:
         fraction = DEFAULT_TEST_FRACTION if test_fraction is None else test_fraction
@@ -316,9 +303,8 @@ def load_dataset(
             raise InvalidInputError(
                 asked, "standardise_targets = true on class labels", "use it for regression only"
             )
-        outputs = (
-            (target or "target",) if y.ndim == 1 else tuple(f"target{j}" for j in range(y.shape[1]))
-        )
+        several = tuple(f"target{j}" for j in range(y.shape[-1]))
+        outputs = (target or "target",) if y.ndim == 1 else several
         y, y_test, targets = scale(y, y_test, 1.0, outputs)
         notes.append("targets were standardised by mean and deviation of the training part")
     origin = Origin(
@@ -332,33 +318,25 @@ def load_dataset(
         targets=targets,
         projected=pca is not None,
     )
-    return Dataset(
-        name=str(name_or_path),
-        x_train=x,
-        y_train=y,
-        x_test=x_test,
-        y_test=y_test,
-        feature_names=names,
-        description=description,
-        notes=tuple(notes),
-        origin=origin,
-    )
+    arrays = (x, y, x_test, y_test)
+    return Dataset(str(name_or_path), *arrays, names, description, tuple(notes), origin)
 
 
-def _check_options(
-    asked: str, samples: int | None, noise: float | None, test_fraction: float | None, seed: int
-) -> None:
-    if samples is not None and not is_at_least(samples, 2, whole=True):
-        raise InvalidInputError(asked, f"samples = {samples!r:.60}", "ask for at least 2 samples")
-    if noise is not None and not (is_at_least(noise, 0.0) and noise < math.inf):
-        raise InvalidInputError(asked, f"noise = {noise!r:.60}", "give a finite number >= 0")
-    share = test_fraction
-    if share is not None and not (is_at_least(share, 0.0) and share < 1):
-        raise InvalidInputError(
-            asked, f"test_fraction = {share!r:.60}", "give a number in [0, 1), for instance 0.2"
-        )
-    if not is_at_least(seed, 0, whole=True):
-        raise InvalidInputError(asked, f"seed = {seed!r:.60}", "give an integer >= 0")
+# The least value of an option, what it is less than, and what to do about another.
+_OPTIONS = {
+    "samples": (2, math.inf, "ask for at least 2 samples"),
+    "noise": (0.0, math.inf, "give a finite number >= 0"),
+    "test_fraction": (0.0, 1, "give a number in [0, 1), for instance 0.2"),
+    "seed": (0, math.inf, "give an integer >= 0"),
+}
+
+
+def _check_options(asked: str, given: Mapping[str, Any]) -> None:
+    for name, (least, below, remedy) in _OPTIONS.items():
+        value, whole = given[name], isinstance(least, int)
+        fits = is_at_least(value, least, whole=whole) and value < below
+        if not fits and (value is not None or name == "seed"):
+            raise InvalidInputError(asked, f"{name} = {value!r:.60}", remedy)
 
 
 def _check_task(asked: str, task: object) -> None:

@@ -78,21 +78,16 @@ class Scaling:
 
     def beside(self, radius: object, raw: bool) -> str:
         """The other unit of a radius in words, for the first columns."""
-        per = self.size.reshape(-1)
-        one = np.ndim(radius) == 0  # type: ignore[arg-type]
-        value = float(radius) if one else 1.0  # type: ignore[arg-type]
+        per, given = self.size.reshape(-1), np.asarray(radius)
+        value, one = (float(given), True) if given.ndim == 0 else (1.0, False)
         sizes = [value / s if raw else value * s for s in per[:NAMED]]
-        lead = "" if one else ("1 in these units is " if raw else f"1{self.unit[:-1]} is ")
         if not self.fitted:
-            lead = "" if one else "1 is "
-            return f"{lead}{sizes[0]:.4g} of 0 to {1 if raw else self.divisor:g}"
-        unit = self.unit if raw else ""
-        shown = ", ".join(
-            f"{size:.4g}{unit if not j else ''} of '{name}'"
-            for j, (size, name) in enumerate(zip(sizes, self.names, strict=False))
-        )
+            return f"{'' if one else '1 is '}{sizes[0]:.4g} of 0 to {1 if raw else self.divisor:g}"
+        lead = "" if one else ("1 in these units is " if raw else f"1{self.unit[:-1]} is ")
+        shown = [f"{s:.4g} of '{name}'" for s, name in zip(sizes, self.names, strict=False)]
+        shown[0] = shown[0].replace(" of", f"{self.unit if raw else ''} of", 1)
         more = f" and so on for {len(per)} columns" if len(per) > NAMED else ""
-        return f"{lead}{shown}{more}"
+        return f"{lead}{', '.join(shown)}{more}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +142,18 @@ class Origin:
         """
         if ids is not None:
             return self._with_ids(asked, part, ids, kind)
-        own = self.rows.of(part)
-        at = {row: position for position, row in enumerate(own.tolist())}
+        own = self.rows.of(part).tolist()
+        at = {row: position for position, row in enumerate(own)}
         listed = [] if rows is None else list(rows)
         bad = [row for row in listed if row not in at]
         if bad:
-            raise kind(asked, self._why(bad[0], part), self._remedy(part))
+            shown = ", ".join(map(str, own[:5])) + (", ..." if len(own) > 5 else "")
+            raise kind(
+                asked,
+                self._why(bad[0], part),
+                f"rows of the {_word(part)} part are {shown} (Dataset.rows.{part}); "
+                "test_fraction = 0 holds nothing out",
+            )
         return [at[row] for row in listed]
 
     def _with_ids(
@@ -164,11 +165,10 @@ class Origin:
                 "ids, and no column that says who a sample is",
                 "name that column with id= ([data] id), or give rows of the file",
             )
-        own = self.ids.of(part)
+        own, other = self.ids.of(part), _other(part)
         wanted = [str(each) for each in ids]
         absent = [each for each in wanted if each not in set(own.tolist())]
         if absent:
-            other: Part = "test" if part == "train" else "train"
             there = absent[0] in set(self.ids.of(other).tolist())
             raise kind(
                 asked,
@@ -182,21 +182,13 @@ class Origin:
 
     def _why(self, row: object, part: Part) -> str:
         """Why a row has no place in a part."""
-        other: Part = "test" if part == "train" else "train"
+        other = _other(part)
         if self.apart or not isinstance(row, (int, np.integer)) or not 0 <= row < self.total:
             count = len(self.rows.of(part)) if self.apart else self.total
             return f"row {row}, beside rows 0..{count - 1} ({self.where})"
         if row in self.rows.of(other):
             return f"row {row}, which is in the {_word(other)} part ({self.where})"
         return f"row {row}, which is in neither part: left out, or not drawn ({self.where})"
-
-    def _remedy(self, part: Part) -> str:
-        own = self.rows.of(part)
-        shown = ", ".join(map(str, own[:5].tolist())) + (", ..." if len(own) > 5 else "")
-        return (
-            f"rows of the {_word(part)} part are {shown} (Dataset.rows.{part}); "
-            "test_fraction = 0 holds nothing out"
-        )
 
     def row(self, position: int) -> int:
         """The row of a training sample; samples beyond these are counted on from the end of the file."""
@@ -234,6 +226,10 @@ class Origin:
 
 def _word(part: Part) -> str:
     return "training" if part == "train" else "test"
+
+
+def _other(part: Part) -> Part:
+    return "test" if part == "train" else "train"
 
 
 # A data set that was made without one counts its samples by their positions.

@@ -7,19 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy.typing as npt
 
+from milp_agt.certification.result import Result
 from milp_agt.core.arguments import callable_of, listed, of_kind
 from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.experiments.sweep import Certify, resized
 from milp_agt.io.tables import csv_text, format_table, json_text
-
-if TYPE_CHECKING:
-    from milp_agt.certification.result import Result
-    from milp_agt.threats import ThreatModel
+from milp_agt.threats import ThreatModel
 
 Holds = Callable[["Result"], Mapping[str, bool | str]]
 

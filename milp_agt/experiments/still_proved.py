@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from milp_agt.certification.result import Result
+from milp_agt.certification.worth import Worth
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.experiments.largest import Bracket, Largest, Trial, largest
 from milp_agt.experiments.sweep import resized
 from milp_agt.io.tables import format_number
+from milp_agt.runfile.run_file import LoadedRun
+from milp_agt.runfile.verdicts import Verdict
+from milp_agt.threats import ThreatModel
 from milp_agt.threats.poison import Whole
 from milp_agt.threats.sets import Vertices
-
-if TYPE_CHECKING:
-    from milp_agt.certification.result import Result
-    from milp_agt.runfile.run_file import LoadedRun
-    from milp_agt.runfile.verdicts import Verdict
-    from milp_agt.threats import ThreatModel
 
 # Radii are tried down to this share of the given one, up to this factor.
 SMALLEST, FACTOR = 1e-4, 2.0
@@ -144,8 +143,6 @@ def _doubled(
 
 def _statements(result: Result, verdicts: Sequence[Verdict]) -> dict[str, bool]:
     """What a run may prove, by name, and whether it does."""
-    from milp_agt.certification.worth import Worth
-
     found = {BOXES: result.worth.worth is Worth.USEFUL}
     for verdict in verdicts:
         if verdict.status == "REPORTED":

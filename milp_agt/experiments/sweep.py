@@ -7,18 +7,16 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from milp_agt.certification.result import Result
 from milp_agt.core.arguments import callable_of, listed
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import csv_text, format_table, json_text
 from milp_agt.properties.answer import meet, unattacked
-
-if TYPE_CHECKING:
-    from milp_agt.certification.result import Result
-    from milp_agt.threats import ThreatModel
+from milp_agt.threats import ThreatModel
 
 Certify = Callable[["ThreatModel"], "Result"]
 Ask = Callable[["Result"], Mapping[str, Bounds]]

@@ -11,9 +11,12 @@ from typing import Any
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
 
-# Okabe and Ito (2008); lines differ by marker and dash as well, for grey prints.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-MARKERS = "os^DvP*"
+# Okabe and Ito (*Color Universal Design*, 2008), which colour-blind people can tell apart; lines differ by
+# marker and dash as well, for grey prints.
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, RED, YELLOW, BLACK = "#56B4E9", "#D55E00", "#F0E442", "#000000"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, BLACK)
+MARKERS = "os^DvP*X"
 DASHES = ("-", "--", "-.", ":")
 
 

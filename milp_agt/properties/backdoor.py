@@ -19,7 +19,14 @@ from milp_agt.properties.decision import Decision, classes_of, only, reached
 from milp_agt.properties.models import OutputForms, ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfShares
 from milp_agt.properties.question import Question, index_of
-from milp_agt.properties.triggers import BallTrigger, FreeTrigger, PatchTrigger, Trigger, in_words
+from milp_agt.properties.triggers import (
+    BallTrigger,
+    FreeTrigger,
+    PatchTrigger,
+    Trigger,
+    descended,
+    in_words,
+)
 from milp_agt.training.precision import rounded_to
 from milp_agt.training.tracing import FEATURES
 
@@ -114,25 +121,17 @@ def _check_target(target: object, classes: int) -> None:
 
 
 def _search(models: ReachableModels, decision: Decision) -> Tensor:
-    """Inputs in the boxes with small nominal margins, (n, *shape): signed gradient steps, best kept."""
-    box = decision.forms.inputs
-    current, low, high = box.centre[CLEAN], box.lower[CLEAN], box.upper[CLEAN]
-    best, smallest = current, torch.full_like(current.flatten(1)[:, 0], torch.inf)
-    for step in range(TRIGGER_STEPS + 1):
-        here = current.detach().requires_grad_()
-        with torch.enable_grad():
-            outputs = evaluate(models.forward, {**models.nominal, FEATURES: here})
-            forms = torch.einsum(
-                "nfo,no->nf", decision.forms.coefficients, outputs[models.step_graph.output]
-            )
-            margin = decision.margin(Interval.point(forms)).lower
-            (slope,) = torch.autograd.grad(margin.sum(), here)
-        better = margin.detach() < smallest
-        smallest = torch.where(better, margin.detach(), smallest)
-        best = torch.where(better.reshape(-1, *[1] * (best.dim() - 1)), current, best)
-        moved = current - (high - low) / (step + 1) * slope.sign()
-        current = torch.minimum(torch.maximum(moved, low), high)
-    return best
+    """Inputs in the boxes with small nominal margins, (n, *shape)."""
+    forms = decision.forms
+
+    def margin(inputs: Tensor) -> Tensor:
+        outputs = evaluate(models.forward, {**models.nominal, FEATURES: inputs})
+        found = outputs[models.step_graph.output]
+        values = torch.einsum("nfo,no->nf", forms.coefficients, found)
+        return decision.margin(Interval.point(values)).lower
+
+    parts = range(1, TRIGGER_STEPS + 1)
+    return descended(margin, forms.inputs.centre[CLEAN], forms.inputs, parts)
 
 
 @PROPERTIES.register

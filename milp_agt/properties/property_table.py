@@ -107,7 +107,7 @@ class PropertyTable(Table):
         )
 
 
-PROPERTIES: Kinds[PropertyTable] = Kinds("property", lambda: _import_kinds())
+PROPERTIES: Kinds[PropertyTable] = Kinds("property", PropertyTable, lambda: _import_kinds())
 
 
 def _import_kinds() -> None:

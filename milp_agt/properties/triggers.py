@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.arguments import array_of
-from milp_agt.core.interval import Interval
+from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.errors import InvalidInputError
 
 Values = float | Sequence[Any] | npt.NDArray[Any] | Tensor
@@ -138,6 +138,32 @@ class PatchTrigger:
 
     def describe(self) -> str:
         return "chosen coordinates of a test input overwritten by a fixed patch"
+
+
+def descended(
+    margin: Callable[[Tensor], Tensor], start: Tensor, box: Interval, parts: Sequence[float]
+) -> Tensor:
+    """Inputs in a box with small margins: signed gradient steps from ``start``, the best of each point.
+
+    Each step is the width of the box by one of ``parts``; ``margin`` is of inputs (..., n, *shape).
+    """
+    low, high = box.lower[CLEAN], box.upper[CLEAN]
+    best = current = start
+    smallest: Tensor | None = None
+    for part in (*parts, None):
+        leaf = current.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            found = margin(leaf)
+            (slope,) = torch.autograd.grad(found.sum(), leaf)
+        found = found.detach()
+        if smallest is None:
+            smallest = torch.full_like(found, torch.inf)
+        better = (found < smallest).reshape(*found.shape, *[1] * (current.dim() - found.dim()))
+        smallest, best = torch.minimum(found, smallest), torch.where(better, current, best)
+        if part is not None:
+            moved = current - (high - low) / part * torch.sign(torch.nan_to_num(slope))
+            current = torch.minimum(torch.maximum(moved, low), high)
+    return best.detach()
 
 
 def _box(lower: Tensor, upper: Tensor) -> Interval:

@@ -35,17 +35,11 @@ _MEANINGS = {
 }
 
 
-def kind(node: Node) -> str:
-    """``AddBackward0`` -> ``Add``."""
-    name: str = node.name().rsplit("::", 1)[-1]
-    return name.partition("Backward")[0] if not name.startswith("BackwardHook") else "BackwardHook"
-
-
 def meaning(node: Node) -> str:
-    """What a node that should not be there stands for, in words."""
-    return _MEANINGS.get(
-        kind(node), f"an operation that the run is not known to have ({kind(node)})"
-    )
+    """What a node that should not be there stands for, in words: ``AddBackward0`` is an added term."""
+    name: str = node.name().rsplit("::", 1)[-1]
+    kind = "BackwardHook" if name.startswith("BackwardHook") else name.partition("Backward")[0]
+    return _MEANINGS.get(kind, f"an operation that the run is not known to have ({kind})")
 
 
 def is_reached_by_reshapes(start: Node, end: Node) -> Node | None:
@@ -72,13 +66,11 @@ def difference(
     pairs, seen = [(found, expected)], set()
     while pairs:
         one, other = pairs.pop()
-        if (one, other) in seen:
+        if (one, other) in seen or one is other is None:
             continue
         seen.add((one, other))
         if one is None or other is None:
-            if one is not other:
-                return "a gradient where there should be none, or none where there should be one"
-            continue
+            return "a gradient where there should be none, or none where there should be one"
         if one.name() != other.name():
             return meaning(one)
         if hasattr(one, "variable"):
@@ -87,32 +79,27 @@ def difference(
                 return f"a gradient of {name}"
         if _options(one) != _options(other):
             return f"{meaning(one)}, with other options"
-        first, second = one.next_functions, other.next_functions
-        if len(first) != len(second):
+        if len(one.next_functions) != len(other.next_functions):
             return meaning(one)
-        pairs.extend((a, b) for (a, _), (b, _) in zip(first, second, strict=True))
+        following = zip(one.next_functions, other.next_functions, strict=True)
+        pairs.extend((a, b) for (a, _), (b, _) in following)
     return None
 
 
 def _options(node: Node) -> dict[str, object]:
     """The numbers and words that a node keeps for its backward pass: slopes, bounds, axes."""
-    kept: dict[str, object] = {}
-    for name in dir(node):
-        if name.startswith("_saved_"):
-            value = getattr(node, name)
-            if isinstance(value, (bool, int, float, str, tuple)):
-                kept[name] = value
-    return kept
+    kept = {name: getattr(node, name) for name in dir(node) if name.startswith("_saved_")}
+    return {n: v for n, v in kept.items() if isinstance(v, (bool, int, float, str, tuple))}
 
 
 def gradients(model: nn.Module, loss: Tensor, wanted: tuple[str, ...]) -> dict[str, Tensor]:
     """Gradients of a loss in some parameters of a model, 0 where it does not depend on one."""
     parameters = dict(model.named_parameters())
-    tensors = [parameters[name] for name in wanted]
-    found = torch.autograd.grad(loss, tensors, allow_unused=True)
+    tensors = {name: parameters[name] for name in wanted}
+    found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
     return {
         name: torch.zeros_like(tensor) if gradient is None else gradient
-        for name, tensor, gradient in zip(wanted, tensors, found, strict=True)
+        for (name, tensor), gradient in zip(tensors.items(), found, strict=True)
     }
 
 

@@ -18,12 +18,12 @@ class Findings:
         deaf: True where nothing is listened to: inside a step of the optimiser, and after a problem.
         in_forward: True while the model is called.
         assumed: what is assumed of the loop, in words (a set that keeps its order).
+        batches: the samples of each finished step.
     """
 
     def __init__(self, values_only_logged: bool) -> None:
         self.problem: MilpAgtError | None = None
-        self.deaf = True
-        self.in_forward = False
+        self.deaf, self.in_forward = True, False
         self.assumed: dict[str, None] = {}
         self.batches: list[tuple[int, ...]] = []
         self._values_only_logged = values_only_logged
@@ -47,9 +47,8 @@ class Findings:
             where = f"step {len(self.batches) + 1}: " if where is None else where
             self.problem = type(error)(error.asked, f"{where}{error.found}", error.remedy)
             self.deaf = True
-            warnings.warn(
-                f"This run cannot be certified. {self.problem}", UserWarning, stacklevel=2
-            )
+            told = f"This run cannot be certified. {self.problem}"
+            warnings.warn(told, UserWarning, stacklevel=2)
 
     def refuse(self, found: str, remedy: str) -> None:
         def fail() -> None:
@@ -57,42 +56,46 @@ class Findings:
 
         self.attempt(fail)
 
+    def _refuse_unless_logged(self, at: str, assumed: str, found: str, remedy: str) -> None:
+        if self._values_only_logged:
+            self.assumed[assumed.format(line=at.rpartition(" at ")[2])] = None
+        else:
+            logged = "record with agt.record(..., values_only_logged=True)"
+            self.refuse(found.format(at=at), f"{remedy}, {logged}")
+
     def hooked(self, at: str) -> None:
+        """A hook was put on a tensor."""
         self.refuse(f"a hook on a tensor ({at})", "leave it out")
 
     def looked_at_graph(self, at: str) -> None:
+        """A node of the gradient's graph was taken, on which hooks cannot be seen."""
         self.refuse(
             f"a node of the gradient's graph that is taken in hand ({at}), on which hooks cannot be seen",
             "leave grad_fn out",
         )
 
     def compared(self, at: str) -> None:
-        if self._values_only_logged:
-            self.assumed[
-                f"The number that is compared or converted at {at.rpartition(' at ')[2]} decides neither "
-                "the number of steps nor anything in them."
-            ] = None
-            return
-        self.refuse(
-            f"a number of the training is compared or converted at {at}, which may stop it, skip a step or "
+        """A number that came out of a tensor decided something."""
+        self._refuse_unless_logged(
+            at,
+            "The number that is compared or converted at {line} decides neither the number of steps nor "
+            "anything in them.",
+            "a number of the training is compared or converted at {at}, which may stop it, skip a step or "
             "change one",
-            "train for a fixed number of steps; if the comparison only logs or saves something, record "
-            "with agt.record(..., values_only_logged=True)",
+            "train for a fixed number of steps; if the comparison only logs or saves something",
         )
 
     def left(self, at: str) -> None:
-        if self._values_only_logged:
-            self.assumed[
-                f"What is read at {at.rpartition(' at ')[2]} is only printed or saved."
-            ] = None
-            return
-        self.refuse(
-            f"numbers of the training leave torch at {at}, where nobody sees what they decide",
-            "keep them as tensors, or read single numbers with item(); if they are only printed or saved, "
-            "record with agt.record(..., values_only_logged=True)",
+        """Numbers of the training left torch to where nobody sees what they decide."""
+        self._refuse_unless_logged(
+            at,
+            "What is read at {line} is only printed or saved.",
+            "numbers of the training leave torch at {at}, where nobody sees what they decide",
+            "keep them as tensors, or read single numbers with item(); if they are only printed or saved",
         )
 
     def read(self, at: str) -> None:
+        """A number left torch while the model was called."""
         self.refuse(
             f"a forward that reads the values of tensors ({at}), and may branch on them",
             "compute with tensors throughout",

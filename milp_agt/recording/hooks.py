@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 from torch.nn.modules import module as modules
+from torch.optim import Optimizer
+from torch.optim import optimizer as optimizers
 
-_OF_MODULES = {
-    "_forward_hooks": "a forward hook",
-    "_forward_pre_hooks": "a forward pre-hook",
-    "_backward_hooks": "a backward hook",
-    "_backward_pre_hooks": "a backward pre-hook",
-}
-_GLOBAL = {
-    "_global_forward_hooks": "a forward hook",
-    "_global_forward_pre_hooks": "a forward pre-hook",
-    "_global_backward_hooks": "a backward hook",
-    "_global_backward_pre_hooks": "a backward pre-hook",
+from milp_agt.training.hidden_changes import HOOKS_OF_MODULES
+
+_OF_PARAMETERS = {
+    "_backward_hooks": "a gradient hook",
+    "_post_accumulate_grad_hooks": "a post-accumulate-grad hook",
 }
 
 
@@ -30,27 +25,22 @@ def hooks_of(model: nn.Module, own: frozenset[int] = frozenset()) -> Iterator[st
         own: keys of hooks that the recording itself has set.
     """
     for path, layer in model.named_modules():
-        for table, kind in _OF_MODULES.items():
+        for table, kind in HOOKS_OF_MODULES.items():
             if set(getattr(layer, table)) - own:
                 yield f"{kind} on layer '{path or 'model'}'"
         if "forward" in vars(layer):
             yield f"a forward of layer '{path or 'model'}' that was replaced"
     for name, parameter in model.named_parameters():
-        if getattr(parameter, "_backward_hooks", None):
-            yield f"a gradient hook on parameter '{name}'"
-        if getattr(parameter, "_post_accumulate_grad_hooks", None):
-            yield f"a post-accumulate-grad hook on parameter '{name}'"
-    for table, kind in _GLOBAL.items():
-        if getattr(modules, table):
+        for table, kind in _OF_PARAMETERS.items():
+            if getattr(parameter, table, None):
+                yield f"{kind} on parameter '{name}'"
+    for table, kind in HOOKS_OF_MODULES.items():
+        if getattr(modules, f"_global{table}"):
             yield f"{kind} on all modules (torch.nn.modules.module)"
 
 
-def hooks_of_optimizer(
-    optimizer: torch.optim.Optimizer, own: frozenset[int] = frozenset()
-) -> Iterator[str]:
+def hooks_of_optimizer(optimizer: Optimizer, own: frozenset[int] = frozenset()) -> Iterator[str]:
     """Every hook on the step of an optimiser, and a step that was replaced, in words."""
-    from torch.optim import optimizer as optimizers
-
     for table in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
         if set(getattr(optimizer, table)) - own:
             yield "a hook on the optimiser's step"
@@ -65,9 +55,7 @@ def hooks_of_optimizer(
 def random_layers(model: nn.Module) -> Iterator[str]:
     """Layers whose training mode draws or updates something in every pass, in words."""
     for path, layer in model.named_modules():
-        if not layer.training:
-            continue
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+        if layer.training and isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
             yield f"{type(layer).__name__}(p={layer.p:g}) in training mode, layer '{path}'"
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if layer.training and isinstance(layer, nn.modules.batchnorm._BatchNorm):
             yield f"{type(layer).__name__} in training mode, layer '{path}'"

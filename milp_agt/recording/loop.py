@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from milp_agt.recording.losses import LossCall, shares_storage
 from milp_agt.recording.origins import Origins
 from milp_agt.recording.passes import Pass, RecordedForward, Twin, differs
 from milp_agt.recording.places import place
-from milp_agt.recording.total_norm import TotalClip, total_clip
+from milp_agt.recording.total_norm import check_clipped, clipping, running_clip
 from milp_agt.training.training import UpdateRule
 
 LEAVE_OUT = "leave it out; penalties go into weight_decay= of the optimiser"
@@ -29,11 +29,19 @@ OUTSIDE = (
 )
 
 
+class _Left(NamedTuple):
+    """A backward pass with the gradients that it left, and how often each had been written by then."""
+
+    found: Pass
+    gradients: dict[str, Tensor]
+    versions: dict[str, int]
+
+
 class Loop(Findings):
     """Is told of everything that a loop does, and writes its steps down.
 
     Attributes:
-        batches, rules: the samples of each finished step, and what the optimiser did.
+        rules: what the optimiser did in each finished step.
         origins: where the tensors of the loop come from.
     """
 
@@ -51,12 +59,16 @@ class Loop(Findings):
         self._model, self._optimizer, self._twin, self._key = model, optimizer, twin, loss
         self._own: frozenset[int] = frozenset()
         self._reference = optimizers.Reference(self._parameters())
-        self._forwards: list[RecordedForward] = []
-        self._losses: list[LossCall] = []
-        self._passes: list[tuple[Pass, dict[str, Tensor], dict[str, int]]] = []
         self._joined: tuple[int, ...] = ()
         self._pending: UpdateRule | None = None
-        self._clip: TotalClip | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """What belongs to one step is of no use to the next."""
+        self._forwards: list[RecordedForward] = []
+        self._losses: list[LossCall] = []
+        self._passes: list[_Left] = []
+        self._clip: float | None = None
 
     def begin(self) -> list[Callable[[], object]]:
         """Listen from now on; returns what puts everything back."""
@@ -73,18 +85,19 @@ class Loop(Findings):
     def end(self, check: Callable[[], object]) -> None:
         """Listen no longer, and check what is to be checked of the whole."""
         self.deaf = True
-        self._forwards, self._losses, self._passes = [], [], []
+        self._forget()
         self.attempt(check, "")
 
     def fail(self, found: str, remedy: str) -> None:
         """The block was left by an error, which is not warned about: it goes on to the user."""
         self.deaf = True
-        self._forwards, self._losses, self._passes = [], [], []
+        self._forget()
         self.problem = self.problem or differs(found, remedy)
 
-    def _hooks(self) -> list[str]:
+    def _check_hooks(self) -> None:
         own = self._own
-        return [*hooks_of(self._model, own), *hooks_of_optimizer(self._optimizer, own)]
+        for hook in (*hooks_of(self._model, own), *hooks_of_optimizer(self._optimizer, own)):
+            raise differs(hook, "remove it")
 
     def _parameters(self) -> dict[str, Tensor]:
         return dict(self._model.named_parameters())
@@ -98,6 +111,7 @@ class Loop(Findings):
         return {n: state[parameters[n]].get("momentum_buffer") for n in self._twin.trained}
 
     def check_values(self, when: str) -> None:
+        """See that parameters are as the last step left them."""
         for name, parameter in self._parameters().items():
             if not torch.equal(parameter.detach(), self._reference.parameters[name]):
                 raise differs(
@@ -115,39 +129,31 @@ class Loop(Findings):
         if len(args) != 1 or not isinstance(args[0], Tensor):
             self.refuse("a model that is called with more than one tensor", "give it the features")
             return
-        device = output.device.type
+        autocast = torch.is_autocast_enabled(output.device.type)
         hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        found = RecordedForward(
-            args[0], output, output.grad_fn, torch.is_autocast_enabled(device), hooked
-        )
-        self._forwards.append(found)
+        self._forwards.append(RecordedForward(args[0], output, output.grad_fn, autocast, hooked))
 
     def lost(self, call: LossCall) -> None:
+        """A loss was computed."""
         if call.node is not None:
             self._losses.append(call)
 
     def scaled(self, source: Tensor, factor: float, result: Tensor) -> None:
+        """A tensor was multiplied by a number that is no tensor's."""
         for call in self._losses:
             if call.node is source.grad_fn:
+                scale, scalings = call.scale * factor, call.scalings + 1
                 self._losses.append(
-                    replace(
-                        call,
-                        node=result.grad_fn,
-                        scale=call.scale * factor,
-                        scalings=call.scalings + 1,
-                    )
+                    replace(call, node=result.grad_fn, scale=scale, scalings=scalings)
                 )
                 return
 
     def backward(
         self, run: Callable[[], object], tensors: list[Tensor], options: dict[str, Any]
     ) -> object:
+        """A backward pass is asked for; ``run`` takes it."""
         found: list[Pass] = []
-
-        def examine() -> None:
-            found.append(self._examine(tensors, options))
-
-        self.attempt(examine)
+        self.attempt(lambda: found.append(self._examine(tensors, options)))
         result = run()
         if found:
             self.attempt(lambda: self._compare(found[0]))
@@ -157,8 +163,7 @@ class Loop(Findings):
         given = [o for n, o in options.items() if n not in ("retain_graph", "tensors", "self")]
         if len(tensors) != 1 or any(o is not None and o is not False for o in given):
             raise differs("a backward pass with options of its own", "call loss.backward()")
-        for hook in self._hooks():
-            raise differs(hook, "remove it")
+        self._check_hooks()
         for layer in random_layers(self._model):
             raise differs(layer, "switch it to evaluation mode, layer.eval(), or leave it out")
         self.check_values("before this step")
@@ -188,10 +193,10 @@ class Loop(Findings):
 
     def _check_gradients(self) -> None:
         """Nothing has changed the gradients since the last backward pass."""
-        _, kept, versions = self._passes[-1]
+        last = self._passes[-1]
         for name, gradient in self._gradients().items():
-            same = gradient is not None and torch.equal(gradient, kept[name])
-            if gradient is None or not same or gradient._version != versions[name]:
+            same = gradient is not None and torch.equal(gradient, last.gradients[name])
+            if gradient is None or not same or gradient._version != last.versions[name]:
                 raise differs(
                     f"a gradient of '{name}' that was changed between backward pass and step",
                     LEAVE_OUT,
@@ -199,16 +204,17 @@ class Loop(Findings):
 
     def _compare(self, found: Pass) -> None:
         """The gradients that the backward pass left are those of the model alone."""
-        left = self._gradients()
-        missing = [name for name, gradient in left.items() if gradient is None]
-        if missing:
-            raise differs(
-                f"no gradient of parameter '{missing[0]}'", "freeze it: requires_grad=False"
-            )
-        kept = {n: g.detach().clone() for n, g in left.items() if g is not None}
+        left: dict[str, Tensor] = {}
+        for name, gradient in self._gradients().items():
+            if gradient is None:
+                raise differs(
+                    f"no gradient of parameter '{name}'", "freeze it: requires_grad=False"
+                )
+            left[name] = gradient
+        kept = {name: gradient.detach().clone() for name, gradient in left.items()}
         expected = dict(found.gradients)
         if self._passes:
-            expected = {n: g + self._passes[-1][1][n] for n, g in expected.items()}
+            expected = {n: g + self._passes[-1].gradients[n] for n, g in expected.items()}
         worst, apart, size = largest_difference(kept, expected)
         eps = torch.finfo(next(iter(kept.values())).dtype).eps
         if not apart <= 1024 * eps * size:
@@ -217,25 +223,21 @@ class Loop(Findings):
                 f"up to {size:.3g}): a hook on a node of the graph, or an operation of another kind",
                 LEAVE_OUT,
             )
-        versions = {n: g._version for n, g in left.items() if g is not None}
-        self._passes.append((found, kept, versions))
+        self._passes.append(_Left(found, kept, {n: g._version for n, g in left.items()}))
 
     def changed(self, how: str, tensors: list[Tensor], zeroed: bool, at: str) -> None:
-        parameters = self._parameters()
-        gradients = [g for g in (p.grad for p in parameters.values()) if g is not None]
-        momenta = [
-            s["momentum_buffer"]
-            for s in self._optimizer.state.values()
-            if s.get("momentum_buffer") is not None
-        ]
+        """Tensors were changed in place, or given other contents."""
+        parameters = list(self._parameters().values())
+        momenta = [state.get("momentum_buffer") for state in self._optimizer.state.values()]
+        watched: dict[str, list[Any]] = {
+            "parameters": parameters,
+            "buffers of the model": list(self._model.buffers()),
+            "momentum buffers": momenta,
+            "gradients": [] if zeroed else [p.grad for p in parameters],
+        }
         for tensor in tensors:
-            for kind, watched in (
-                ("parameters", list(parameters.values())),
-                ("buffers of the model", list(self._model.buffers())),
-                ("momentum buffers", momenta),
-                ("gradients", [] if zeroed else gradients),
-            ):
-                if any(shares_storage(tensor, each) for each in watched):
+            for kind, held in watched.items():
+                if any(each is not None and shares_storage(tensor, each) for each in held):
                     if kind == "gradients" and self._is_clipping():
                         return
                     remedy = LEAVE_OUT if kind == "gradients" else "do it before the recording"
@@ -244,10 +246,10 @@ class Loop(Findings):
 
     def _is_clipping(self) -> bool:
         """Whether clip_grad_norm_ is what changes the gradients; it may once in a step."""
-        found: list[TotalClip | None] = []
+        found: list[float | None] = []
         parameters = self._parameters()
         trained = {name: parameters[name] for name in self._twin.trained}
-        self.attempt(lambda: found.append(total_clip(trained)))
+        self.attempt(lambda: found.append(running_clip(trained)))
         clip = found[0] if found else None
         if clip is None or (self._clip is not None and self._clip != clip):
             return self.problem is not None
@@ -299,16 +301,15 @@ class Loop(Findings):
                 "call loss.backward() once before each step",
             )
         self._joined = self._join()
-        if optimizers.check_names(self._optimizer, self._model) != self._twin.trained:
+        if optimizers.trained_names(self._optimizer, self._model) != self._twin.trained:
             raise differs("other parameters in the optimiser", "keep them as they were")
-        for hook in self._hooks():
-            raise differs(hook, "remove it")
+        self._check_hooks()
         if self._clip is None:
             self._check_gradients()
         else:
-            found, kept, versions = self._passes[-1]
-            clipped = self._clip.check(kept, self._gradients(), versions)
-            self._passes[-1] = found, clipped, versions
+            last = self._passes[-1]
+            clipped = check_clipped(self._clip, last.gradients, self._gradients(), last.versions)
+            self._passes[-1] = last._replace(gradients=clipped)
         self.check_values("before this step")
         replaced = self._reference.replaced(self._velocity())
         if replaced is not None:
@@ -317,14 +318,14 @@ class Loop(Findings):
                 "leave optimizer.state and load_state_dict() out of the loop",
             )
         rule = optimizers.rule_of(self._optimizer, self._model, not self.rules)
-        self._pending = rule if self._clip is None else self._clip.within(rule)
+        self._pending = rule if self._clip is None else clipping(rule, self._clip)
 
     def _join(self) -> tuple[int, ...]:
         """The samples of all backward passes of a step, whose sum must be the mean over them.
 
         Each pass gives ``scale`` times the mean over its own samples.
         """
-        passes = [each for each, _, _ in self._passes]
+        passes = [each.found for each in self._passes]
         joined = tuple(sample for each in passes for sample in each.samples)
         shares = [each.scale * len(joined) / len(each.samples) for each in passes]
         if any(abs(share - 1.0) > 1e-12 for share in shares):
@@ -342,25 +343,23 @@ class Loop(Findings):
         if len(set(joined)) != len(joined):
             raise differs("a sample that occurs twice in one step", "join distinct samples")
         if len(passes) > 1:
-            self.assumed[
-                "A step may join several backward passes; a batch is what one step is made of."
-            ] = None
+            told = "A step may join several backward passes; a batch is what one step is made of."
+            self.assumed[told] = None
         return joined
 
     def _after_step(self, optimizer: object, args: object, kwargs: object) -> None:
         self.attempt(self._check_update)
-        self._forwards, self._losses, self._passes, self._clip = [], [], [], None
+        self._forget()
         self.deaf = self.problem is not None
 
     def _check_update(self) -> None:
         if self._pending is None:
             raise differs("a step that was not seen to begin", "call optimizer.step()")
-        _, kept, _ = self._passes[-1]
         rule, parameters = self._pending, self._parameters()
         moving = {n: rule.of(n).momentum > 0 for n in self._twin.trained}
         if self.rules and moving != {n: self.rules[0].of(n).momentum > 0 for n in moving}:
             raise differs("momentum that is switched on or off", "keep momentum above 0, or at 0")
-        slack = self._reference.step(rule, kept)
+        slack = self._reference.step(rule, self._passes[-1].gradients)
         outside = self._reference.outside(parameters, slack)
         if outside is not None:
             raise differs(

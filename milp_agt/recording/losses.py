@@ -25,8 +25,7 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.BCEWithLogitsLoss: "bce",
     nn.MSELoss: "mse",
 }
-KNOWN = "nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss and their functions"
-_INSTEAD: dict[str, str] = {
+_INSTEAD = {
     "BCELoss": "take the last Sigmoid off the model and use nn.BCEWithLogitsLoss()",
     "NLLLoss": "take the last LogSoftmax off the model and use nn.CrossEntropyLoss()",
     "binary_cross_entropy": "take the last Sigmoid off the model and use "
@@ -79,42 +78,34 @@ class LossCall:
 
     def differences(self) -> Iterator[tuple[str, str]]:
         """Options and shapes with which this is another loss: what was found, what to do."""
-        if self.options.get("weight") is not None and self.key != "cross_entropy":
+        options = {name: value for name, value in self.options.items() if value is not None}
+        outputs, targets = tuple(self.prediction.shape), tuple(self.target.shape)
+        if "weight" in options and self.key != "cross_entropy":
             yield "weights of single samples (weight=)", "leave weight= out"
-        positive = self.options.get("pos_weight")
-        if positive is not None and positive.numel() != 1:
+        if "pos_weight" in options and options["pos_weight"].numel() != 1:
             yield "several weights of positive classes (pos_weight=)", "train on one logit"
-        if self.options.get("reduction", "mean") != "mean" or any(
-            self.options.get(old) is not None for old in ("size_average", "reduce")
-        ):
+        reduction = options.get("reduction", "mean")
+        if reduction != "mean" or options.keys() & {"size_average", "reduce"}:
             yield (
                 f"reduction = {self.options.get('reduction')!r}",
                 "use reduction='mean', and scale the learning rate",
             )
-        if self.key == "cross_entropy":
-            if self.target.is_floating_point():
-                yield "targets that are probabilities", "give classes, (n,) whole numbers"
-            elif self.prediction.dim() != 2:
+        if self.key != "cross_entropy":
+            if outputs != targets:
                 yield (
-                    f"outputs of shape {tuple(self.prediction.shape)}",
-                    "give outputs (n, classes)",
+                    f"outputs of shape {outputs} and targets of {targets}, which are broadcast",
+                    "give both one shape",
                 )
-            elif self.options.get("ignore_index", -100) >= 0:
-                yield "labels that are left out (ignore_index)", "drop these samples"
-        elif self.prediction.shape != self.target.shape:
-            yield (
-                f"outputs of shape {tuple(self.prediction.shape)} and targets of "
-                f"{tuple(self.target.shape)}, which are broadcast",
-                "give both one shape",
-            )
+        elif self.target.is_floating_point():
+            yield "targets that are probabilities", "give classes, (n,) whole numbers"
+        elif len(outputs) != 2:
+            yield f"outputs of shape {outputs}", "give outputs (n, classes)"
+        elif options.get("ignore_index", -100) >= 0:
+            yield "labels that are left out (ignore_index)", "drop these samples"
 
 
 def loss_call(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    result: Tensor,
-    at: str,
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor, at: str
 ) -> LossCall:
     """The call of one of :data:`FUNCTIONS`, its arguments by name."""
     bound = inspect.signature(function).bind(*args, **kwargs).arguments
@@ -129,22 +120,23 @@ def loss_of(loss: object) -> str | None:
     Raises:
         UnsupportedOperationError: a loss of torch that has no rule here, or no loss at all.
     """
-    name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", "")
-    for kind, key in _MODULES.items():
-        if type(loss) is kind:
-            return key
+    if type(loss) in _MODULES:
+        return _MODULES[type(loss)]  # type: ignore[index]
     if isinstance(loss, str) and loss in _MODULES.values():
         return loss
     if callable(loss) and loss in FUNCTIONS:
         return FUNCTIONS[loss]
-    of_torch = (getattr(type(loss), "__module__", "") if isinstance(loss, nn.Module) else "") + (
-        getattr(loss, "__module__", None) or ""
-    )
-    if not callable(loss) or name in _INSTEAD or of_torch.startswith("torch."):
+    made = type(loss) if isinstance(loss, nn.Module) else loss
+    name = getattr(made, "__name__", "")
+    of_torch = str(getattr(made, "__module__", "")).startswith("torch.")
+    if not callable(loss) or name in _INSTEAD or of_torch:
         raise UnsupportedOperationError(
             "A run was to be recorded with its loss",
             f"{name or type(loss).__name__}, which has no rule",
-            _INSTEAD.get(name, f"use one of {KNOWN}"),
+            _INSTEAD.get(
+                name,
+                "use one of nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, nn.MSELoss and their functions",
+            ),
         )
     return None
 

@@ -30,13 +30,12 @@ def check(optimizer: object, model: nn.Module) -> tuple[str, ...]:
     if type(optimizer) is not torch.optim.SGD:
         name = type(optimizer).__name__
         raise no_rule_for(name if name != "sgd" else "a subclass of SGD")
-    names = {id(p): name for name, p in model.named_parameters()}
-    own = [p for group in optimizer.param_groups for p in group["params"]]
-    foreign = sum(id(p) not in names for p in own)
+    named = {id(p) for p in model.parameters()}
+    foreign = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in named]
     if foreign:
         raise InvalidInputError(
             ASKED,
-            f"{foreign} parameters that are not the model's",
+            f"{len(foreign)} parameters that are not the model's",
             "give the module whose parameters() the optimiser was made of",
         )
     if any(state.get("momentum_buffer") is not None for state in optimizer.state.values()):
@@ -45,8 +44,15 @@ def check(optimizer: object, model: nn.Module) -> tuple[str, ...]:
             "momentum buffers of earlier steps",
             "begin the recording before the first step, or make a new optimiser",
         )
-    trained = {id(p) for p in own if p.requires_grad}
-    return tuple(name for name, p in model.named_parameters() if id(p) in trained)
+    return trained_names(optimizer, model)
+
+
+def trained_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that an optimiser trains now; numbers for those of another model."""
+    own = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    names = {id(p): name for name, p in model.named_parameters()}
+    known = tuple(name for key, name in names.items() if key in own)
+    return (*known, *map(str, own - names.keys()))
 
 
 def rule_of(optimizer: torch.optim.SGD, model: nn.Module, is_first: bool) -> UpdateRule:
@@ -84,8 +90,7 @@ def rule_of(optimizer: torch.optim.SGD, model: nn.Module, is_first: bool) -> Upd
         if own:
             rules.setdefault(rule, []).extend(own)
     first, *others = rules
-    groups = tuple((ParameterGroup(rules[rule]), rule) for rule in others)
-    return replace(first, groups=groups)
+    return replace(first, groups=tuple((ParameterGroup(rules[rule]), rule) for rule in others))
 
 
 class Reference:
@@ -103,9 +108,8 @@ class Reference:
     def replaced(self, velocity: Mapping[str, Tensor | None]) -> str | None:
         """A parameter whose momentum buffer is not the one that the last step left; None if all are."""
         for name, (buffer, version) in self._buffers.items():
-            if velocity.get(name) is not buffer or buffer._version != version:
-                return name
-            if not torch.equal(buffer, self._velocity[name]):
+            same = velocity.get(name) is buffer and buffer._version == version
+            if not same or not torch.equal(buffer, self._velocity[name]):
                 return name
         return None
 
@@ -117,20 +121,18 @@ class Reference:
                 slack[name] = torch.zeros_like(theta)
                 continue
             own = rule.of(name)
-            gradient = gradients[name] + own.weight_decay * theta
+            direction = gradient = gradients[name] + own.weight_decay * theta
             size = gradients[name].abs() + own.weight_decay * theta.abs()
-            direction = gradient
             if own.momentum:
                 old = self._velocity.get(name, torch.zeros_like(theta))
                 kept = 1.0 - own.dampening
-                velocity = own.momentum * old + kept * gradient
+                velocity = self._velocity[name] = own.momentum * old + kept * gradient
                 size = abs(kept) * size + own.momentum * old.abs()
-                self._velocity[name] = velocity
                 direction = gradient + own.momentum * velocity if own.nesterov else velocity
                 size = size * (1.0 + own.momentum)
             self.parameters[name] = theta - own.rate * direction
-            eps = torch.finfo(theta.dtype).eps
-            slack[name] = 16 * eps * (theta.abs() + own.rate * size) + torch.finfo(theta.dtype).tiny
+            kind = torch.finfo(theta.dtype)
+            slack[name] = 16 * kind.eps * (theta.abs() + own.rate * size) + kind.tiny
         return slack
 
     def outside(
@@ -150,11 +152,3 @@ class Reference:
         self.parameters = {name: p.detach().clone() for name, p in parameters.items()}
         self._buffers = {n: (v, v._version) for n, v in velocity.items() if v is not None}
         self._velocity = {n: v.detach().clone() for n, (v, _) in self._buffers.items()}
-
-
-def check_names(optimizer: torch.optim.SGD, model: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters that an optimiser trains now."""
-    own = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-    foreign = own - {id(p) for p in model.parameters()}
-    names = tuple(name for name, p in model.named_parameters() if id(p) in own)
-    return (*names, *map(str, foreign))

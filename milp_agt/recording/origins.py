@@ -61,8 +61,9 @@ class Origins:
         values = (*args, *kwargs.values())
         given = list(tensors_in(values))
         origins = [self.of(each) for each in given]
+        origin: str | None = f"{name}()"
         if MODEL in origins or any(_holds_watched(each) for each in values):
-            origin: str | None = MODEL
+            origin = MODEL
         elif all(each == FRESH for each in origins):
             origin = FRESH
         elif name in _MOVES:
@@ -70,8 +71,6 @@ class Origins:
             origin = computed[0] if computed else DATA if DATA in origins else None
             if not computed and any(_is_real(g) for g in given) and not _is_real(results[0]):
                 origin = ROUNDED
-        else:
-            origin = f"{name}()"
         writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         for each in results:
             if origin is not None:

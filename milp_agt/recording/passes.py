@@ -138,7 +138,8 @@ class Twin:
         found = self.step_graph.loss.divisor(self._labels[list(samples)])
         return None if found is None else float(found)
 
-    def _loss_of(self, losses: list[LossCall], root: Tensor) -> LossCall:
+    @staticmethod
+    def _loss_of(losses: list[LossCall], root: Tensor) -> LossCall:
         for call in losses:
             if call.node is root.grad_fn:
                 return call
@@ -150,34 +151,33 @@ class Twin:
             "the optimiser",
         )
 
-    def _forward_of(self, forwards: list[RecordedForward], call: LossCall) -> RecordedForward:
-        strange = None
-        for forward in reversed(forwards):
-            node = is_reached_by_reshapes(call.start, forward.node)
-            if node is None:
-                if forward.output.numel() != call.prediction.numel():
-                    raise differs("a loss on some of the model's outputs", "use all of them")
-                if forward.autocast:
-                    raise differs(
-                        "a model that was called under autocast (mixed precision)",
-                        "train in float32 or float64 throughout",
-                    )
-                if forward.saved_tensors_hooked:
-                    raise differs(
-                        "hooks on the tensors that are saved for the backward pass",
-                        "leave torch.autograd.graph.saved_tensors_hooks out",
-                    )
-                return forward
-            strange = strange or node
-        if strange is None:
+    @staticmethod
+    def _forward_of(forwards: list[RecordedForward], call: LossCall) -> RecordedForward:
+        between = [(f, is_reached_by_reshapes(call.start, f.node)) for f in reversed(forwards)]
+        forward = next((forward for forward, node in between if node is None), None)
+        if not between:
             raise differs(
                 "a loss on outputs of something else than the model",
                 "call the module that agt.record was given",
             )
-        raise differs(
-            f"an operation between the model's output and its loss: {meaning(strange)}",
-            "make it a layer of the model, or leave it out",
-        )
+        if forward is None:
+            raise differs(
+                f"an operation between the model's output and its loss: {meaning(between[0][1])}",
+                "make it a layer of the model, or leave it out",
+            )
+        if forward.output.numel() != call.prediction.numel():
+            raise differs("a loss on some of the model's outputs", "use all of them")
+        if forward.autocast:
+            raise differs(
+                "a model that was called under autocast (mixed precision)",
+                "train in float32 or float64 throughout",
+            )
+        if forward.saved_tensors_hooked:
+            raise differs(
+                "hooks on the tensors that are saved for the backward pass",
+                "leave torch.autograd.graph.saved_tensors_hooks out",
+            )
+        return forward
 
     def _trace(self, shape: tuple[int, ...], loss: LossFunction) -> None:
         self.step_graph = trace(self.initial, loss, tuple(shape))
@@ -216,8 +216,7 @@ class Twin:
             prediction = output.reshape(call.prediction.shape)
             target = call.target.double() if call.target.is_floating_point() else call.target
             options = {
-                name: value.double() if isinstance(value, Tensor) else value
-                for name, value in call.options.items()
+                n: v.double() if isinstance(v, Tensor) else v for n, v in call.options.items()
             }
             loss = replace(call, target=target, options=options).again(prediction)
         expected = gradients(self._double, loss, self.trained)
@@ -228,10 +227,8 @@ class Twin:
         leaves[LABELS] = self._labels[index]
         with torch.no_grad():
             nodes = self._order.values(leaves)
-        own = {
-            name: nodes[self.step_graph.gradients[name]] / (self._weight(samples) or len(samples))
-            for name in self.step_graph.parameters
-        }
+        divisor = self._weight(samples) or len(samples)
+        own = {name: nodes[node] / divisor for name, node in self.step_graph.gradients.items()}
         torchs = {name: expected[name].cpu() for name in own}
         worst, apart, size = largest_difference(own, torchs)
         features = 1.0 + float(leaves[FEATURES].abs().max())

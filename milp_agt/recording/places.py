@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,36 +12,21 @@ _OWN = str(Path(__file__).parent)
 _PACKAGE = str(Path(__file__).parent.parent)
 
 
-@dataclass(frozen=True)
-class Place:
-    """A line of the user's code.
+def place() -> str:
+    """The innermost line of the stack that is neither torch's nor of this package.
 
-    Attributes:
-        line: file and number, for instance ``train.py:31``.
-        through: the function of torch that the line called and in which it happened; '' for none.
+    ``train.py:31``, or ``step() at train.py:31`` where it called the function of torch in which it happened.
     """
-
-    line: str
-    through: str
-
-    def __str__(self) -> str:
-        return f"{self.through}() at {self.line}" if self.through else self.line
-
-
-def place() -> Place:
-    """The innermost frame of the stack that is neither torch's nor of this package."""
-    frame = sys._getframe(1)
-    through = ""
+    frame, through = sys._getframe(1), ""
     while frame.f_back is not None:
-        name = frame.f_code.co_filename
+        name, called = frame.f_code.co_filename, frame.f_code.co_name
         if name.startswith(_TORCH):
-            called = frame.f_code.co_name
             wrapper = called.startswith("_") or called in ("wrapper", "inner", "decorate_context")
-            through = through if wrapper else called
+            through = through if wrapper else f"{called}() at "
         elif not name.startswith(_OWN):
             break
         frame = frame.f_back
-    return Place(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}", through)
+    return f"{through}{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def called_by_torch() -> bool:
@@ -57,9 +41,9 @@ def asks_for_edge() -> bool:
     """Whether the call that is being watched looks up a node of the graph for ``get_gradient_edge``."""
     frame = sys._getframe(1)
     for _ in range(8):
-        if frame.f_code.co_name == "get_gradient_edge" and frame.f_back is not None:
-            return not frame.f_back.f_code.co_filename.startswith((_TORCH, _PACKAGE))
         if frame.f_back is None:
-            break
+            return False
+        if frame.f_code.co_name == "get_gradient_edge":
+            return not frame.f_back.f_code.co_filename.startswith((_TORCH, _PACKAGE))
         frame = frame.f_back
     return False

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
 
+from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
 from milp_agt.recording import optimizer as optimizers
 from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer
@@ -19,10 +21,15 @@ from milp_agt.recording.losses import loss_of
 from milp_agt.recording.origins import tensors_in
 from milp_agt.recording.passes import Twin, differs
 from milp_agt.recording.rows import DataRows, samples_of
-from milp_agt.recording.run import RecordedRun, recorded_run
+from milp_agt.recording.run import RecordedRun, RecordedTraining
 from milp_agt.recording.watch import Watch, watch_threads
-from milp_agt.training.graph_hooks import hooked_accumulators
+from milp_agt.threats import ThreatModel
+from milp_agt.training.hidden_changes import hooked_accumulators
 from milp_agt.training.tracing import trace
+from milp_agt.training.training import Training
+
+CERTIFIED = "A recorded run was to be certified"
+Data = tuple[Any, Any] | Dataset
 
 
 class Recording:
@@ -59,7 +66,7 @@ class Recording:
         self._twin = Twin(model, self._rows, trained)
         self._trace_early(key or "mse", tuple(features.shape[1:]))
         self._loop = Loop(model, optimizer, self._twin, key, values_only_logged)
-        self._undo: list[Callable[[], object]] = []
+        self._undo = ExitStack()
         self._began = False
         self._run: RecordedRun | None = None
 
@@ -69,18 +76,14 @@ class Recording:
                 "A recording is one block", "a second one", "call agt.record(...) again"
             )
         self._began = True
-        self._undo = [
-            watch_loader(self._loader, self._drew, self._loop.quiet),
-            *self._loop.begin(),
-        ]
-        watch = Watch(self._loop)
-        self._loop.origins = watch.origins
         data = getattr(self._loader, "dataset", self._loader)
-        watch.origins.mark(tensors_in(getattr(data, "tensors", data)))
-        self._undo.append(watch_threads(watch))
-        watched = ExitStack()
-        watched.enter_context(watch)
-        self._undo.append(watched.close)
+        self._loop.origins.mark(tensors_in(getattr(data, "tensors", data)))
+        self._undo.callback(watch_loader(self._loader, self._drew, self._loop.quiet))
+        for undo in self._loop.begin():
+            self._undo.callback(undo)
+        watch = Watch(self._loop)
+        self._undo.callback(watch_threads(watch))
+        self._undo.enter_context(watch)
         return self
 
     def __exit__(
@@ -89,8 +92,7 @@ class Recording:
         error: BaseException | None,
         trace_back: TracebackType | None,
     ) -> None:
-        for undo in reversed(self._undo):
-            undo()
+        self._undo.close()
         if error is None:
             self._loop.end(self._finish)
         else:
@@ -127,9 +129,7 @@ class Recording:
             raise self.problem
         if self._run is None:
             raise InvalidInputError(
-                "A recorded run was to be certified",
-                "a recording that has not ended",
-                "leave the with-block first",
+                CERTIFIED, "a recording that has not ended", "leave the with-block first"
             )
         return self._run
 
@@ -140,7 +140,7 @@ class Recording:
     def _finish(self) -> None:
         if not self.steps:
             raise InvalidInputError(
-                "A recorded run was to be certified",
+                CERTIFIED,
                 "no step of the optimiser",
                 "put the whole training loop inside the with-block",
             )
@@ -148,16 +148,14 @@ class Recording:
         self._refuse_hooks()
         graph = self._twin.step_graph
         assert graph is not None
-        self._run = recorded_run(
-            model=self._twin.initial,
-            features=self._rows.features,
-            labels=self._rows.labels,
-            loss=graph.loss,
-            batches=tuple(self._loop.batches),
-            rules=tuple(self._loop.rules),
-            final={n: v.detach().cpu().clone() for n, v in self._model.state_dict().items()},
-            dtype=self._dtype,
-            assumed=(*self._about_sampler(), *self._loop.assumed),
+        self._run = RecordedRun(
+            self._twin.initial,
+            self._rows.features,
+            self._rows.labels,
+            RecordedTraining.of(graph.loss, self._loop.batches, self._loop.rules),
+            {n: v.detach().cpu().clone() for n, v in self._model.state_dict().items()},
+            self._dtype,
+            (*self._about_sampler(), *self._loop.assumed),
         )
 
     def _refuse_hooks(self) -> None:
@@ -165,26 +163,22 @@ class Recording:
             raise differs(f"parameter '{name}': {found}", remedy)
 
     def _about_sampler(self) -> tuple[str, ...]:
-        sampler = getattr(self._loader, "sampler", None)
-        batch_sampler = getattr(self._loader, "batch_sampler", None)
+        given = (getattr(self._loader, name, None) for name in ("sampler", "batch_sampler"))
         usual = ("RandomSampler", "SequentialSampler", "BatchSampler", "NoneType")
         return tuple(
             f"The {name} draws the same samples whatever the data are."
-            for name in dict.fromkeys(type(each).__name__ for each in (sampler, batch_sampler))
+            for name in dict.fromkeys(type(each).__name__ for each in given)
             if name not in usual
         )
 
     def _trace_early(self, loss: str, shape: tuple[int, ...]) -> None:
         """Refuse layers without a rule before the loop begins; sizes may still be another's matter."""
-        try:
+        with suppress(InvalidInputError):
             trace(self._twin.initial, loss, shape)
-        except InvalidInputError:
-            return
 
 
-def _check_model(model: object, trained: tuple[str, ...]) -> str:
+def _check_model(model: nn.Module, trained: tuple[str, ...]) -> str:
     """The precision of the model: float32 or float64."""
-    assert isinstance(model, nn.Module)
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
     if len(kinds) != 1 or not kinds <= {"float32", "float64"}:
         raise UnsupportedOperationError(
@@ -251,3 +245,28 @@ def record(
             "give the torch.nn.Module",
         )
     return Recording(model, optimizer, loss_fn, loader, values_only_logged)
+
+
+def of_recording(
+    model: nn.Module | Recording | RecordedRun,
+    data: Data | ThreatModel,
+    training: Training | None,
+    threat: ThreatModel | None,
+) -> tuple[nn.Module, Data, Training, ThreatModel, RecordedRun | None]:
+    """Model, data, training and threat of a call, and the recorded run that they came from, if any.
+
+    Raises:
+        InvalidInputError: ``(run, threat)`` with more arguments, or ``(model, data, ...)`` with fewer.
+        UnsupportedOperationError: a recorded run that cannot be certified.
+    """
+    if isinstance(model, (Recording, RecordedRun)):
+        given = [each for each in (data, training, threat) if each is not None]
+        if len(given) != 1:
+            raise InvalidInputError(
+                "A recorded run comes with a threat alone",
+                f"{len(given)} further arguments",
+                "call it as certify(run, threat)",
+            )
+        run = model.finished() if isinstance(model, Recording) else model
+        return run.initial, run.data, run.training, given[0], run  # type: ignore[return-value]
+    return model, data, training, threat, None  # type: ignore[return-value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,9 +33,7 @@ def samples_of(loader: object) -> tuple[Tensor, Tensor, bool]:
     if isinstance(loader, TensorDataset):
         loader = loader.tensors
     if isinstance(loader, (tuple, list)) and len(loader) == 2:
-        features, labels = (_tensor(part) for part in loader)
-        _same_count(features, labels)
-        return features, labels, False
+        return *_pair(*loader), False
     raise UnsupportedOperationError(ASKED, f"an object of type {type(loader).__name__}", ARRAYS)
 
 
@@ -67,9 +66,18 @@ def _collated(loader: DataLoader[Any], dataset: Dataset[Any]) -> tuple[Tensor, T
         raise UnsupportedOperationError(
             ASKED, f"samples of {what}", "let the data set give pairs (features, label)"
         )
-    features, labels = (_tensor(part) for part in found)
-    _same_count(features, labels)
-    return features, labels
+    return _pair(*found)
+
+
+def _pair(features: object, labels: object) -> tuple[Tensor, Tensor]:
+    x, y = _tensor(features), _tensor(labels)
+    if x.dim() < 1 or y.dim() < 1 or len(x) != len(y) or not len(y):
+        raise InvalidInputError(
+            ASKED,
+            f"features of shape {tuple(x.shape)}, labels of {tuple(y.shape)}",
+            "give one label for each sample",
+        )
+    return x, y
 
 
 def _tensor(values: object) -> Tensor:
@@ -79,15 +87,6 @@ def _tensor(values: object) -> Tensor:
         return torch.from_numpy(np.array(values))
     except TypeError as error:
         raise InvalidInputError(ASKED, str(error), "give arrays of numbers") from None
-
-
-def _same_count(features: Tensor, labels: Tensor) -> None:
-    if features.dim() < 1 or labels.dim() < 1 or len(features) != len(labels) or not len(labels):
-        raise InvalidInputError(
-            ASKED,
-            f"features of shape {tuple(features.shape)}, labels of {tuple(labels.shape)}",
-            "give one label for each sample",
-        )
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
@@ -118,7 +117,7 @@ class DataRows:
         self.features, self.labels = features, labels
         self._group: np.ndarray[Any, np.dtype[np.int64]] | None = None
         self._numbers: dict[bytes, int] = {}
-        self._members: list[tuple[int, ...]] = []
+        self._members: list[list[int]] = []
         self._drawn: list[tuple[tuple[int, ...], int]] = []
         self._by_content: dict[tuple[int, ...], set[frozenset[int]]] = {}
 
@@ -152,15 +151,9 @@ class DataRows:
                 "train on the samples as they are, or put what changes them once into the data set "
                 "before the recording",
             )
-        counts: dict[int, int] = {}
-        for number in numbers:
-            counts[number] = counts.get(number, 0) + 1
+        counts = Counter(numbers)
         if any(count > len(self._members[number]) for number, count in counts.items()):
-            raise UnsupportedOperationError(
-                "Every batch must hold distinct samples",
-                "a sample that occurs twice in one batch (sampling with replacement)",
-                "sample without replacement",
-            )
+            raise _twice()
         if all(count == len(self._members[number]) for number, count in counts.items()):
             left = {number: list(self._members[number]) for number in counts}
             return tuple(left[number].pop(0) for number in numbers)
@@ -184,11 +177,7 @@ class DataRows:
                 "take batches from the DataLoader that agt.record was given, or drop the copies",
             )
         if len(set(drawn)) != len(drawn):
-            raise UnsupportedOperationError(
-                "Every batch must hold distinct samples",
-                "a sample that occurs twice in one batch (sampling with replacement)",
-                "sample without replacement",
-            )
+            raise _twice()
         return drawn
 
     def _group_rows(self, features: Tensor, labels: Tensor) -> None:
@@ -204,15 +193,12 @@ class DataRows:
         self.features = self.features.reshape(len(self), *shape).to(features.dtype)
         if labels.is_floating_point():
             self.labels = self.labels.to(labels.dtype)
-        group = np.empty(len(self), dtype=np.int64)
-        members: list[list[int]] = []
-        for row, key in enumerate(_bytes_of(self.features, self.labels)):
-            number = self._numbers.setdefault(key, len(members))
-            if number == len(members):
-                members.append([])
-            members[number].append(row)
-            group[row] = number
-        self._group, self._members = group, [tuple(rows) for rows in members]
+        keys = _bytes_of(self.features, self.labels)
+        self._numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        self._group = np.array([self._numbers[key] for key in keys], dtype=np.int64)
+        self._members = [[] for _ in self._numbers]
+        for row, number in enumerate(self._group.tolist()):
+            self._members[number].append(row)
         for indices, _ in self._drawn:
             self._index(indices)
 
@@ -222,14 +208,15 @@ class DataRows:
         self._by_content.setdefault(content, set()).add(frozenset(indices))
 
 
+def _twice() -> UnsupportedOperationError:
+    return UnsupportedOperationError(
+        "Every batch must hold distinct samples",
+        "a sample that occurs twice in one batch (sampling with replacement)",
+        "sample without replacement",
+    )
+
+
 def _bytes_of(features: Tensor, labels: Tensor) -> list[bytes]:
     """The numbers of each sample as bytes; -0 counts as 0."""
-    parts = (
-        part.detach().cpu().to(torch.float64).flatten(1) for part in _with_axis(features, labels)
-    )
-    table = torch.cat(list(parts), 1) + 0.0
-    return [row.tobytes() for row in table.numpy()]
-
-
-def _with_axis(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return features.reshape(len(features), -1), labels.reshape(len(labels), -1)
+    parts = [p.detach().cpu().to(torch.float64).reshape(len(p), -1) for p in (features, labels)]
+    return [row.tobytes() for row in (torch.cat(parts, 1) + 0.0).numpy()]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from milp_agt.bounds.step import NodeOrder, step_at_points, velocity_of
+from milp_agt.core.arguments import of_kind
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.loss import LossFunction, get_loss
 from milp_agt.io.files import Archive
@@ -43,6 +43,24 @@ class RecordedTraining(Training):
     """
 
     rules: tuple[UpdateRule, ...] = field(default=(), repr=False)
+
+    @staticmethod
+    def of(
+        loss: LossFunction, batches: Sequence[Sequence[int]], rules: Sequence[UpdateRule]
+    ) -> RecordedTraining:
+        """The training of these steps."""
+        first = rules[0]
+        return RecordedTraining(
+            loss=loss.key,
+            **loss.options,
+            learning_rate=first.rate or next((r.rate for r in rules if r.rate), 1.0),
+            batches=tuple(map(tuple, batches)),
+            momentum=first.momentum,
+            nesterov=first.nesterov,
+            weight_decay=first.weight_decay,
+            schedule=tuple(r.rate for r in rules),
+            rules=tuple(rules),
+        )
 
     def update_rules(self, steps: int) -> tuple[UpdateRule, ...]:
         return self.rules[:steps]
@@ -149,8 +167,7 @@ class RecordedRun:
         # NaN is the largest: a run that diverged is none.
         worst = max(apart, key=lambda n: apart[n] if apart[n] == apart[n] else float("inf"))
         size = 1.0 + max(float(v.abs().max()) for v in nominal.values())
-        digits: torch.dtype = getattr(torch, self.dtype)
-        tolerance = float(torch.finfo(digits).eps) ** 0.5 * size
+        tolerance = float(torch.finfo(getattr(torch, self.dtype)).eps) ** 0.5 * size
         check = NominalCheck(apart[worst], worst, self.dtype, tolerance)
         if not check.is_rounding:
             raise UnsupportedOperationError(
@@ -188,34 +205,6 @@ class RecordedRun:
         FILE.write(Path(path), arrays, about)
 
 
-def recorded_run(
-    *,
-    model: nn.Module,
-    features: Tensor,
-    labels: Tensor,
-    loss: LossFunction,
-    batches: tuple[tuple[int, ...], ...],
-    rules: tuple[UpdateRule, ...],
-    final: Mapping[str, Tensor],
-    dtype: str,
-    assumed: tuple[str, ...],
-) -> RecordedRun:
-    """Put together what was recorded."""
-    first = rules[0]
-    training = RecordedTraining(
-        loss=loss.key,
-        **loss.options,
-        learning_rate=first.rate or next((r.rate for r in rules if r.rate), 1.0),
-        batches=batches,
-        momentum=first.momentum,
-        nesterov=first.nesterov,
-        weight_decay=first.weight_decay,
-        schedule=tuple(r.rate for r in rules),
-        rules=rules,
-    )
-    return RecordedRun(model, features, labels, training, final, dtype, assumed)
-
-
 def loss_in(path: str | Path) -> str:
     """Name of the loss of a saved run.
 
@@ -236,12 +225,9 @@ def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
         InvalidInputError: a missing or damaged file, another version of the format, or a model whose
             parameters have other names or shapes.
     """
-    inputs.of_kind(
-        path, (str, Path), "The path of a recorded run", "give the path of the .npz file"
-    )
-    inputs.of_kind(
-        model, nn.Module, "The model", "give a module of the architecture that was recorded"
-    )
+    remedy = "give a module of the architecture that was recorded"
+    of_kind(path, (str, Path), "The path of a recorded run", "give the path of the .npz file")
+    of_kind(model, nn.Module, "The model", remedy)
     arrays, about = FILE.read(Path(path))
     asked = f"A recorded run was to be read from {path}"
     try:
@@ -258,23 +244,17 @@ def load_run(path: str | Path, model: nn.Module) -> RecordedRun:
         started.load_state_dict(initial)
         for name, parameter in started.named_parameters():
             parameter.requires_grad_(name in about["trained"])
-        ends = np.cumsum(arrays["sizes"])[:-1]
-        return recorded_run(
-            model=started,
-            features=torch.from_numpy(arrays["features"]),
-            labels=torch.from_numpy(arrays["labels"]),
-            loss=get_loss(about["loss"]).configured(
-                **{
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in about["options"].items()
-                }
-            ),
-            batches=tuple(tuple(b.tolist()) for b in np.split(arrays["batches"], ends)),
-            rules=tuple(_rule(rule) for rule in about["rules"]),
-            final=_state(arrays, "final:"),
-            dtype=about["dtype"],
-            assumed=tuple(about["assumed"]),
+        given = about["options"].items()
+        options = {n: tuple(v) if isinstance(v, list) else v for n, v in given}
+        batches = np.split(arrays["batches"], np.cumsum(arrays["sizes"])[:-1])
+        training = RecordedTraining.of(
+            get_loss(about["loss"]).configured(**options),
+            [batch.tolist() for batch in batches],
+            [_rule(rule) for rule in about["rules"]],
         )
+        features, labels = (torch.from_numpy(arrays[name]) for name in ("features", "labels"))
+        final, assumed = _state(arrays, "final:"), tuple(about["assumed"])
+        return RecordedRun(started, features, labels, training, final, about["dtype"], assumed)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(
             asked, f"contents that do not fit together: {error}", "save the run again"
@@ -292,7 +272,7 @@ def _rule(about: Mapping[str, Any]) -> UpdateRule:
     return UpdateRule(**{**about, "groups": groups})
 
 
-def _state(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, Tensor]:
+def _state(arrays: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): torch.from_numpy(value)
         for name, value in arrays.items()

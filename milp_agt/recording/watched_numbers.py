@@ -17,17 +17,11 @@ _ARITHMETIC = (
     *("radd", "rsub", "rmul", "rtruediv", "rfloordiv", "rmod", "rpow"),
     *("neg", "pos", "abs", "round"),
 )
-_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-_CONVERSIONS: tuple[str, ...] = (
-    "__float__",
-    "__int__",
-    "__trunc__",
-    "__floor__",
-    "__ceil__",
-    "__divmod__",
-    "__rdivmod__",
+_COMPARISONS = tuple(f"__{name}__" for name in ("lt", "le", "gt", "ge", "eq", "ne"))
+_CONVERSIONS = (
+    *("__float__", "__int__", "__trunc__", "__floor__", "__ceil__", "__divmod__", "__rdivmod__"),
+    *("as_integer_ratio", "is_integer", "hex", "bit_length", "to_bytes", "__bool__"),
 )
-_CONVERSIONS += ("as_integer_ratio", "is_integer", "hex", "bit_length", "to_bytes")
 
 
 class WatchedFloat(float):
@@ -44,13 +38,10 @@ class WatchedInt(int):
 
 def watched(value: object, report: Callable[[], None]) -> Any:
     """A number that calls ``report`` when it is compared; anything else as it is."""
-    found: WatchedFloat | WatchedInt
-    if type(value) is float:
-        found = WatchedFloat(value)
-    elif type(value) is int:
-        found = WatchedInt(value)
-    else:
+    kinds: dict[type, Any] = {float: WatchedFloat, int: WatchedInt}
+    if type(value) not in kinds:
         return value
+    found = kinds[type(value)](value)
     found.report = report
     return found
 
@@ -60,9 +51,7 @@ def is_watched(value: object) -> bool:
     return isinstance(value, (WatchedFloat, WatchedInt))
 
 
-def _arithmetic(base: type, name: str) -> Callable[..., Any]:
-    plain = getattr(base, f"__{name}__")
-
+def _arithmetic(base: type, plain: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Any, *others: Any) -> Any:
         found = plain(self, *others)
         if isinstance(found, int) and base is float:
@@ -72,54 +61,33 @@ def _arithmetic(base: type, name: str) -> Callable[..., Any]:
     return method
 
 
-def _conversion(base: type, name: str) -> Callable[..., Any]:
-    plain = getattr(base, name)
-
+def _reported(plain: Callable[..., Any], of: Callable[[Any], Any]) -> Callable[..., Any]:
     def method(self: Any, *others: Any) -> Any:
         self.report()
-        return plain(_plain(base, self), *others)
+        return plain(of(self), *others)
 
     return method
 
 
-def _plain(base: Any, number: Any) -> Any:
-    """The number as a plain float or int."""
-    return base.__sub__(number, 0)
+def _prepare(kind: type, base: Any) -> None:
+    def bare(number: Any) -> Any:
+        return base.__sub__(number, 0)  # a plain float or int
 
-
-def _comparison(base: type, name: str) -> Callable[..., Any]:
-    plain = getattr(base, f"__{name}__")
-
-    def method(self: Any, other: Any) -> Any:
-        self.report()
-        return plain(self, other)
-
-    return method
-
-
-def _prepare(kind: type, base: type) -> None:
     for name in _ARITHMETIC:
         if hasattr(base, f"__{name}__"):
-            setattr(kind, f"__{name}__", _arithmetic(base, name))
+            setattr(kind, f"__{name}__", _arithmetic(base, getattr(base, f"__{name}__")))
     for name in _COMPARISONS:
-        setattr(kind, f"__{name}__", _comparison(base, name))
+        setattr(kind, name, _reported(getattr(base, name), lambda number: number))
     for name in _CONVERSIONS:
         if hasattr(base, name):
-            setattr(kind, name, _conversion(base, name))
-
-    def truth(self: Any) -> bool:
-        self.report()
-        return bool(base.__bool__(self))  # type: ignore[attr-defined]
-
-    def reduce(self: Any) -> tuple[object, ...]:
-        return base, (_plain(base, self),)
-
-    def shown(self: Any, how: str) -> str:
-        return format(_plain(base, self), how)
-
-    own = {"bool": truth, "reduce": reduce, "format": shown, "hash": base.__hash__}
+            setattr(kind, name, _reported(getattr(base, name), bare))
+    own = {
+        "__reduce__": lambda self: (base, (bare(self),)),
+        "__format__": lambda self, how: format(bare(self), how),
+        "__hash__": base.__hash__,
+    }
     for name, method in own.items():
-        setattr(kind, f"__{name}__", method)
+        setattr(kind, name, method)
 
 
 _prepare(WatchedFloat, float)

@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from milp_agt.attacks import Attack, Search
+from milp_agt.data.dataset import Dataset
 from milp_agt.io.files import replace_arrays
 from milp_agt.reports.result_folder import (
     WRITING_SHARE,
@@ -18,11 +20,7 @@ from milp_agt.reports.result_folder import (
     run_header,
     write_json,
 )
-
-if TYPE_CHECKING:
-    from milp_agt.attacks import Attack, Search
-    from milp_agt.data.dataset import Dataset
-    from milp_agt.runfile.run_file import RunConfig
+from milp_agt.runfile.run_file import RunConfig
 
 
 class AttackFolder:

@@ -6,20 +6,19 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from milp_agt.attacks import Attack
+from milp_agt.certification.result import Result
+from milp_agt.data.dataset import Dataset
+from milp_agt.data.origin import Part
 from milp_agt.errors import SoundnessError
 from milp_agt.io.files import arrays_of, replace_arrays, writing
-
-if TYPE_CHECKING:
-    from milp_agt.attacks import Attack
-    from milp_agt.certification.result import Result
-    from milp_agt.data.dataset import Dataset
-    from milp_agt.data.origin import Part
-    from milp_agt.runfile.verdicts import Verdict
+from milp_agt.runfile.verdicts import Verdict
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -126,8 +125,6 @@ def load(folder: Path) -> dict[str, Array]:
 
 def _outputs(result: Result, x: Array) -> Array:
     """Outputs of the nominal model, (n, outputs)."""
-    import torch  # a report that is made of files needs none
-
     features = torch.from_numpy(np.asarray(x, dtype=np.float64))
     outputs: Array = (
         result.models.outputs(features.to(result.models.poison.features.device)).cpu().numpy()
@@ -149,8 +146,6 @@ def _by_class(outputs: Array) -> Array:
 
 def _reached(attack: Attack, x: Array, labels: Array | None) -> tuple[Array, Array]:
     """Ends over all models that attacks trained: of the margins (n,), or of the outputs (n, outputs)."""
-    import torch
-
     features = torch.from_numpy(np.asarray(x, dtype=np.float64))
     features = features.to(attack.runs.unrolled.poison.features.device)
     low, high = [], []

@@ -14,8 +14,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from milp_agt.io.drawing import BLACK, BLUE, COLOURS, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY
 from milp_agt.io.tables import format_number
-from milp_agt.reports.colours import BLACK, BLUE, CLASSES, LINES, MARKERS, RED, SKY
 from milp_agt.reports.content import Content, Property
 from milp_agt.reports.points import margins, predictions
 from milp_agt.reports.words import between
@@ -34,6 +34,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "figure.facecolor": "white",
 }
+LINES = ((ORANGE, "o", "--"), (BLUE, "s", "-"), (GREEN, "^", "-."), (PURPLE, "D", ":"))
 CERTIFIED: Any = {"color": BLUE, "linewidth": 9, "alpha": 0.45, "solid_capstyle": "butt"}
 CERTIFIED["label"] = "certified interval"
 REACHED: Any = {"color": RED, "markersize": 9, "linewidth": 3, "label": "reached by attacks"}
@@ -211,7 +212,7 @@ def _map(content: Content) -> tuple[Figure, str] | None:
     for k in range(classes):
         lead = found.lead[..., k]
         if lead.max() > 0:
-            tint = tuple(0.65 + 0.35 * part for part in to_rgb(CLASSES[k % len(CLASSES)]))
+            tint = tuple(0.65 + 0.35 * part for part in to_rgb(COLOURS[k % len(COLOURS)]))
             rows, columns = np.nonzero(lead > 0)
             look: Any = {"marker": "s", "s": SQUARE, "color": tint, "linewidth": 0}
             axes.scatter(found.x[columns], found.y[rows], **look)
@@ -223,7 +224,7 @@ def _map(content: Content) -> tuple[Figure, str] | None:
     axes.fill_between([], [], [], label="open", **OPEN)
     for (points, own), filled in ((found.train, True), (found.test, False)):
         for label in np.unique(own):
-            color, marker = (each[int(label) % len(each)] for each in (CLASSES, MARKERS))
+            color, marker = (each[int(label) % len(each)] for each in (COLOURS, MARKERS))
             look = {"s": 26, "facecolor": color, "edgecolor": BLACK, "linewidth": 0.6}
             if not filled:
                 look = {"s": 40, "facecolor": "white", "edgecolor": color, "linewidth": 1.6}

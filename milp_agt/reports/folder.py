@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from milp_agt.certification import saved
+from milp_agt.certification.result import Result
 from milp_agt.core.arguments import listed, of_kind
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
@@ -16,9 +17,6 @@ from milp_agt.reports import evidence, write_page
 from milp_agt.reports.result_folder import ResultFolder, header
 from milp_agt.runfile.run_file import parse_properties
 from milp_agt.runfile.verdicts import judge
-
-if TYPE_CHECKING:
-    from milp_agt.certification.result import Result
 
 
 def report(

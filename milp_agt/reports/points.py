@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from milp_agt.io.drawing import BLACK, BLUE, ORANGE, RED
 from milp_agt.io.tables import format_number
-from milp_agt.reports.colours import BLACK, BLUE, ORANGE, RED
 from milp_agt.reports.content import Array, Content
 
 SHOWN_OUTPUTS = 3  # of the predictions of a regression

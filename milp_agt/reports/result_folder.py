@@ -13,23 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from milp_agt.certificates.folder import clear
 from milp_agt.certification.fingerprint import versions
+from milp_agt.certification.result import Result
 from milp_agt.checker.__main__ import FOLDER
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace_arrays, replace_text, writing
 from milp_agt.io.tables import json_text, plain
+from milp_agt.properties.suspects import Suspects
 from milp_agt.runfile.run_file import RunConfig
 from milp_agt.runfile.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from milp_agt.certification.result import Result
-    from milp_agt.properties.suspects import Suspects
 
 SCHEMA_VERSION = 1
 LISTED_ROWS = 10_000  # rows of larger files follow from the seed and are not written down

@@ -10,16 +10,24 @@ import hashlib
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
+import torch
 from pydantic import BaseModel, Discriminator, Field, PrivateAttr, Tag, ValidationError
 
+from milp_agt.attacks import Search
+from milp_agt.certification.certify import OnStep, certify
+from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.certification.options import FURTHER, with_further
+from milp_agt.certification.result import Result, untrained
 from milp_agt.core.option_table import OneOf, Table
 from milp_agt.core.rounding import FLOAT32
 from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
+from milp_agt.formulations.loss import losses
 from milp_agt.properties.property_table import PROPERTIES, PropertyTable
+from milp_agt.recording import RecordedRun
+from milp_agt.runfile.networks import dense_network, factory_network, load_state
 from milp_agt.runfile.problems import explain
 from milp_agt.runfile.tables import (
     GROUP,
@@ -32,20 +40,13 @@ from milp_agt.runfile.tables import (
     TrainingTable,
     which,
 )
+from milp_agt.runfile.verdicts import judge
+from milp_agt.threats import ThreatModel
 from milp_agt.threats.threat_table import THREATS, ThreatTable
+from milp_agt.threats.units import located
+from milp_agt.training.inputs import labels_of
 from milp_agt.training.schedules import SCHEDULES
-
-if TYPE_CHECKING:
-    import torch
-
-    from milp_agt.attacks import Search
-    from milp_agt.certification.certify import OnStep
-    from milp_agt.certification.checkpoint import Checkpoint
-    from milp_agt.certification.result import Result
-    from milp_agt.recording import RecordedRun
-    from milp_agt.threats import ThreatModel
-    from milp_agt.training.training import Training
-
+from milp_agt.training.training import Training
 
 Built = TypeVar("Built")
 
@@ -93,8 +94,6 @@ class LoadedRun(NamedTuple):
         attack: bool | Search = False,
     ) -> Result:
         """Certify the run with its options, under another threat if there is one."""
-        from milp_agt.certification.certify import certify
-
         recorded = self.recorded is not None
         threat = self.threat if threat is None else threat
         return certify(
@@ -184,8 +183,6 @@ class RunConfig(Table):
             UnsupportedOperationError: an unknown loss.
             ConfigurationError: a state file or factory that cannot be used; or several of these at once.
         """
-        from milp_agt.threats.units import located
-
         errors = _Errors()
         table = self.training
         options = table if isinstance(table, TrainingTable) else None
@@ -221,8 +218,6 @@ class RunConfig(Table):
         )
 
     def _dataset(self) -> Dataset:
-        from milp_agt.formulations.loss import losses
-
         folder = self.path.parent
         loss = losses().get(self._loss())
         task: Task | None = None  # an unknown loss is another problem
@@ -242,10 +237,6 @@ class RunConfig(Table):
 
     def _check_properties(self, model: torch.nn.Module, dataset: Dataset, errors: _Errors) -> None:
         """Ask everything without bounding it: what cannot be answered is refused before any work."""
-        from milp_agt.certification.result import untrained
-        from milp_agt.runfile.verdicts import judge
-        from milp_agt.training.inputs import labels_of
-
         before = errors.of(lambda: untrained(model, self._loss(), dataset.x_train.shape[1:]))
         if before is None:
             return
@@ -263,8 +254,6 @@ class RunConfig(Table):
             errors.of(lambda: labels_of(dataset.y_test, count, graph.loss, outputs, "Test labels"))
 
     def _model(self, dataset: Dataset) -> torch.nn.Module:
-        from milp_agt.runfile.networks import dense_network, factory_network, load_state
-
         table, folder = self.model, self.path.parent
         model: torch.nn.Module
         if table.factory is not None:
@@ -362,12 +351,6 @@ def _absent_files(
                 f"[{table}] {key} = '{name}': no such file",
                 "give a path relative to the run file",
             )
-
-
-def table_fields() -> dict[str, tuple[str, ...]]:
-    """The known keys of every table."""
-    fields = {name: tuple(table.model_fields) for name, table in table_types().items()}
-    return fields | {"training": (*fields["training"], *RecordTable.model_fields)}
 
 
 def _with_parts(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import torch
 from pydantic import Field, GetCoreSchemaHandler, field_validator, model_validator
 from pydantic_core import CoreSchema
 
@@ -25,15 +26,11 @@ from milp_agt.core.option_table import (
 )
 from milp_agt.data.dataset import Dataset, dataset_names
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
+from milp_agt.recording import RecordedRun, load_run, loss_in
 from milp_agt.training.groups import ParameterGroup
 from milp_agt.training.layers.builder import activations
 from milp_agt.training.schedules import SCHEDULES
 from milp_agt.training.training import Training
-
-if TYPE_CHECKING:
-    import torch
-
-    from milp_agt.recording import RecordedRun
 
 
 class DataTable(Table):
@@ -252,8 +249,6 @@ class RecordTable(Table):
         Raises:
             InvalidInputError: no recorded run there.
         """
-        from milp_agt.recording import loss_in
-
         return loss_in(folder / self.record)
 
     def load(self, folder: Path, model: torch.nn.Module, dataset: Dataset) -> RecordedRun:
@@ -263,8 +258,6 @@ class RecordTable(Table):
             InvalidInputError: no recorded run there, or one of another architecture.
             ConfigurationError: it was trained on other data than [data] gives.
         """
-        from milp_agt.recording import load_run
-
         path = folder / self.record
         run = load_run(path, model)
         own = run.features.numpy().astype(np.float64), run.labels.numpy()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from milp_agt.attacks import Sandwich
+from milp_agt.attacks.objectives import objective_of
+from milp_agt.certification.result import Result
 from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
-from milp_agt.properties.answer import Answer
+from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorTable
 from milp_agt.properties.property_table import (
     PROPERTIES,
@@ -19,10 +22,6 @@ from milp_agt.properties.property_table import (
     TableOfPoints,
 )
 from milp_agt.properties.witness import Witness
-
-if TYPE_CHECKING:
-    from milp_agt.attacks import Sandwich
-    from milp_agt.certification.result import Result
 
 Status = Literal["PROVED", "REFUTED", "OPEN", "REPORTED"]
 BEYOND_ROUNDING = 1e-8  # a value that attacks reach refutes a threshold only beyond this, relative
@@ -106,8 +105,6 @@ def trigger_curve(
     result: Result, dataset: Dataset, asked: BackdoorTable, radii: Sequence[float]
 ) -> dict[str, Bounds]:
     """A backdoor for balls of several radii by name, met with each other: no larger ball reaches less."""
-    from milp_agt.properties.answer import nested
-
     at = asked.pick(dataset)
     tables = [asked.model_copy(update={"radius": radius}) for radius in sorted(set(radii))]
     curve = nested([result.ask(table, at) for table in tables])
@@ -123,8 +120,6 @@ def judge(result: Result, dataset: Dataset, asked: PropertyTable) -> tuple[Verdi
         InvalidInputError: the property does not fit the loss or the data.
         SoundnessError: an attack outside the bounds.
     """
-    from milp_agt.attacks.objectives import objective_of
-
     answer, at = _bounds(result, dataset, asked)
     both = result.against(objective_of(asked, at), answer)
     if at is None or not isinstance(asked, TableOfPoints):

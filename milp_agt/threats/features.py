@@ -12,13 +12,6 @@ from torch import Tensor
 
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.threats.checks import (
-    is_number,
-    is_whole,
-    norm_of,
-    radii,
-    radius_text,
-)
 from milp_agt.threats.feature_options import FeatureOptions
 from milp_agt.threats.sets import (
     Ball,
@@ -30,7 +23,7 @@ from milp_agt.threats.sets import (
     Sparse,
     Vertices,
 )
-from milp_agt.threats.units import Units
+from milp_agt.threats.units import Units, is_number, is_whole, norm_of, radii, radius_text
 
 
 @dataclass(frozen=True)
@@ -85,8 +78,17 @@ class FeatureMoves(FeatureOptions):
                 "a feature without a finite range",
                 "give a finite radius, or finite ends to every feature",
             )
+        # The columns that are no category's, and where they stand among themselves.
         alone = [c for c in range(flat.shape[1]) if c not in grouped]
-        moves = self._without_groups(order, flat, radius, low, high, alone, integer, fills)
+        at = {column: position for position, column in enumerate(alone)}
+        if grouped:
+            low, high, radius = low[:, alone], high[:, alone], radius[:, alone]
+        moves = _numeric(order, radius, low, high, tuple(at[c] for c in integer))
+        if fills and isinstance(moves, Box):
+            jumps = torch.zeros_like(low)
+            for column, value in fills.items():
+                jumps[:, at[column]] = value - flat[:, column]
+            moves = BoxOrFill(moves, jumps)
         parts: list[MoveSet] = [moves] if alone else []
         columns = [tuple(alone)] if alone else []
         for group in groups:
@@ -106,25 +108,21 @@ class FeatureMoves(FeatureOptions):
         order = norm_of(self._name, self.norm)
         unit, beside = self._units.words(self.radius)
         size = radius_text(self.radius) + unit
-        if order == math.inf:
-            text = f"moved by at most {size} in every coordinate"
-        elif order == 0:
-            text = f"moved in at most {self.coordinates} coordinates, by at most {size} in each"
-        else:
-            text = f"moved by at most {size} in the norm {order:g}"
-        text += beside
-        extra = []
-        if self.domain is not None:
-            extra.append("inside their domain")
-        if len(self.integer):
-            extra.append(f"by whole numbers in {_count(self.integer, 'column')}")
-        if len(self.categorical):
-            extra.append(f"{_count(self.categorical, 'categorical feature')} to any category")
-        if self.missing is not None:
-            extra.append("or replaced by the value that stands for a missing one")
-        if self.rows is not None:
-            extra.append(f"under {_count(self.rows[0], 'linear row')}")
-        return ", ".join([text, *extra])
+        text = {
+            math.inf: f"moved by at most {size} in every coordinate",
+            0: f"moved in at most {self.coordinates} coordinates, by at most {size} in each",
+        }.get(order, f"moved by at most {size} in the norm {order:g}")
+        rows = () if self.rows is None else self.rows[0]
+        extra = {
+            "inside their domain": self.domain is not None,
+            f"by whole numbers in {_count(self.integer, 'column')}": len(self.integer),
+            f"{_count(self.categorical, 'categorical feature')} to any category": len(
+                self.categorical
+            ),
+            "or replaced by the value that stands for a missing one": self.missing is not None,
+            f"under {_count(rows, 'linear row')}": len(rows),
+        }
+        return ", ".join([text + beside, *(words for words, said in extra.items() if said)])
 
     def _check_options(self, order: float) -> None:
         self._units.check()
@@ -135,12 +133,9 @@ class FeatureMoves(FeatureOptions):
                 "leave radius_in out, and give radius and rows in the units that training sees",
             )
         if (order == 0) != (self.coordinates is not None):
-            found = (
-                "no 'coordinates'" if order == 0 else f"coordinates = {self.coordinates} beside it"
-            )
             raise InvalidThreatModelError(
                 f"{self._name} in norm {self.norm!r}",
-                found,
+                "no 'coordinates'" if order == 0 else f"coordinates = {self.coordinates} beside it",
                 "the norm 0 needs coordinates=, the count of features that may move; others have none",
             )
         if self.missing is not None and order in (1, 2):
@@ -240,33 +235,6 @@ class FeatureMoves(FeatureOptions):
             )
         return {column: self._units.fill(column, float(value)) for column, value in fills.items()}
 
-    def _without_groups(
-        self,
-        order: float,
-        flat: Tensor,
-        radius: Tensor,
-        low: Tensor,
-        high: Tensor,
-        alone: list[int],
-        integer: tuple[int, ...],
-        fills: dict[int, float],
-    ) -> MoveSet:
-        """The moves of the columns ``alone``, the numeric ones."""
-        at = {column: position for position, column in enumerate(alone)}
-        whole = tuple(at[c] for c in integer)
-        if len(alone) < flat.shape[1]:
-            low, high, radius = low[:, alone], high[:, alone], radius[:, alone]
-        if order in (1, 2):
-            capped = bool(((low > -radius) | (high < radius)).any())
-            return Ball(int(order), radius, low, high, capped, whole)
-        box = Box(low, high, whole)
-        if not fills:
-            return box
-        jumps = torch.zeros_like(low)
-        for column, value in fills.items():
-            jumps[:, at[column]] = value - flat[:, column]
-        return BoxOrFill(box, jumps)
-
     def _sparse(self, moves: MoveSet) -> Sparse:
         count = self.coordinates
         if not is_whole(count) or count is None or not 1 <= count <= moves.blocks:
@@ -320,6 +288,16 @@ def _ends(
         low, high = low.clone(), high.clone()
         low[:, columns], high[:, columns] = low[:, columns].ceil(), high[:, columns].floor()
     return low, high
+
+
+def _numeric(
+    order: float, radius: Tensor, low: Tensor, high: Tensor, whole: tuple[int, ...]
+) -> MoveSet:
+    """A ball in the norms 1 and 2, else a box."""
+    if order not in (1, 2):
+        return Box(low, high, whole)
+    capped = bool(((low > -radius) | (high < radius)).any())
+    return Ball(int(order), radius, low, high, capped, whole)
 
 
 def _reach(features: Tensor, limits: Interval | None, fills: dict[int, float]) -> Interval | None:

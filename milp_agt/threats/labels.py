@@ -14,9 +14,8 @@ from torch import Tensor
 from milp_agt.core.option_table import Index, Key
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
-from milp_agt.threats.checks import Radius, is_whole, norm_of, radii, radius_text
 from milp_agt.threats.sets import Ball, Box, MoveSet, Vertices
-from milp_agt.threats.units import Lengths, Units
+from milp_agt.threats.units import Lengths, Radius, Units, is_whole, norm_of, radii, radius_text
 
 LabelRadius = Annotated[
     Radius | None,

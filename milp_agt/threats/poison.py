@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -89,20 +90,24 @@ class Poison:
         mask = torch.zeros(len(features), dtype=torch.bool, device=features.device)
         return Poison(features, labels, mask, budget=0, static=True, per_batch=False)
 
-    def to(self, device: torch.device) -> Poison:
-        domain, quota = self.domain, self.label_quota
+    def _on(self, change: Callable[[Tensor], Tensor]) -> Poison:
+        """The same with every tensor that has a sample axis replaced by its image."""
+        x, y, quota = self.feature_moves, self.label_moves, self.label_quota
         return replace(
             self,
-            features=self.features.to(device),
-            labels=self.labels.to(device),
-            open=self.open.to(device),
-            feature_moves=None if self.feature_moves is None else self.feature_moves.to(device),
-            label_moves=None if self.label_moves is None else self.label_moves.to(device),
-            domain=None
-            if domain is None
-            else Interval(domain.lower.to(device), domain.upper.to(device)),
-            label_quota=None if quota is None else replace(quota, open=quota.open.to(device)),
+            features=change(self.features),
+            labels=change(self.labels),
+            open=change(self.open),
+            feature_moves=x and x.on(change),
+            label_moves=y and y.on(change),
+            label_quota=quota and replace(quota, open=change(quota.open)),
         )
+
+    def to(self, device: torch.device) -> Poison:
+        ends = self.domain and Interval(
+            *(e.to(device) for e in (self.domain.lower, self.domain.upper))
+        )
+        return replace(self._on(lambda tensor: tensor.to(device)), domain=ends)
 
     @property
     def quotas(self) -> tuple[Quota, ...]:
@@ -145,16 +150,7 @@ class Poison:
 
     def take(self, samples: Tensor) -> Poison:
         """The part of the data set with these indices, (n,)."""
-        quota = self.label_quota
-        return replace(
-            self,
-            features=self.features[samples],
-            labels=self.labels[samples],
-            open=self.open[samples],
-            feature_moves=None if self.feature_moves is None else self.feature_moves.take(samples),
-            label_moves=None if self.label_moves is None else self.label_moves.take(samples),
-            label_quota=None if quota is None else replace(quota, open=quota.open[samples]),
-        )
+        return self._on(lambda tensor: tensor[samples])
 
     def feature_box(self) -> Interval:
         """The features in each state, (states, N, *shape); one state if they are clean."""

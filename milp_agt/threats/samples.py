@@ -148,8 +148,7 @@ class SeparatePoisoning:
     @property
     def touches(self) -> tuple[str, ...]:
         """What of the training data the adversary may change."""
-        parts = {"features": self.features.budget, "targets": self.labels.budget}
-        return tuple(name for name, budget in parts.items() if budget)
+        return ("features",) * bool(self.features.budget) + ("targets",) * bool(self.labels.budget)
 
     @property
     def budget(self) -> int:
@@ -164,9 +163,7 @@ class SeparatePoisoning:
         if moved.is_clean:
             return flipped
         return replace(
-            moved,
-            label_moves=flipped.label_moves,
-            label_quota=Quota(flipped.open, flipped.budget),
+            moved, label_moves=flipped.label_moves, label_quota=Quota(flipped.open, flipped.budget)
         )
 
     def describe(self) -> str:

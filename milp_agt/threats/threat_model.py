@@ -15,8 +15,8 @@ from milp_agt.core.option_table import Index, Key
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
-from milp_agt.threats.checks import is_whole
 from milp_agt.threats.poison import Poison
+from milp_agt.threats.units import is_whole
 
 SCOPES = ("dataset", "batch")
 
@@ -38,9 +38,13 @@ class ThreatModel(Protocol):
 
 @dataclass(frozen=True)
 class Budgeted:
-    """Common part: how many samples, and the data set that ``certify`` fills in as ``origin``."""
+    """Common part: how many samples, and the data set that ``certify`` fills in as ``origin``.
 
-    budget: Annotated[int, Key(Index, "Training samples that the adversary may choose, at most.")]
+    Attributes:
+        budget: training samples that the adversary may choose, at most.
+    """
+
+    budget: Annotated[int, Key(Index)]
     origin: Origin | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     @property
@@ -71,30 +75,20 @@ _Indices = Annotated[list[Index], Field(min_length=1)]
 
 @dataclass(frozen=True)
 class Chosen(Budgeted):
-    """Which samples of the data set may be chosen, and for how long."""
+    """Which samples of the data set may be chosen, and for how long.
 
-    samples: Annotated[
-        Sequence[int] | None,
-        Key(
-            _Indices,
-            "The training samples that may be chosen, by their rows in the file: from 0, below the header; "
-            "all unless given.",
-        ),
-    ] = field(default=None, kw_only=True)
+    Attributes:
+        samples: the training samples that may be chosen, by their rows in the file: from 0, below the header;
+            all unless given.
+        ids: the same by who they are, in place of ``samples``: what stands in the column ``id`` of [data].
+        positions: the same by position in the training part after the split, in place of ``samples``.
+    """
+
+    samples: Annotated[Sequence[int] | None, Key(_Indices)] = field(default=None, kw_only=True)
     ids: Annotated[
-        Sequence[object] | None,
-        Key(
-            Annotated[list[str | int], Field(min_length=1)],
-            "The same by who they are, in place of `samples`: what stands in the column `id` of [data].",
-        ),
+        Sequence[object] | None, Key(Annotated[list[str | int], Field(min_length=1)])
     ] = field(default=None, kw_only=True)
-    positions: Annotated[
-        Sequence[int] | None,
-        Key(
-            _Indices,
-            "The same by position in the training part after the split, in place of `samples`.",
-        ),
-    ] = field(default=None, kw_only=True)
+    positions: Annotated[Sequence[int] | None, Key(_Indices)] = field(default=None, kw_only=True)
     scope: Annotated[str, SCOPE] = field(default="dataset", kw_only=True)
 
     def _open(self, count: int | None = None) -> list[int] | None:
@@ -103,13 +97,9 @@ class Chosen(Budgeted):
         Raises:
             InvalidThreatModelError: named in two ways, or by what is no sample of the training part.
         """
-        name = type(self).__name__
-        ways: dict[str, Any] = {
-            "samples": self.samples,
-            "ids": self.ids,
-            "positions": self.positions,
-        }
-        given = [way for way, value in ways.items() if value is not None]
+        name, origin = type(self).__name__, self.origin
+        ways: dict[str, Any] = {n: getattr(self, n) for n in ("samples", "ids", "positions")}
+        given = {way: value for way, value in ways.items() if value is not None}
         if len(given) > 1:
             raise InvalidThreatModelError(
                 f"{name} names the samples that can be poisoned",
@@ -118,44 +108,39 @@ class Chosen(Budgeted):
             )
         if not given:
             return None
-        (way,), values = given, ways[given[0]]
+        ((way, values),) = given.items()
         chosen = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
-        if way == "ids" and chosen:
-            if self.origin is None:
-                raise InvalidThreatModelError(
-                    f"{name} with ids=",
-                    "plain arrays, whose samples have none",
-                    "give certify a data set with ids (load_dataset(id=), Dataset.of(ids=)), or samples=",
-                )
-            return self.origin.positions(
-                f"{name} with ids=", "train", ids=chosen, kind=InvalidThreatModelError
+        if way == "ids" and chosen and origin is None:
+            raise InvalidThreatModelError(
+                f"{name} with ids=",
+                "plain arrays, whose samples have none",
+                "give certify a data set with ids (load_dataset(id=), Dataset.of(ids=)), or samples=",
             )
-        if count is None and self.origin is None:
+        if origin is None and count is None:
             return chosen  # only to be counted
-        by_rows = self.origin is not None and way == "samples"
-        if self.origin is not None:
-            count = self.origin.total if by_rows else len(self.origin.rows.train)
+        asked, kind, rows = f"{name} with {way}=", InvalidThreatModelError, way
+        if origin is not None:
+            if way == "ids" and chosen:
+                return origin.positions(asked, "train", ids=chosen, kind=kind)
+            count = len(origin.rows.train)
+            if way == "samples":
+                count, rows = origin.total, f"rows ({origin.where})"
         assert count is not None
         bad = [s for s in chosen if not is_whole(s) or not 0 <= s < count]
         if not chosen or bad or len(set(chosen)) != len(chosen):
-            what = f"rows ({self.origin.where})" if by_rows and self.origin else way
             mask = len(chosen) > 0 and all(isinstance(s, (bool, np.bool_)) for s in chosen)
             twice = [] if bad else [s for s in chosen if chosen.count(s) > 1]
             raise InvalidThreatModelError(
-                f"{name} needs distinct {what} out of 0..{count - 1}",
+                f"{name} needs distinct {rows} out of 0..{count - 1}",
                 f"{twice[0]} more than once"
                 if twice
                 else f"{len(chosen)} {way}, no index of the data: {bad[:5]}",
                 f"give {way}=np.flatnonzero(mask)" if mask else f"correct {way}=, a list",
             )
-        if not by_rows or self.origin is None:
+        if origin is None or way != "samples":
             return [int(s) for s in chosen]
-        return self.origin.positions(
-            f"{name} with samples=, rows of training samples",
-            "train",
-            chosen,
-            kind=InvalidThreatModelError,
-        )
+        asked = f"{asked}, rows of training samples"
+        return origin.positions(asked, "train", chosen, kind=kind)
 
     def _mask(self, count: int) -> Tensor:
         """Mask of the samples that can be poisoned, (N,)."""
@@ -174,22 +159,17 @@ class Chosen(Budgeted):
                 "certify that data set, or make the threat anew for these arrays",
             )
         chosen = self._open(count)
-        if chosen is None:
-            if self.budget > count:
-                raise InvalidThreatModelError(
-                    f"{name} may poison {self.budget} samples",
-                    f"a data set of {count} samples",
-                    f"choose a budget of at most {count}",
-                )
-            return torch.ones(count, dtype=torch.bool)
-        if self.budget > len(chosen):
+        mask = torch.full((count,), chosen is None)
+        mask[chosen or []] = True
+        open_ = int(mask.sum())
+        if self.budget > open_:
             raise InvalidThreatModelError(
                 f"{name} may poison {self.budget} samples",
-                f"only {len(chosen)} samples are open to poison",
-                f"choose a budget of at most {len(chosen)}",
+                f"a data set of {count} samples"
+                if chosen is None
+                else f"only {open_} samples are open to poison",
+                f"choose a budget of at most {open_}",
             )
-        mask = torch.zeros(count, dtype=torch.bool)
-        mask[chosen] = True
         return mask
 
     @property

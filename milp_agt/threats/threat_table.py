@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Self, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from milp_agt.core.option_table import (
-    WRONG,
-    Index,
-    Kinds,
-    NonNegative,
-    Table,
-    documented,
-    table_of,
-)
+from milp_agt.core.option_table import WRONG, Index, Kinds, NonNegative, Table
 from milp_agt.errors import ConfigurationError, Problem
-
-Threat = TypeVar("Threat")
 
 
 class ThreatTable(Table):
@@ -35,7 +25,7 @@ class ThreatTable(Table):
         return self
 
 
-THREATS: Kinds[ThreatTable] = Kinds("threat")
+THREATS: Kinds[ThreatTable] = Kinds("threat", ThreatTable)
 
 
 class ChosenTable(ThreatTable):
@@ -106,19 +96,4 @@ class FeatureTable(ChosenTable):
         return found
 
 
-def threat_kind(
-    kind: str, about: str, base: type[ThreatTable] = ThreatTable
-) -> Callable[[type[Threat]], type[Threat]]:
-    """Class decorator: enter a threat, a frozen dataclass, as a kind of [threat] of a run file.
-
-    Fields annotated with :class:`milp_agt.core.option_table.Key` are its keys there.
-
-    Raises:
-        InvalidInputError: a kind that is taken.
-    """
-
-    def enter(cls: type[Threat]) -> type[Threat]:
-        THREATS.register(table_of(cls, base, about, kind=kind))
-        return documented(cls)
-
-    return enter
+threat_kind = THREATS.kind

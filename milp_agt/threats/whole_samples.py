@@ -53,15 +53,8 @@ class Removal(Chosen):
     """
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
-        return Poison(
-            features=features,
-            labels=labels,
-            open=self._mask(len(features)),
-            budget=int(self.budget),
-            static=True,
-            per_batch=self.scope == "batch",
-            whole=Whole.REMOVED,
-        )
+        own, batch = self._mask(len(features)), self.scope == "batch"
+        return Poison(features, labels, own, int(self.budget), True, batch, whole=Whole.REMOVED)
 
     def describe(self) -> str:
         return (
@@ -80,20 +73,16 @@ class Insertion(Budgeted):
     They may differ from step to step, so this covers ``budget`` samples added to the data set, in batches
     of the adversary's choice. The mean of the gradients is over the enlarged batch.
     Needs ``clip=`` in the training, as :class:`Substitution` does.
+
+    Attributes:
+        budget: samples that join every batch, at most.
     """
 
-    budget: Annotated[int, Key(Index, "Samples that join every batch, at most.")]
+    budget: Annotated[int, Key(Index)]
 
     def bind(self, features: Tensor, labels: Tensor, loss: LossFunction) -> Poison:
-        return Poison(
-            features=features,
-            labels=labels,
-            open=torch.zeros(len(features), dtype=torch.bool),
-            budget=self._check_budget(),
-            static=False,
-            per_batch=True,
-            whole=Whole.INSERTED,
-        )
+        none, budget = torch.zeros(len(features), dtype=torch.bool), self._check_budget()
+        return Poison(features, labels, none, budget, False, True, whole=Whole.INSERTED)
 
     def describe(self) -> str:
         return (

@@ -43,21 +43,21 @@ class Recorded:
                 "Recorded batches need at least one step", "an empty list", "leave out batches="
             )
         nested = [_is_epoch(entry) for entry in entries]
-        if not any(nested):
-            return Recorded(tuple(_batch(e, f"Batch {t}") for t, e in enumerate(entries)), None)
-        if not all(nested):
+        if any(nested) != all(nested):
             raise InvalidInputError(
                 "Recorded batches are those of every step, or of every epoch",
                 f"batches and lists of batches side by side: entry {nested.index(False)} is no epoch",
                 _REMEDY,
             )
+        if not nested[0]:
+            return Recorded(tuple(_batch(e, f"Batch {t}") for t, e in enumerate(entries)), None)
         epochs = [_series(entry, f"epoch {e}") for e, entry in enumerate(entries)]
-        flat = tuple(
-            _batch(batch, f"Batch {t} of epoch {e}")
+        named = [
+            (batch, f"Batch {t} of epoch {e}")
             for e, epoch in enumerate(epochs)
             for t, batch in enumerate(epoch)
-        )
-        return Recorded(flat, tuple(len(epoch) for epoch in epochs))
+        ]
+        return Recorded(tuple(_batch(*each) for each in named), tuple(map(len, epochs)))
 
     def within(self, samples: int) -> tuple[Batch, ...]:
         """The batches, whose indices point into a data set of that size.
@@ -78,25 +78,25 @@ class Recorded:
 def _series(given: object, what: str) -> list[object]:
     if isinstance(given, np.ndarray) or (hasattr(given, "tolist") and hasattr(given, "ndim")):
         given = given.tolist()
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+    if not _is_list(given):
         raise InvalidInputError(
             "Recorded batches are a list, which can be read more than once",
             f"{what} of type {type(given).__name__} {given!r:.60}",
             _REMEDY,
         )
-    return list(given)
+    return list(given)  # type: ignore[call-overload, no-any-return]
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _is_epoch(entry: object) -> bool:
     """Whether this is a list of batches, and no list of indices."""
     if getattr(entry, "ndim", None) is not None:
         return entry.ndim > 1  # type: ignore[attr-defined, no-any-return]
-    if isinstance(entry, (str, bytes)) or not isinstance(entry, Sequence) or not entry:
-        return False
-    first = entry[0]
-    return getattr(first, "ndim", 0) > 0 or (
-        isinstance(first, Sequence) and not isinstance(first, (str, bytes))
-    )
+    first = entry[0] if _is_list(entry) and entry else None  # type: ignore[index]
+    return getattr(first, "ndim", 0) > 0 or _is_list(first)
 
 
 def _batch(entry: object, name: str) -> Batch:

@@ -17,10 +17,7 @@ from milp_agt.training.training import Clipping
 
 
 def clip_gradients(
-    graph: Graph,
-    gradients: Mapping[str, str],
-    clipping: Clipping,
-    precision: Precision = FLOAT64,
+    graph: Graph, gradients: Mapping[str, str], clipping: Clipping, precision: Precision = FLOAT64
 ) -> dict[str, str]:
     """Append nodes that clip the gradient of every sample; returns the names of the new sums.
 

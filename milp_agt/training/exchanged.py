@@ -28,12 +28,27 @@ def with_exchanges(step_graph: StepGraph, poison: Poison) -> StepGraph:
     """
     if poison.whole is None:
         return step_graph
-    op = _operation(step_graph, poison, poison.whole)
+    op: Exchange = Remove(poison.budget)
+    if poison.whole is not Whole.REMOVED:
+        check_clipping(step_graph, poison)
+        clipping = step_graph.clipping
+        assert clipping is not None
+        # Clipped gradients respect the bound up to the rounding of norm, root and quotient.
+        ball = clipping.mode == "norm"
+        slack = gamma(4 * step_graph.parameter_count + 64) if ball else 0.0
+        op = Substitute(poison.budget, clipping.bound * (1.0 + slack), ball)
+    return _with(step_graph, op, "exchanged")
+
+
+def _with(step_graph: StepGraph, op: Exchange, word: str) -> StepGraph:
+    """An exchange node between the gradients of samples and their sums."""
     graph, sums = step_graph.graph, {}
-    selection = graph.add(SelectionLeaf((1,)), name=SELECTION)
+    if SELECTION not in graph:
+        graph.add(SelectionLeaf((1,)), name=SELECTION)
+    selection = graph[SELECTION]
     for name, gradient in step_graph.gradients.items():
         own = per_sample(graph, graph[gradient])
-        exchanged = graph.add(op, own, selection, name=f"{name}:exchanged")
+        exchanged = graph.add(op, own, selection, name=f"{name}:{word}")
         sums[name] = graph.add(SumSamples(len(own.shape)), exchanged).name
     return replace(step_graph, gradients=sums)
 
@@ -81,24 +96,4 @@ def with_absences(step_graph: StepGraph) -> StepGraph:
 
     The sums are over the present samples; the caller divides by their number.
     """
-    graph, sums = step_graph.graph, {}
-    selection = (
-        graph[SELECTION] if SELECTION in graph else graph.add(SelectionLeaf((1,)), name=SELECTION)
-    )
-    for name, gradient in step_graph.gradients.items():
-        own = per_sample(graph, graph[gradient])
-        present = graph.add(Substitute(0, 0.0), own, selection, name=f"{name}:present")
-        sums[name] = graph.add(SumSamples(len(own.shape)), present).name
-    return replace(step_graph, gradients=sums)
-
-
-def _operation(step_graph: StepGraph, poison: Poison, whole: Whole) -> Exchange:
-    if whole is Whole.REMOVED:
-        return Remove(poison.budget)
-    check_clipping(step_graph, poison)
-    clipping = step_graph.clipping
-    assert clipping is not None
-    # Clipped gradients respect the bound up to the rounding of norm, root and quotient.
-    ball = clipping.mode == "norm"
-    cap = clipping.bound * (1.0 + gamma(4 * step_graph.parameter_count + 64) if ball else 1.0)
-    return Substitute(poison.budget, cap, ball)
+    return _with(step_graph, Substitute(0, 0.0), "present")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from milp_agt.core.graph import Node
 from milp_agt.errors import EncodingError, InvalidInputError, UnsupportedOperationError
 from milp_agt.training.layers.builder import Builder, Unknown, layer_rules
 from milp_agt.training.layers.functions import FUNCTIONS, key_of, supported_functions
-from milp_agt.training.plain_calls import CALLS, Call, packed, unpacked
-from milp_agt.training.replacements import replacement
+from milp_agt.training.plain_calls import CALLS, Call, arguments, attribute, packed, unpacked
+from milp_agt.training.torch_names import replacement
 
 EXAMPLES = 3
+_INSIDE = (str(Path(torch.__file__).parent), __file__)
 _LIMITS = (
     "a forward may not branch on values or on the number of samples, loop over them, or turn them into "
     "numbers; write it with functions of torch on one tensor, such as relu and clamp"
@@ -37,13 +39,8 @@ class _Proxy(fx.Proxy):
             raise TraceError("the shape of a value that torch could not compute")
         return value
 
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        return tuple(self.size())
-
-    @property
-    def ndim(self) -> int:
-        return self._example.dim()
+    shape = property(lambda self: tuple(self.size()))
+    ndim = property(lambda self: self._example.dim())
 
     def dim(self) -> int:
         return self._example.dim()
@@ -83,14 +80,9 @@ class _Tracer(fx.Tracer):
 
     def _line(self) -> str:
         frame = self._find_user_frame()
-        inside = str(Path(torch.__file__).parent)
-        while frame is not None and (
-            frame.f_code.co_filename.startswith(inside) or frame.f_code.co_filename == __file__
-        ):
+        while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
             frame = frame.f_back
-        if frame is None:
-            return ""
-        return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
 
     def _computed(self, node: fx.Node) -> tuple[Any, bool]:
         """The value at the example, and whether it has a sample axis; None where torch fails."""
@@ -101,21 +93,22 @@ class _Tracer(fx.Tracer):
 
         args, kwargs = map_arg(node.args, get), map_arg(node.kwargs, get)
         try:
+            target: Any = node.target
             with torch.no_grad():
                 if node.op == "placeholder":
                     return self.example, True
                 if node.op == "get_attr":
-                    name = str(node.target)
-                    return self.kept[name] if name in self.kept else vars(self.root)[name], False
+                    return self.kept[target] if target in self.kept else vars(self.root)[
+                        target
+                    ], False
                 if node.op == "call_module":
-                    layer = self.twin.get_submodule(str(node.target))
+                    layer = self.twin.get_submodule(target)
                     return type(layer).forward(layer, *args, **kwargs), any(known)
                 if node.op == "call_function":
-                    assert callable(node.target)
-                    return node.target(*_copied(args), **kwargs), any(known)
+                    return target(*_copied(args), **kwargs), any(known)
                 if node.op == "call_method":
                     first, *rest = _copied(args)
-                    found = getattr(first, str(node.target))(*rest, **kwargs)
+                    found = getattr(first, target)(*rest, **kwargs)
                     return found, any(known) and isinstance(found, (Tensor, tuple, list))
         except Exception:
             return None, any(known)
@@ -128,13 +121,6 @@ class _Tracer(fx.Tracer):
 def _copied(args: Sequence[Any]) -> tuple[Any, ...]:
     """In-place functions change the copy."""
     return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def build_forward(builder: Builder, module: nn.Module, path: str) -> None:
@@ -154,33 +140,24 @@ def build_forward(builder: Builder, module: nn.Module, path: str) -> None:
 
 def traced(module: nn.Module, shape: tuple[int, ...], name: str) -> list[Call]:
     """The calls of a forward on a batch of values of this shape, as plain data."""
-    kind = type(module).__name__
-    example = _example(module, shape)
+    dtype = next((p.dtype for p in module.parameters()), torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(EXAMPLES, *shape, generator=generator, dtype=torch.float64).to(dtype)
     _try(module, example, name)
     root = copy.deepcopy(module)
     tracer = _Tracer(example, module)
+    asked = f"The forward of '{name}' ({type(module).__name__}) was to be traced"
     try:
         with torch.random.fork_rng(devices=[]):
             graph = tracer.trace(root, _defaults(module))
-    except TraceError as error:
-        raise UnsupportedOperationError(
-            f"The forward of '{name}' ({kind}) was to be traced",
-            f"{error}" + _where(tracer, error),
-            _LIMITS,
-        ) from None
     except Exception as error:
-        raise UnsupportedOperationError(
-            f"The forward of '{name}' ({kind}) was to be traced",
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            + _where(tracer, error),
-            _LIMITS,
-        ) from None
+        found = str(error) if isinstance(error, TraceError) else _in_words(error)
+        raise UnsupportedOperationError(asked, found + _where(error), _LIMITS) from None
     kept = [n for n in graph.nodes if not getattr(n.target, "__name__", "").startswith("_assert")]
     placeholders = [n for n in kept if n.op == "placeholder"]
-    used = [n for n in placeholders if set(n.users) & set(kept)]
-    if used != placeholders[:1]:
+    if [n for n in placeholders if set(n.users) & set(kept)] != placeholders[:1]:
         raise UnsupportedOperationError(
-            f"The forward of '{name}' ({kind}) was to be traced",
+            asked,
             f"inputs {[str(n.target) for n in placeholders]}",
             "a forward has one input that counts: the batch of features",
         )
@@ -194,22 +171,15 @@ def _defaults(module: nn.Module) -> dict[str, Any] | None:
     return found or None
 
 
-def _where(tracer: _Tracer, error: BaseException) -> str:
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _where(error: BaseException) -> str:
     """The innermost line of the user's own code in a traceback."""
-    inside = (str(Path(torch.__file__).parent), __file__)
-    line, trace = "", error.__traceback__
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith(inside):
-            line = f" at {Path(file).name}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return line
-
-
-def _example(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    dtype = next((p.dtype for p in module.parameters()), torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(EXAMPLES, *shape, generator=generator, dtype=torch.float64).to(dtype)
+    lines = [(frame.f_code.co_filename, n) for frame, n in traceback.walk_tb(error.__traceback__)]
+    own = [f" at {Path(file).name}:{n}" for file, n in lines if not file.startswith(_INSIDE)]
+    return own[-1] if own else ""
 
 
 def _try(module: nn.Module, example: Tensor, name: str) -> None:
@@ -225,11 +195,11 @@ def _try(module: nn.Module, example: Tensor, name: str) -> None:
             torch.manual_seed(2)
             second = tried(example)
     except Exception as error:
-        message = str(error).splitlines()[0] if str(error) else ""
         raise InvalidInputError(
-            asked, f"{type(error).__name__}: {message}", "match the model and the features"
+            asked, _in_words(error), "match the model and the features"
         ) from None
-    changed = sorted(n for n in after.keys() | before.keys() if _differ(before, after, n))
+    names, none = after.keys() | before.keys(), object()
+    changed = sorted(n for n in names if _differ(before.get(n, none), after.get(n, none)))
     if changed:
         raise UnsupportedOperationError(
             asked,
@@ -252,20 +222,16 @@ def _state(module: nn.Module) -> dict[str, Any]:
     """What a module keeps, but for statistics of layers that are refused or fixed anyway."""
     found: dict[str, Any] = {}
     for path, part in module.named_modules():
-        if type(part).__module__.startswith("torch."):
-            continue
-        for name, value in {**vars(part), **part._buffers}.items():
+        own = {} if type(part).__module__.startswith("torch.") else vars(part) | part._buffers
+        for name, value in own.items():
             if not name.startswith("_") and not isinstance(value, nn.Module):
                 kept = value.clone() if isinstance(value, Tensor) else value
-                if isinstance(value, (list, dict, set)):
-                    kept = repr(value)
+                kept = repr(value) if isinstance(value, (list, dict, set)) else kept
                 found[f"'{path}.{name}'".replace("'.", "'")] = kept
     return found
 
 
-def _differ(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
-    missing = object()
-    first, second = before.get(name, missing), after.get(name, missing)
+def _differ(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return not torch.equal(first, second)
     return first is not second and bool(first != second)
@@ -278,8 +244,10 @@ def _recorded(node: fx.Node, root: nn.Module, module: nn.Module) -> Call:
     """One call: what it is, its target, and its arguments in forms that JSON keeps."""
     call: Call = {"name": node.name, "op": node.op, "target": str(node.target)}
     call |= {"line": node.meta.get("line", ""), "path": node.meta.get("path", "")}
-    if node.op == "get_attr" and not _has(module, str(node.target)):
-        value = _attribute(root, str(node.target))
+    kept = {n for n, _ in module.named_parameters(remove_duplicate=False)}
+    kept |= {n for n, _ in module.named_buffers(remove_duplicate=False)}
+    if node.op == "get_attr" and node.target not in kept:
+        value = attribute(root, str(node.target))
         return call | {"op": "constant", "value": packed(value)}
     if node.op in ("call_function", "call_method"):
         key = key_of(node.target)
@@ -288,11 +256,6 @@ def _recorded(node: fx.Node, root: nn.Module, module: nn.Module) -> Call:
     call["args"] = [packed(a) for a in node.args]
     call["kwargs"] = {n: packed(v) for n, v in node.kwargs.items()}
     return call
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    names = {n for n, _ in module.named_parameters(remove_duplicate=False)}
-    return path in names | {n for n, _ in module.named_buffers(remove_duplicate=False)}
 
 
 class _Walk:
@@ -304,15 +267,11 @@ class _Walk:
 
     def run(self, calls: Sequence[Call]) -> None:
         source = self.builder.current
+        *calls, output = calls
         for call in calls:
-            if call["op"] == "output":
-                result = unpacked(call["args"][0], self.values.__getitem__)
-                self._finish(result)
-                return
             placeholder = call["op"] == "placeholder"
             self.values[call["name"]] = source if placeholder else self._call(call)
-
-    def _finish(self, result: Any) -> None:
+        result = unpacked(output["args"][0], self.values.__getitem__)
         if isinstance(result, Unknown):
             self.builder.lost = True
         elif isinstance(result, Node) and result.batched:
@@ -326,19 +285,19 @@ class _Walk:
 
     def _call(self, call: Call) -> Any:
         place = ".".join(filter(None, [self.path, call["path"], call["name"]]))
-        where = ".".join(filter(None, [self.path, call["path"]])) or "model"
         line = f" at {call['line']}" if call["line"] else ""
+        within = ".".join(filter(None, [self.path, call["path"]])) or "model"
+        what = f"'{call['target']}' in the forward of '{within}'{line}"
         if call["op"] == "get_attr":
             return self._kept(call["target"])
         if call["op"] == "constant":
             return unpacked(call["value"], self.values.__getitem__)
-        args = [unpacked(a, self.values.__getitem__) for a in call["args"]]
-        kwargs = {n: unpacked(v, self.values.__getitem__) for n, v in call["kwargs"].items()}
+        args, kwargs = arguments(call, self.values.__getitem__)
         if call["op"] == "call_module":
             return self._layer(call["target"], args, kwargs, line)
         if call["op"] == "unknown":
             self.builder.note(
-                f"'{call['target']}' in the forward of '{where}'{line}: no rule for it",
+                f"{what}: no rule for it",
                 replacement(call["target"])
                 or f"use one of {', '.join(supported_functions())}, or layers",
             )
@@ -347,18 +306,15 @@ class _Walk:
             return Unknown(call["target"])
         self.builder.place = place
         try:
-            return FUNCTIONS[call["target"]].build(self.builder, *args, **kwargs)
+            return FUNCTIONS[call["target"]].append(self.builder, args, kwargs)
         except UnsupportedOperationError as error:
-            what = f"'{call['target']}' in the forward of '{where}'{line}: {error.asked}"
-            self.builder.note(f"{what}, found {error.found}", error.remedy)
+            self.builder.note(f"{what}: {error.asked}, found {error.found}", error.remedy)
         except (TypeError, ValueError, IndexError, AttributeError, EncodingError) as error:
-            what = f"'{call['target']}' in the forward of '{where}'{line}"
-            text = str(error).splitlines()[0]
-            self.builder.note(f"{what}: {text}", "use other arguments")
+            self.builder.note(f"{what}: {str(error).splitlines()[0]}", "use other arguments")
         return Unknown(call["target"])
 
     def _kept(self, name: str) -> Any:
-        value = _attribute(self.module, name)
+        value = attribute(self.module, name)
         full = f"{self.path}.{name}" if self.path else name
         if isinstance(value, nn.Parameter):
             if value.requires_grad and not value.shape:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from milp_agt.errors import InvalidInputError, SoundnessError, UnsupportedOperationError
 from milp_agt.training.training import Batch, ParameterGroup, Training
@@ -88,21 +91,18 @@ def from_sklearn(estimator: Any, x: Any, y: Any) -> SklearnRun:
         )
     _refuse(estimator, len(features))
     fitted = clone(estimator)
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):  # of every run that ends by max_iter, as all do
         fitted.fit(features, y)
     classifies = isinstance(estimator, MLPClassifier)
     labels = _labels(fitted, y, classifies)
     model, batches = _start(fitted, features.shape)
-    outputs = model[-1].out_features
-    assert isinstance(outputs, int)
-    size = len(batches[0])
+    outputs = int(model[-1].out_features)  # type: ignore[arg-type]
     # The gradient of squared errors in scikit-learn is (f - y), that of 'mse' 2 (f - y) / outputs.
     scale = 1.0 if classifies else outputs / 2.0
-    loss = ("bce" if outputs == 1 else "cross_entropy") if classifies else "mse"
     rates = _rates(fitted, len(features), len(batches))
-    decay = float(fitted.alpha) / size / scale
+    decay = float(fitted.alpha) / len(batches[0]) / scale
     training = Training(
-        loss=loss,
+        loss=("bce" if outputs == 1 else "cross_entropy") if classifies else "mse",
         learning_rate=scale * rates[0],
         batches=[b.tolist() for b in batches],
         momentum=float(fitted.momentum),
@@ -128,41 +128,52 @@ def from_sklearn(estimator: Any, x: Any, y: Any) -> SklearnRun:
     return SklearnRun(model, training, features, labels, difference)
 
 
+def _size(estimator: Any, samples: int) -> int:
+    size = estimator.batch_size
+    return min(200 if size == "auto" else int(size), samples)
+
+
 def _refuse(estimator: Any, samples: int) -> None:
     """Say all options at once whose run has no certificate."""
-    found: list[tuple[str, str]] = []
-    if estimator.solver != "sgd":
-        found.append((f"solver='{estimator.solver}'", "use solver='sgd'"))
-    if estimator.early_stopping:
-        found.append(("early_stopping=True", "set it to False: it looks at poisoned data"))
-    if estimator.learning_rate == "adaptive":
-        found.append(("learning_rate='adaptive'", "use 'constant': its rates follow from the data"))
-    if estimator.learning_rate == "invscaling" and estimator.momentum > 0:
-        text = "learning_rate='invscaling' with momentum"
-        found.append((text, "use 'constant', or momentum=0"))
-    if estimator.warm_start:
-        found.append(("warm_start=True", "set it to False"))
-    if estimator.activation not in _ACTIVATIONS:
-        found.append((f"activation='{estimator.activation}'", f"use one of {list(_ACTIVATIONS)}"))
-    if getattr(estimator, "loss", "squared_error") not in ("squared_error", "log_loss"):
-        found.append((f"loss='{estimator.loss}'", "use loss='squared_error'"))
-    seed = estimator.random_state
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
-        found.append((f"random_state={seed!r:.40}", "give a whole number"))
-    if estimator.n_iter_no_change < estimator.max_iter:
-        text = f"n_iter_no_change={estimator.n_iter_no_change} below max_iter={estimator.max_iter}"
-        found.append((text, "set n_iter_no_change=max_iter: poison could stop the run earlier"))
-    size = estimator.batch_size
-    size = min(200, samples) if size == "auto" else min(int(size), samples)
-    if estimator.alpha > 0 and samples % size:
-        text = f"alpha={estimator.alpha:g} with {samples} samples in batches of {size}"
-        remedy = "use a batch size that divides the samples, or alpha=0: the penalty is divided by "
-        found.append((text, remedy + "the size of each batch, and the last one is smaller"))
+    e, size, seed = estimator, _size(estimator, samples), estimator.random_state
+    scaled = e.learning_rate == "invscaling" and e.momentum > 0
+    loss = getattr(e, "loss", "squared_error")
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    checks = (
+        (e.solver != "sgd", f"solver='{e.solver}'", "use solver='sgd'"),
+        (e.early_stopping, "early_stopping=True", "set it to False: it looks at poisoned data"),
+        (
+            e.learning_rate == "adaptive",
+            "learning_rate='adaptive'",
+            "use 'constant': its rates follow from the data",
+        ),
+        (scaled, "learning_rate='invscaling' with momentum", "use 'constant', or momentum=0"),
+        (e.warm_start, "warm_start=True", "set it to False"),
+        (
+            e.activation not in _ACTIVATIONS,
+            f"activation='{e.activation}'",
+            f"use one of {list(_ACTIVATIONS)}",
+        ),
+        (loss not in ("squared_error", "log_loss"), f"loss='{loss}'", "use loss='squared_error'"),
+        (not whole, f"random_state={seed!r:.40}", "give a whole number"),
+        (
+            e.n_iter_no_change < e.max_iter,
+            f"n_iter_no_change={e.n_iter_no_change} below max_iter={e.max_iter}",
+            "set n_iter_no_change=max_iter: poison could stop the run earlier",
+        ),
+        (
+            e.alpha > 0 and samples % size,
+            f"alpha={e.alpha:g} with {samples} samples in batches of {size}",
+            "use a batch size that divides the samples, or alpha=0: the penalty is divided by the size of "
+            "each batch, and the last one is smaller",
+        ),
+    )
+    found = [(text, f"{text}: {remedy}") for wrong, text, remedy in checks if wrong]
     if found:
         raise UnsupportedOperationError(
             f"The run of an {type(estimator).__name__} was to be certified",
             ", ".join(text for text, _ in found),
-            "; ".join(f"{text}: {remedy}" for text, remedy in found),
+            "; ".join(remedy for _, remedy in found),
         )
 
 
@@ -186,8 +197,8 @@ def _start(fitted: Any, shape: tuple[int, ...]) -> tuple[nn.Sequential, list[Bat
     random = np.random.RandomState(fitted.random_state)
     sizes = [shape[1], *(coefs.shape[1] for coefs in fitted.coefs_)]
     factor = 2.0 if fitted.activation == "logistic" else 6.0
-    modules: list[nn.Module] = []
     activation = _ACTIVATIONS[fitted.activation]
+    modules: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
         bound = np.sqrt(factor / (inputs + outputs))
         weight = random.uniform(-bound, bound, (inputs, outputs))
@@ -198,10 +209,8 @@ def _start(fitted: Any, shape: tuple[int, ...]) -> tuple[nn.Sequential, list[Bat
             layer.bias.copy_(torch.from_numpy(bias))
         modules += [layer] if activation is None else [layer, activation()]
     model = nn.Sequential(*(modules if activation is None else modules[:-1]))
-    samples = shape[0]
-    size = min(200, samples) if fitted.batch_size == "auto" else min(fitted.batch_size, samples)
-    order = np.arange(samples)
-    batches: list[Batch] = []
+    samples, size = shape[0], _size(fitted, shape[0])
+    order, batches = np.arange(samples), []
     for _ in range(fitted.max_iter):
         if fitted.shuffle:
             order = shuffle(order, random_state=random)
@@ -211,35 +220,23 @@ def _start(fitted: Any, shape: tuple[int, ...]) -> tuple[nn.Sequential, list[Bat
 
 def _rates(fitted: Any, samples: int, steps: int) -> list[float]:
     """``learning_rate_init / (t + 1)^power_t`` where the rate is scaled; t counts samples by epochs."""
-    base, each = float(fitted.learning_rate_init), steps // fitted.max_iter
-    if fitted.learning_rate == "constant":
-        return [base] * steps
-    rates = [base] + [
-        base / (samples * epoch + 1) ** float(fitted.power_t) for epoch in range(1, fitted.max_iter)
-    ]
-    return [rate for rate in rates for _ in range(each)]
+    base, epochs = float(fitted.learning_rate_init), range(fitted.max_iter)
+    power = 0.0 if fitted.learning_rate == "constant" else float(fitted.power_t)
+    rates = [base / (samples * epoch + 1) ** power if epoch else base for epoch in epochs]
+    return [rate for rate in rates for _ in range(steps // fitted.max_iter)]
 
 
 def _trained(
     model: nn.Sequential, training: Training, features: Tensor, labels: Array
 ) -> list[Tensor]:
     """The parameters that torch.optim.SGD ends in."""
-    import copy
-
-    from torch.nn import functional
-
-    trained = copy.deepcopy(model)
-    targets = torch.from_numpy(labels)
+    trained, targets = copy.deepcopy(model), torch.from_numpy(labels)
     groups = [
         {"params": [p], "weight_decay": 0.0 if n.endswith("bias") else training.weight_decay}
         for n, p in trained.named_parameters()
     ]
-    optimiser = torch.optim.SGD(
-        groups,
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        nesterov=training.nesterov,
-    )
+    options: dict[str, Any] = {"momentum": training.momentum, "nesterov": training.nesterov}
+    optimiser = torch.optim.SGD(groups, lr=training.learning_rate, **options)
     order = training.batch_order(len(features))
     with torch.enable_grad():
         for batch, rule in zip(order, training.update_rules(len(order)), strict=True):
@@ -259,23 +256,13 @@ def _trained(
 
 
 def _apart(ends: list[Tensor], fitted: Any) -> float:
+    """The largest distance of weights and biases, layer by layer, relative to the largest entry of each."""
+    pairs = zip(fitted.coefs_, fitted.intercepts_, strict=True)
+    arrays = [array for coefs, bias in pairs for array in (coefs.T, bias)]
     worst = 0.0
-    for tensor, array in zip(ends, _interleaved(fitted), strict=True):
+    for tensor, array in zip(ends, arrays, strict=True):
         if tuple(tensor.shape) != array.shape:
             return float("inf")
         size = 1.0 + float(np.abs(array).max())
         worst = max(worst, float(np.abs(tensor.numpy() - array).max()) / size)
     return worst
-
-
-def _interleaved(fitted: Any) -> list[Array]:
-    """Weights and biases, layer by layer, in the shapes of torch."""
-    pairs = zip(fitted.coefs_, fitted.intercepts_, strict=True)
-    return [array for coefs, bias in pairs for array in (coefs.T, bias)]
-
-
-def _quiet() -> Any:
-    """scikit-learn warns of every run that ends by max_iter, which all of these do."""
-    import warnings
-
-    return warnings.catch_warnings(action="ignore")

@@ -16,8 +16,7 @@ from milp_agt.core.arguments import columns_of, same_rows
 from milp_agt.core.arguments import listed as listed
 from milp_agt.core.arguments import of_kind as of_kind
 from milp_agt.core.interval import Interval
-from milp_agt.core.missing import all_finite
-from milp_agt.core.numbers import numbers_of
+from milp_agt.core.numbers import all_finite, numbers_of
 from milp_agt.data import Dataset
 from milp_agt.data.checks import exact
 from milp_agt.data.origin import Origin
@@ -45,7 +44,15 @@ def check_run(model: object, data: object, training: object, threat: object) -> 
     """
     of_kind(model, nn.Module, "The model", "give a torch.nn.Module")
     of_kind(training, Training, "The training", "give agt.Training(loss=...)")
-    of_kind(data, (tuple, list), "The data", _as_arrays(data))
+    remedy = "give a pair (features, labels), or a data set of agt.load_dataset(...)"
+    if isinstance(data, torch.utils.data.TensorDataset):
+        remedy = "give a pair (features, labels): dataset.tensors"
+    if isinstance(data, torch.utils.data.DataLoader):
+        remedy = (
+            "give a pair (features, labels) of all samples, and the order of the loader as "
+            "Training(batches=...)"
+        )
+    of_kind(data, (tuple, list), "The data", remedy)
     assert isinstance(data, (tuple, list))
     if len(data) != 2:
         raise InvalidInputError(
@@ -58,18 +65,6 @@ def check_run(model: object, data: object, training: object, threat: object) -> 
             f"{type(threat).__name__} {threat!r:.60}",
             "give agt.FeaturePoisoning(budget, radius), for instance",
         )
-
-
-def _as_arrays(data: object) -> str:
-    """How to get a pair of arrays out of what is often handed in instead."""
-    if isinstance(data, torch.utils.data.TensorDataset):
-        return "give a pair (features, labels): dataset.tensors"
-    if isinstance(data, torch.utils.data.DataLoader):
-        return (
-            "give a pair (features, labels) of all samples, and the order of the loader as "
-            "Training(batches=...)"
-        )
-    return "give a pair (features, labels), or a data set of agt.load_dataset(...)"
 
 
 def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
@@ -85,7 +80,10 @@ def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
             f"shape {tuple(tensor.shape)}",
             "give an array of shape (samples, features)",
         )
-    tensor = _double(tensor, what)
+    with torch.inference_mode(False):
+        if not tensor.is_floating_point():  # whole numbers beyond 2^53 would be rounded
+            exact(f"{what} must be float64", what.lower(), tensor.numpy())
+        tensor = tensor.to(torch.float64)
     _finite(tensor, what, columns_of(values))
     return tensor
 
@@ -96,12 +94,10 @@ def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
     data = str(getattr(features, "dtype", "")).endswith("float32")
     if not single and not data:
         return
-    what = [f"{len(single)} parameter tensors of the model"] * bool(single) + [
-        "the features"
-    ] * data
+    what = [f"{len(single)} parameter tensors of the model"] * bool(single)
     warnings.warn(
-        f"{' and '.join(what)} are not float64 (float32, say); they are converted, and the "
-        "claim is about the float64 run that starts from these values.",
+        f"{' and '.join(what + ['the features'] * data)} are not float64 (float32, say); they are "
+        "converted, and the claim is about the float64 run that starts from these values.",
         UserWarning,
         stacklevel=4,
     )
@@ -187,19 +183,17 @@ def initial_box(
         of_kind(box, (tuple, list), what, remedy)
         if len(box) != 2:
             raise InvalidInputError(f"{what} has two ends", f"{len(box)} of them", remedy)
-        low, high = box
-        lower = _tensor(low, what).to(torch.float64)
-        upper = _tensor(high, what).to(torch.float64)
+        lower, upper = (_tensor(end, what).to(torch.float64) for end in box)
         value = step_graph.initial[name]
         if lower.shape != value.shape or upper.shape != value.shape:
             raise InvalidInputError(
-                f"The box of '{name}' needs shape {tuple(value.shape)}",
+                f"{what} needs shape {tuple(value.shape)}",
                 f"{tuple(lower.shape)} and {tuple(upper.shape)}",
                 "match the shape of the parameter",
             )
         if not bool(((lower <= value) & (value <= upper)).all()):
             raise InvalidInputError(
-                f"The box of '{name}' must hold the model's own value",
+                f"{what} must hold the model's own value",
                 f"distance {float(torch.maximum(lower - value, value - upper).max()):.3g} outside",
                 "widen the box or load other weights",
             )
@@ -215,15 +209,8 @@ def bytes_of(memory: str | int) -> int:
     """
     if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
         return memory
-    units = {
-        "B": 1,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "KIB": 2**10,
-        "MIB": 2**20,
-        "GIB": 2**30,
-    }
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    units |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*", str(memory))
     if match is None or match[2].upper() not in units or float(match[1]) <= 0:
         raise InvalidInputError(
@@ -280,36 +267,22 @@ def _tensor(values: ArrayLike, what: str) -> Tensor:
 
 
 def _strided(values: Tensor, what: str) -> Tensor:
-    """A tensor with an entry in every place of memory.
-
-    Raises:
-        InvalidInputError: sparse, nested or quantised tensors, or one without values.
-    """
-    found = remedy = ""
-    if values.is_nested:
-        found, remedy = "a nested tensor, of rows of several lengths", "give rows of one length"
-    elif values.layout is not torch.strided:
-        found, remedy = f"a sparse tensor ({values.layout})", "give it dense: .to_dense()"
-    elif values.is_quantized:
-        found, remedy = f"a quantised tensor ({values.dtype})", "give .dequantize()"
-    elif values.is_meta:
-        found, remedy = "a tensor without values (device 'meta')", "give the data themselves"
-    if found:
-        raise InvalidInputError(f"{what} must be an array of real numbers", found, remedy)
+    """A tensor with an entry in every place of memory."""
+    sparse = not values.is_nested and values.layout is not torch.strided
+    for odd, found, remedy in (
+        (
+            values.is_nested,
+            "a nested tensor, of rows of several lengths",
+            "give rows of one length",
+        ),
+        (sparse, f"a sparse tensor ({values.layout})", "give it dense: .to_dense()"),
+        (values.is_quantized, f"a quantised tensor ({values.dtype})", "give .dequantize()"),
+        (values.is_meta, "a tensor without values (device 'meta')", "give the data themselves"),
+    ):
+        if odd:
+            raise InvalidInputError(f"{what} must be an array of real numbers", found, remedy)
     plain = values.detach().cpu().resolve_conj().resolve_neg()
     return plain.clone() if plain.is_inference() else plain
-
-
-def _double(tensor: Tensor, what: str) -> Tensor:
-    """Numbers as float64, where none is rounded by that.
-
-    Raises:
-        InvalidInputError: whole numbers beyond 2^53 that would be.
-    """
-    with torch.inference_mode(False):
-        if not tensor.is_floating_point():
-            exact(f"{what} must be float64", what.lower(), tensor.numpy())
-        return tensor.to(torch.float64)
 
 
 def _finite(tensor: Tensor, what: str, names: tuple[str, ...] = ()) -> None:

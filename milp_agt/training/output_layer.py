@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 
@@ -13,28 +11,17 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.linear import Reshape
 from milp_agt.formulations.univariate import Univariate
 
-ON_LOGITS = ("bce", "cross_entropy", "hinge")
 # Where an activation is tried out; what stays within half of it on both sides is bounded.
 _FAR = 1e6
 # Layers without a rule of their own whose place is the end of a model, and what they are for.
 _PROBABILITIES = (nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.LogSigmoid, nn.Softmin)
-
-
-_NAMES = tuple(kind.__name__ for kind in _PROBABILITIES)
-
-
-class _Usual(NamedTuple):
-    """What a loss of torch does to the outputs, in the words of its users."""
-
-    loss: str
-    does: str
-
-
-_TORCH = {
-    "bce": _Usual("BCEWithLogitsLoss", "takes the sigmoid of the output itself"),
-    "cross_entropy": _Usual("CrossEntropyLoss", "takes the softmax of the outputs itself"),
-    "hinge": _Usual("the hinge loss", "asks for outputs beyond -1 and 1"),
+# What each loss does to the outputs, in the words of users of torch.
+ON_LOGITS = {
+    "bce": "as BCEWithLogitsLoss, it takes the sigmoid of the output itself",
+    "cross_entropy": "as CrossEntropyLoss, it takes the softmax of the outputs itself",
+    "hinge": "as the hinge loss, it asks for outputs beyond -1 and 1",
 }
+_PLAIN = {("bce", "Sigmoid"): "BCELoss", ("cross_entropy", "LogSoftmax"): "NLLLoss"}
 
 
 def check_output(graph: Graph, output: Node, loss: str) -> None:
@@ -72,12 +59,9 @@ def check_last_layer(layer: nn.Module, loss: str) -> None:
 
 def last_layer(model: nn.Module) -> nn.Module:
     """The layer that a model of Sequentials ends with; layers that do nothing do not count."""
+    idle = (nn.Identity, nn.Flatten, nn.Dropout, type(None))
     while isinstance(model, nn.Sequential):
-        children = [
-            child
-            for child in model._modules.values()
-            if child is not None and not isinstance(child, (nn.Identity, nn.Flatten, nn.Dropout))
-        ]
+        children = [each for each in model._modules.values() if not isinstance(each, idle)]
         if not children:
             break
         model = children[-1]
@@ -85,20 +69,15 @@ def last_layer(model: nn.Module) -> nn.Module:
 
 
 def _contradiction(loss: str, name: str) -> InvalidInputError:
-    usual = _TORCH[loss]
     remedy = f"take the last {name} off the model"
-    if (loss, name) == ("bce", "Sigmoid"):
-        remedy += ": without it, loss='bce' is the run that BCELoss makes with it"
-    elif (loss, name) == ("cross_entropy", "LogSoftmax"):
-        remedy += ": without it, loss='cross_entropy' is the run that NLLLoss makes with it"
+    if (loss, name) in _PLAIN:
+        remedy += f": without it, loss='{loss}' is the run that {_PLAIN[loss, name]} makes with it"
     elif name == "ReLU":
         remedy += ": behind it no output is negative, so that nothing but class 1 is ever predicted"
     else:
         remedy += " and train without it"
-        if name not in _NAMES:
+        if name not in [kind.__name__ for kind in _PROBABILITIES]:
             remedy += ", or use loss='mse' if that is what the outputs are trained on"
     return InvalidInputError(
-        f"Loss '{loss}' is on the logits: as {usual.loss}, it {usual.does}",
-        f"a model that ends in {name}",
-        remedy,
+        f"Loss '{loss}' is on the logits: {ON_LOGITS[loss]}", f"a model that ends in {name}", remedy
     )

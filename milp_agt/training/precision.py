@@ -48,15 +48,10 @@ def in_precision(step_graph: StepGraph, precision: Precision, batch: int) -> Ste
     graph = Graph()
     new: dict[str, Node] = {}
     for node in old:
-        inputs = [new[name] for name in node.inputs]
-        op = node.op
-        made = graph.add(
-            op.within(precision, batch) if isinstance(op, SumSamples) else op,
-            *inputs,
-            name=node.name,
-        )
-        new[node.name] = made
-        rounding, operands = None, inputs
+        operands, op = [new[name] for name in node.inputs], node.op
+        bounded = op.within(precision, batch) if isinstance(op, SumSamples) else op
+        made = new[node.name] = graph.add(bounded, *operands, name=node.name)
+        rounding = None
         if node.name == LOSS_GRADIENT:
             rounding = RunRounding(step_graph.loss, precision)
             operands = [new[step_graph.output], new[LABELS]]
@@ -113,11 +108,7 @@ def _refuse_unknown(graph: Graph, loss: LossFunction, precision: Precision) -> N
 
 
 def check_float32(
-    step_graph: StepGraph,
-    training: Training,
-    features: Tensor,
-    labels: Tensor,
-    poison: Poison,
+    step_graph: StepGraph, training: Training, features: Tensor, labels: Tensor, poison: Poison
 ) -> None:
     """See that all that a float32 run begins with is made of float32 numbers.
 
@@ -129,9 +120,10 @@ def check_float32(
         UnsupportedOperationError: torch is set to make float32 products in less than float32, or a threat
             to whole samples, whose means are rounded in ways that are not bounded in float32.
     """
+    asked = "A run in float32 was to be certified"
     if poison.whole is not None:
         raise UnsupportedOperationError(
-            "A run in float32 was to be certified",
+            asked,
             f"a threat under which whole samples are {poison.whole.value}, whose rounding in float32 is "
             "not bounded",
             "bound the changes with FeaturePoisoning or LabelPoisoning, or certify the run in float64",
@@ -139,38 +131,29 @@ def check_float32(
     kept = torch.get_float32_matmul_precision()
     if kept != "highest":
         raise UnsupportedOperationError(
-            "A run in float32 was to be certified",
+            asked,
             f"torch.get_float32_matmul_precision() = '{kept}', with which float32 products are made in "
             "TF32 or bfloat16",
             "train and certify under torch.set_float32_matmul_precision('highest')",
         )
-    for what, tensor, remedy in (
-        (
-            "features",
-            features,
-            "hand over those that the run holds: features.astype('float32'), or dataset.in_float32()",
-        ),
-        (
-            "labels",
-            labels,
-            "hand over those that the run holds: labels.astype('float32'), or dataset.in_float32()",
-        ),
-        *(
-            (f"parameter '{name}'", value, "hand over the model that the run trains: model.float()")
-            for name, value in {**step_graph.initial, **step_graph.frozen}.items()
-        ),
-    ):
+    data = {"features": features, "labels": labels}
+    weights = {**step_graph.initial, **step_graph.frozen}
+    model = {f"parameter '{name}'": value for name, value in weights.items()}
+    for what, tensor in (data | model).items():
         off = tensor.to(torch.float32).to(torch.float64) != tensor
+        remedy = "hand over the model that the run trains: model.float()"
+        if what in data:
+            remedy = f"hand over those that the run holds: {what}.astype('float32'), or dataset.in_float32()"
         if bool(off.any()):
             raise InvalidInputError(
                 f"In a float32 run the {what} are float32 numbers"
-                if what in ("features", "labels")
+                if what in data
                 else f"In a float32 run {what} is made of float32 numbers",
                 f"{int(off.sum())} of {off.numel()} that are none, for instance "
                 f"{float(tensor[off][0])!r}",
                 remedy,
             )
-    limits = [] if training.projection is None else list(training.projection)
+    limits = list(training.projection or ())
     clips = (n.op for n in step_graph.graph if isinstance(n.op, Clip))
     limits += [limit for op in clips for limit in (op.low, op.high)]
     for limit in limits:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, SupportsFloat, TypeVar, get_args
+from typing import Annotated, Literal, Protocol, SupportsFloat, get_args
 
 import numpy as np
 
 from milp_agt.core.arguments import listed
-from milp_agt.core.option_table import (
-    Count,
-    Key,
-    Kinds,
-    NonNegative,
-    Table,
-    documented,
-    table_of,
-)
+from milp_agt.core.option_table import Count, Key, Kinds, NonNegative, Table, check_fields
 from milp_agt.errors import InvalidInputError
 from milp_agt.training.torch_names import name_of, schedule_remedy
 
 Unit = Literal["step", "epoch"]
-Class = TypeVar("Class")
 
 
 class Schedule(Protocol):
@@ -38,128 +29,123 @@ class Schedule(Protocol):
 
 
 UnitKey = Annotated[Unit, Key(Unit, "What time t = 0, 1, 2, ... is counted in.")]
-SCHEDULES: Kinds[Table] = Kinds("training.schedule")
+SCHEDULES: Kinds[Table] = Kinds("training.schedule", Table)
 
 
-def schedule_kind(kind: str, about: str) -> Callable[[type[Class]], type[Class]]:
-    """Class decorator: enter a schedule, a frozen dataclass, as a kind of [training.schedule]."""
+class _Checked:
+    """Schedules whose keys are checked: an InvalidInputError for a value out of range."""
 
-    def enter(cls: type[Class]) -> type[Class]:
-        SCHEDULES.register(table_of(cls, Table, about, kind=kind))
-        return documented(cls)
-
-    return enter
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
-@schedule_kind(
+@SCHEDULES.kind(
     "inverse_time",
     "The rate at time t is `learning_rate / (1 + decay t)`, and never below the floor.",
 )
 @dataclass(frozen=True)
-class InverseTimeDecay:
+class InverseTimeDecay(_Checked):
     """``max(lr / (1 + decay * t), floor)`` at time t.
+
+    Attributes:
+        decay: how fast the rate falls.
+        floor: the least rate.
 
     Raises:
         InvalidInputError: a value out of range, as in all other schedules.
     """
 
-    decay: Annotated[float, Key(NonNegative, "How fast the rate falls.")]
-    floor: Annotated[float, Key(NonNegative, "The least rate.")] = 0.0
+    decay: Annotated[float, Key(NonNegative)]
+    floor: Annotated[float, Key(NonNegative)] = 0.0
     unit: UnitKey = "step"
-
-    def __post_init__(self) -> None:
-        _check(self, decay=self.decay, floor=self.floor)
 
     def rate(self, base: float, time: int, end: int) -> float:
         return max(base / (1.0 + self.decay * time), self.floor)
 
 
-@schedule_kind(
+@SCHEDULES.kind(
     "step", "The rate at time t is `learning_rate * factor^floor(t / every)`, as torch's StepLR."
 )
 @dataclass(frozen=True)
-class StepDecay:
-    """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor)."""
+class StepDecay(_Checked):
+    """``lr * factor^floor(t / every)``, as torch's StepLR(step_size=every, gamma=factor).
 
-    every: Annotated[int, Key(Count, "Steps, or epochs, from one drop to the next.")]
-    factor: Annotated[float, Key(NonNegative, "What the rate is multiplied by at each drop.")] = 0.1
+    Attributes:
+        every: steps, or epochs, from one drop to the next.
+        factor: what the rate is multiplied by at each drop.
+    """
+
+    every: Annotated[int, Key(Count)]
+    factor: Annotated[float, Key(NonNegative)] = 0.1
     unit: UnitKey = "step"
-
-    def __post_init__(self) -> None:
-        _check(self, factor=self.factor)
-        _check_times(self, "every", [self.every])
 
     def rate(self, base: float, time: int, end: int) -> float:
         return base * _power(self.factor, time // self.every)
 
 
-@schedule_kind(
+@SCHEDULES.kind(
     "milestones", "The rate is multiplied by `factor` at each milestone, as by torch's MultiStepLR."
 )
 @dataclass(frozen=True)
-class Milestones:
-    """``lr * factor^(milestones <= t)``, as torch's MultiStepLR(milestones=at, gamma=factor)."""
+class Milestones(_Checked):
+    """``lr * factor^(milestones <= t)``, as torch's MultiStepLR(milestones=at, gamma=factor).
 
-    at: Annotated[Sequence[int], Key(list[Count], "The times of the drops.")]
-    factor: Annotated[float, Key(NonNegative, "What the rate is multiplied by at each drop.")] = 0.1
+    Attributes:
+        at: the times of the drops.
+        factor: what the rate is multiplied by at each drop.
+    """
+
+    at: Annotated[Sequence[int], Key(list[Count])]
+    factor: Annotated[float, Key(NonNegative)] = 0.1
     unit: UnitKey = "step"
 
     def __post_init__(self) -> None:
         remedy = "give steps or epochs, (30, 60), say"
-        listed(self.at, (int, np.integer), "The times of Milestones", remedy)
+        listed(self.at, (int, np.integer), "The times of Milestones, at,", remedy)
         object.__setattr__(self, "at", tuple(int(time) for time in self.at))
-        _check(self, factor=self.factor)
-        _check_times(self, "at", self.at)
+        check_fields(self)
 
     def rate(self, base: float, time: int, end: int) -> float:
         return base * _power(self.factor, sum(milestone <= time for milestone in self.at))
 
 
-@schedule_kind(
+@SCHEDULES.kind(
     "exponential", "The rate at time t is `learning_rate * factor^t`, as torch's ExponentialLR."
 )
 @dataclass(frozen=True)
-class ExponentialDecay:
-    """``lr * factor^t``, as torch's ExponentialLR(gamma=factor)."""
+class ExponentialDecay(_Checked):
+    """``lr * factor^t``, as torch's ExponentialLR(gamma=factor).
 
-    factor: Annotated[
-        float, Key(NonNegative, "What the rate is multiplied by after every step, or epoch.")
-    ]
+    Attributes:
+        factor: what the rate is multiplied by after every step, or epoch.
+    """
+
+    factor: Annotated[float, Key(NonNegative)]
     unit: UnitKey = "step"
-
-    def __post_init__(self) -> None:
-        _check(self, factor=self.factor)
 
     def rate(self, base: float, time: int, end: int) -> float:
         return base * _power(self.factor, time)
 
 
-@schedule_kind(
+@SCHEDULES.kind(
     "cosine",
     "The rate at time t is `floor + (learning_rate - floor) (1 + cos(pi t / period)) / 2`, then `floor`.",
 )
 @dataclass(frozen=True)
-class CosineDecay:
+class CosineDecay(_Checked):
     """``floor + (lr - floor) (1 + cos(pi t / T)) / 2`` for t < T, then ``floor``.
 
     T is ``period``, or the whole run; as torch's CosineAnnealingLR(T_max=T, eta_min=floor) up to T
     (Loshchilov and Hutter 2017).
+
+    Attributes:
+        floor: the last rate.
+        period: steps, or epochs, after which the floor is reached; the whole run unless given.
     """
 
-    floor: Annotated[float, Key(NonNegative, "The last rate.")] = 0.0
-    period: Annotated[
-        int | None,
-        Key(
-            Count,
-            "Steps, or epochs, after which the floor is reached; the whole run unless given.",
-        ),
-    ] = None
+    floor: Annotated[float, Key(NonNegative)] = 0.0
+    period: Annotated[int | None, Key(Count)] = None
     unit: UnitKey = "step"
-
-    def __post_init__(self) -> None:
-        _check(self, floor=self.floor)
-        if self.period is not None:
-            _check_times(self, "period", [self.period])
 
     def rate(self, base: float, time: int, end: int) -> float:
         share = min(time / (self.period or end), 1.0)
@@ -172,15 +158,13 @@ def check_schedule(schedule: object) -> None:
     Raises:
         InvalidInputError: anything but a list of numbers, a :class:`Schedule` or None.
     """
-    numbers = isinstance(schedule, (Sequence, np.ndarray)) and not isinstance(
-        schedule, (str, bytes)
-    )
+    listed_rates = isinstance(schedule, (Sequence, np.ndarray))
     by_rule = (
         not isinstance(schedule, type)
         and callable(getattr(schedule, "rate", None))
         and getattr(schedule, "unit", None) in get_args(Unit)
     )
-    if schedule is not None and not numbers and not by_rule:
+    if isinstance(schedule, (str, bytes)) or not (schedule is None or listed_rates or by_rule):
         raise InvalidInputError(
             "A schedule is a list of rates, or one of milp_agt.training.schedules",
             f"{name_of(schedule)} {schedule!r:.60}",
@@ -214,10 +198,11 @@ def rates_of(
         times = [epoch for epoch, length in enumerate(lengths) for _ in range(length)]
         end = len(lengths)
     rates = [schedule.rate(base, time, end) for time in times]
-    if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+    bad = [rate for rate in rates if not (math.isfinite(rate) and rate >= 0)]
+    if bad:
         raise InvalidInputError(
             "A schedule needs finite rates >= 0",
-            f"{type(schedule).__name__} gave {next(r for r in rates if not r >= 0 or math.isinf(r))}",
+            f"{type(schedule).__name__} gave {bad[0]}",
             "change its options",
         )
     return rates
@@ -247,12 +232,10 @@ def _lengths(schedule: Schedule, steps: int, epochs: int | Sequence[int] | None)
 def _listed(
     schedule: Sequence[float], steps: int, epochs: int | Sequence[int] | None
 ) -> list[float]:
-    rates = [
-        float(r)
-        if isinstance(r, SupportsFloat) and not isinstance(r, (bool, np.bool_))
-        else math.nan
-        for r in schedule
+    numbers = [
+        isinstance(r, SupportsFloat) and not isinstance(r, (bool, np.bool_)) for r in schedule
     ]
+    rates = [float(r) if real else math.nan for r, real in zip(schedule, numbers, strict=True)]
     remedy = "give a rate for each step"
     count = epochs if isinstance(epochs, int) or epochs is None else len(epochs)
     if len(rates) == count != steps:
@@ -275,29 +258,3 @@ def _power(factor: float, count: int) -> float:
         return float(factor**count)
     except OverflowError:
         return math.inf
-
-
-def _check(schedule: Schedule, **numbers: float) -> None:
-    asked = f"{type(schedule).__name__} needs"
-    for name, value in numbers.items():
-        real = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (real and math.isfinite(value) and value >= 0):
-            raise InvalidInputError(
-                f"{asked} {name} >= 0", f"{name} = {value!r}", "give a number >= 0"
-            )
-    if not isinstance(schedule.unit, str) or schedule.unit not in get_args(Unit):
-        raise InvalidInputError(
-            f"{asked} time in steps or epochs",
-            f"unit = {schedule.unit!r:.60}",
-            "use 'step' or 'epoch'",
-        )
-
-
-def _check_times(schedule: Schedule, name: str, times: Sequence[int]) -> None:
-    for value in times:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InvalidInputError(
-                f"{type(schedule).__name__} needs {name} to be whole, at least 1",
-                f"{name} = {value!r}",
-                f"change {name}",
-            )

@@ -1,4 +1,4 @@
-"""What users of torch hand in by its own names and objects, and what to give instead."""
+"""What users of torch hand in by its own names, objects and layers, and what to give instead."""
 
 from __future__ import annotations
 
@@ -39,11 +39,6 @@ _LOSS_OPTIONS = {
     "reduction": "mean",
     "ignore_index": -100,
 }
-_SGD_OPTIONS = {
-    "momentum": "momentum",
-    "weight_decay": "weight_decay",
-    "nesterov": "nesterov",
-}
 _EVERY_STEP = (
     "give the rate of every step as a list: append optimizer.param_groups[0]['lr'] to it before each "
     "optimizer.step()"
@@ -65,15 +60,9 @@ def loss_remedy(value: object, known: tuple[str, ...]) -> str:
     """What to give for a loss that was named in another way, or handed in as an object."""
     name = value if isinstance(value, str) else name_of(value)
     short = re.sub(r"[^a-z0-9]", "", name.lower())
-    options = ""
-    if not isinstance(value, (str, type)):
-        changed = [
-            option
-            for option, idle in _LOSS_OPTIONS.items()
-            if hasattr(value, option) and _differs(getattr(value, option), idle)
-        ]
-        if changed:
-            options = f", and train without {', '.join(changed)}: no rule for that"
+    found = {} if isinstance(value, (str, type)) else _LOSS_OPTIONS
+    changed = [option for option, idle in found.items() if _differs(value, option, idle)]
+    options = f", and train without {', '.join(changed)}: no rule for that" if changed else ""
     if short in known:
         return f"give loss='{short}'{options}"
     if short in _LOSSES:
@@ -84,7 +73,8 @@ def loss_remedy(value: object, known: tuple[str, ...]) -> str:
     return f"use one of {', '.join(known)}"
 
 
-def _differs(value: object, idle: object) -> bool:
+def _differs(loss: object, option: str, idle: object) -> bool:
+    value = getattr(loss, option, idle)
     return value is not None if idle is None else bool(value != idle)
 
 
@@ -94,7 +84,7 @@ def optimizer_remedy(value: object) -> str:
     if name_of(value) != "SGD" or not isinstance(defaults, Mapping):
         return "use optimizer='sgd', with learning_rate=, momentum=, nesterov= and weight_decay="
     given = {"learning_rate": defaults.get("lr")}
-    given |= {ours: defaults.get(theirs) for theirs, ours in _SGD_OPTIONS.items()}
+    given |= {name: defaults.get(name) for name in ("momentum", "weight_decay", "nesterov")}
     shown = ", ".join(f"{name}={option!r}" for name, option in given.items() if option)
     idle = [name for name in ("dampening", "maximize") if defaults.get(name)]
     if len(getattr(value, "param_groups", ())) > 1:
@@ -129,3 +119,48 @@ def schedule_remedy(value: object) -> str:
     if is_of_torch(value) or callable(value):
         return _EVERY_STEP
     return "give agt.StepDecay(...), for instance, a list with the rate of every step, or None"
+
+
+_NORM = "normalise with fixed statistics: nn.BatchNorm1d or 2d, fitted beforehand and in eval()"
+_LOGITS = "leave it out: the losses are on logits, and the largest one is the class"
+_REPLACEMENTS = {
+    "abs": "use relu(x) + relu(-x)",
+    "alphadropout": "train without it, or call eval() on nn.Dropout",
+    "batch_norm": "use nn.BatchNorm1d or 2d in eval()",
+    "bmm": "multiply by a weight: nn.Linear",
+    "celu": "use nn.ELU",
+    "conv1d": "use nn.Conv2d on images of height 1",
+    "conv2d": "use the layer nn.Conv2d",
+    "detach": "freeze parameters with requires_grad_(False)",
+    "exp": "use softplus or elu",
+    "float": "leave it out: runs are in float64",
+    "groupnorm": _NORM,
+    "hardsigmoid": "use nn.ReLU6 on x + 3, divided by 6",
+    "hardswish": "use nn.SiLU",
+    "instancenorm2d": _NORM,
+    "layer_norm": _NORM,
+    "layernorm": _NORM,
+    "log_softmax": _LOGITS,
+    "logsigmoid": "use -softplus(-x)",
+    "logsoftmax": _LOGITS,
+    "max": "use torch.clamp, or relu(a - b) + b for the larger of two",
+    "maximum": "use relu(a - b) + b",
+    "min": "use torch.clamp, or a - relu(a - b) for the smaller of two",
+    "minimum": "use a - relu(a - b)",
+    "mish": "use nn.SiLU",
+    "normalize": _NORM,
+    "prelu": "use nn.LeakyReLU",
+    "rmsnorm": _NORM,
+    "rrelu": "use nn.LeakyReLU",
+    "selu": "use nn.ELU",
+    "softmax": _LOGITS,
+    "softsign": "use nn.Tanh",
+    "sqrt": "use softplus, or another function of the list",
+    "stack": "use torch.cat",
+    "where": "use relu, clamp or leaky_relu",
+}
+
+
+def replacement(name: str) -> str:
+    """What may stand in place of a layer or function, or an empty text."""
+    return _REPLACEMENTS.get(name.lower().rstrip("_"), "")

@@ -102,7 +102,16 @@ def trace(
     refuse_hidden_changes(model)
     chosen = get_loss(loss) if isinstance(loss, str) else loss
     check_last_layer(last_layer(model), chosen.key)
-    tracer = Builder(_copy(model), feature_shape, build_forward)
+    try:
+        own = copy.deepcopy(model)  # shares nothing with the caller's
+    except Exception as error:  # whatever a module keeps beside its parameters
+        raise InvalidInputError(
+            "The model is copied before it is traced",
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}",
+            "keep only layers and parameters in it: no open files, locks, or tensors that hang on "
+            "earlier computations (store these with detach())",
+        ) from error
+    tracer = Builder(own, feature_shape, build_forward)
     tracer.layer(tracer.model, "")
     tracer.finish()
     if tracer.own_forward:
@@ -126,8 +135,7 @@ def trace(
     chosen.classes(output.shape[0])
     check_output(graph, output, chosen.key)
     forward = tuple(graph)
-    width = output.shape[0]
-    labels = graph.add(Labels((width,)), name=LABELS)
+    labels = graph.add(Labels(output.shape), name=LABELS)
     cotangents = {output.name: chosen.gradient(graph, output, labels)}
     gradients = _reverse_mode(graph, forward, cotangents, set(tracer.initial))
     if clipping is not None:
@@ -149,23 +157,6 @@ def trace(
     )
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with the caller's model.
-
-    Raises:
-        InvalidInputError: a model that cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever a module keeps beside its parameters
-        raise InvalidInputError(
-            "The model is copied before it is traced",
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}",
-            "keep only layers and parameters in it: no open files, locks, or tensors that hang on "
-            "earlier computations (store these with detach())",
-        ) from error
-
-
 def _reverse_mode(
     graph: Graph, forward: tuple[Node, ...], cotangents: dict[str, Node], trainable: set[str]
 ) -> dict[str, str]:
@@ -183,12 +174,9 @@ def _reverse_mode(
             continue
         pulled = node.op.vjp(graph, node, cotangent, wanted)
         for name, term in zip(node.inputs, pulled, strict=True):
-            if term is None or name not in depends:
-                continue
-            known = cotangents.get(name)
-            cotangents[name] = (
-                term if known is None else Combine.build(graph, [(1.0, known), (1.0, term)])
-            )
+            if term is not None and name in depends:
+                known = [(1.0, cotangents[name])] if name in cotangents else []
+                cotangents[name] = Combine.build(graph, [*known, (1.0, term)]) if known else term
     missing = trainable - set(cotangents)
     if missing:
         raise InvalidInputError(

@@ -11,14 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from milp_agt.core.option_table import (
-    Count,
-    Index,
-    Key,
-    NonNegative,
-    Positive,
-    documented,
-)
+from milp_agt.core.option_table import Count, Index, Key, NonNegative, Positive
+from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.loss import LossFunction, get_loss, losses
 from milp_agt.training.batches import Batch as Batch
 from milp_agt.training.batches import Recorded
@@ -44,6 +38,9 @@ class Clipping:
 # Torch divides by the norm and this.
 NORM_SHIFT = 1e-6
 
+# Rounding is bounded for products that underflow before they are scaled by at most this.
+LARGEST_RATE = 1e12
+
 
 @dataclass(frozen=True)
 class UpdateRule:
@@ -63,6 +60,9 @@ class UpdateRule:
     With an ``l1`` penalty, ``l1 * sign(theta)`` is part of g (sign(0) = 0, as torch differentiates
     ``l1 * theta.abs().sum()``). With a ``projection`` (low, high), every entry of theta' is clamped to it
     at the end of the step; velocities are not clamped.
+
+    Raises:
+        InvalidInputError: ``rate * max(1, momentum)`` beyond ``LARGEST_RATE``.
     """
 
     rate: float
@@ -74,6 +74,14 @@ class UpdateRule:
     dampening: float = 0.0
     clip_total: float | None = None
     groups: tuple[tuple[ParameterGroup, UpdateRule], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.rate * max(1.0, self.momentum) <= LARGEST_RATE:
+            raise InvalidInputError(
+                f"Rounding is bounded for rates up to {LARGEST_RATE:g}, with momentum or without",
+                f"a rate of {self.rate:g} and momentum {self.momentum:g}",
+                "give a smaller rate; such a run diverges in any case",
+            )
 
     def of(self, name: str) -> UpdateRule:
         """The rule of one parameter: that of its group, if it is in one."""
@@ -116,7 +124,6 @@ def _with_losses(schema: dict[str, Any]) -> None:
     schema["enum"] = list(losses())
 
 
-@documented
 @dataclass(frozen=True)
 class Training:
     """Gradient descent on the mean loss, as ``torch.optim.SGD`` runs it.
@@ -130,122 +137,65 @@ class Training:
     Attributes:
         schedule: None (constant), one learning rate for each step, or a :class:`Schedule`.
         groups: parameters with a rate, momentum or decay of their own, see :class:`ParameterGroup`.
+        loss: what training minimises; ``mse`` for real targets, the others for classes.
+        learning_rate: the base rate, which a ``schedule`` changes.
+        epochs: passes over the data.
+        batch_size: samples in a batch, all of them unless given; an incomplete last batch is used with its
+            own size.
+        batches: recorded batches, the samples of each step by position, in place of ``epochs``,
+            ``batch_size`` and ``shuffle_seed``; or a list of such lists, one for each epoch, which a schedule
+            by epochs needs.
+        shuffle_seed: seed of a new order of the samples in each epoch; unless given, they keep the order of
+            the data.
+        momentum: momentum, without dampening.
+        nesterov: nesterov momentum, which needs ``momentum`` above 0.
+        weight_decay: this times the parameters is added to the gradient, after clipping.
+        clip: largest gradient of every single sample before the mean over the batch, as ``clip_mode``
+            measures it; no clipping unless given.
+        clip_mode: ``norm`` scales a gradient down to the 2-norm ``clip``, over all trainable parameters;
+            ``clamp`` cuts each coordinate off at ``-clip`` and ``clip``.
+        optimizer: gradient descent; others are refused with the reason.
+        l1: weight of the penalty, the sum of the absolute values of all trainable parameters.
+        projection: lowest and highest value, to which every trainable parameter is clamped after each step.
+        label_smoothing: label smoothing of ``cross_entropy``, as torch has it.
+        class_weights: weight of each class in ``cross_entropy``, as torch has it, for threats that leave
+            labels alone.
+        positive_weight: weight of class 1 in ``bce``, pos_weight of torch.
+        clip_total: largest 2-norm of the gradient of a batch over all trained parameters, as torch's
+            ``clip_grad_norm_`` clips it; no such clipping unless given.
 
     Raises:
         InvalidInputError: a value out of range, or contradictory options.
         UnsupportedOperationError: an optimizer other than "sgd".
     """
 
-    loss: Annotated[
-        str,
-        Key(
-            Annotated[str, Field(json_schema_extra=_with_losses)],
-            "What training minimises; `mse` for real targets, the others for classes.",
-        ),
-    ]
-    learning_rate: Annotated[
-        float, Key(Positive, "The base rate, which a `schedule` changes.", required=True)
-    ] = 0.1
-    epochs: Annotated[int, Key(Count, "Passes over the data.")] = 1
-    batch_size: Annotated[
-        int | None,
-        Key(
-            Count,
-            "Samples in a batch, all of them unless given; an incomplete last batch is used with its own "
-            "size.",
-        ),
-    ] = None
+    loss: Annotated[str, Key(Annotated[str, Field(json_schema_extra=_with_losses)])]
+    learning_rate: Annotated[float, Key(Positive, required=True)] = 0.1
+    epochs: Annotated[int, Key(Count)] = 1
+    batch_size: Annotated[int | None, Key(Count)] = None
     batches: Annotated[
         Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]] | npt.NDArray[np.int64] | None,
-        Key(
-            list[list[Index]] | list[list[list[Index]]],
-            "Recorded batches, the samples of each step by position, in place of `epochs`, `batch_size` and "
-            "`shuffle_seed`; or a list of such lists, one for each epoch, which a schedule by epochs needs.",
-        ),
+        Key(list[list[Index]] | list[list[list[Index]]]),
     ] = None
-    shuffle_seed: Annotated[
-        int | None,
-        Key(
-            Index,
-            "Seed of a new order of the samples in each epoch; unless given, they keep the order of the "
-            "data.",
-        ),
-    ] = None
-    momentum: Annotated[float, Key(NonNegative, "Momentum, without dampening.")] = 0.0
-    nesterov: Annotated[bool, Key(bool, "Nesterov momentum, which needs `momentum` above 0.")] = (
-        False
-    )
-    weight_decay: Annotated[
-        float,
-        Key(
-            NonNegative,
-            "This times the parameters is added to the gradient, after clipping.",
-        ),
-    ] = 0.0
+    shuffle_seed: Annotated[int | None, Key(Index)] = None
+    momentum: Annotated[float, Key(NonNegative)] = 0.0
+    nesterov: Annotated[bool, Key(bool)] = False
+    weight_decay: Annotated[float, Key(NonNegative)] = 0.0
     schedule: Schedule | Sequence[float] | None = None
-    clip: Annotated[
-        float | None,
-        Key(
-            Positive,
-            "Largest gradient of every single sample before the mean over the batch, as `clip_mode` measures "
-            "it; no clipping unless given.",
-        ),
-    ] = None
-    clip_mode: Annotated[
-        ClipMode,
-        Key(
-            ClipMode,
-            "`norm` scales a gradient down to the 2-norm `clip`, over all trainable parameters; `clamp` cuts "
-            "each coordinate off at `-clip` and `clip`.",
-        ),
-    ] = "norm"
-    optimizer: Annotated[
-        str,
-        Key(
-            Annotated[str, Field(json_schema_extra={"enum": ["sgd"]})],
-            "Gradient descent; others are refused with the reason.",
-        ),
-    ] = "sgd"
-    l1: Annotated[
-        float,
-        Key(
-            NonNegative,
-            "Weight of the penalty, the sum of the absolute values of all trainable parameters.",
-        ),
-    ] = 0.0
+    clip: Annotated[float | None, Key(Positive)] = None
+    clip_mode: Annotated[ClipMode, Key(ClipMode)] = "norm"
+    optimizer: Annotated[str, Key(Annotated[str, Field(json_schema_extra={"enum": ["sgd"]})])] = (
+        "sgd"
+    )
+    l1: Annotated[float, Key(NonNegative)] = 0.0
     projection: Annotated[
-        tuple[float, float] | None,
-        Key(
-            Annotated[list[float], Field(min_length=2, max_length=2)],
-            "Lowest and highest value, to which every trainable parameter is clamped after each step.",
-        ),
+        tuple[float, float] | None, Key(Annotated[list[float], Field(min_length=2, max_length=2)])
     ] = None
     groups: Sequence[ParameterGroup] = ()
-    label_smoothing: Annotated[
-        float,
-        Key(
-            Annotated[float, Field(ge=0.0, lt=1.0)],
-            "Label smoothing of `cross_entropy`, as torch has it.",
-        ),
-    ] = 0.0
-    class_weights: Annotated[
-        Sequence[float] | None,
-        Key(
-            list[Positive],
-            "Weight of each class in `cross_entropy`, as torch has it, for threats that leave labels alone.",
-        ),
-    ] = None
-    positive_weight: Annotated[
-        float | None, Key(Positive, "Weight of class 1 in `bce`, pos_weight of torch.")
-    ] = None
-    clip_total: Annotated[
-        float | None,
-        Key(
-            Annotated[float, Field(ge=SMALLEST_TOTAL)],
-            "Largest 2-norm of the gradient of a batch over all trained parameters, as torch's "
-            "`clip_grad_norm_` clips it; no such clipping unless given.",
-        ),
-    ] = None
+    label_smoothing: Annotated[float, Key(Annotated[float, Field(ge=0.0, lt=1.0)])] = 0.0
+    class_weights: Annotated[Sequence[float] | None, Key(list[Positive])] = None
+    positive_weight: Annotated[float | None, Key(Positive)] = None
+    clip_total: Annotated[float | None, Key(Annotated[float, Field(ge=SMALLEST_TOTAL)])] = None
 
     def __post_init__(self) -> None:
         check_training(self)
@@ -276,7 +226,7 @@ class Training:
         return get_loss(self.loss).configured(
             label_smoothing=float(self.label_smoothing),
             class_weights=None if weights is None else tuple(map(float, weights)),
-            positive_weight=None if self.positive_weight is None else float(self.positive_weight),
+            positive_weight=_plain(self.positive_weight),
         )
 
     @property
@@ -298,13 +248,10 @@ class Training:
         """
         if self._recorded is not None:
             return self._recorded.within(samples)
-        size = samples if self.batch_size is None else min(self.batch_size, samples)
-        generator = None if self.shuffle_seed is None else np.random.default_rng(self.shuffle_seed)
-        order_list: list[Batch] = []
-        for _ in range(self.epochs):
-            indices = np.arange(samples) if generator is None else generator.permutation(samples)
-            order_list.extend(indices[i : i + size] for i in range(0, samples, size))
-        return tuple(order_list)
+        size, seed = min(self.batch_size or samples, samples), self.shuffle_seed
+        draw = np.arange if seed is None else np.random.default_rng(seed).permutation
+        orders = [draw(samples) for _ in range(self.epochs)]
+        return tuple(order[i : i + size] for order in orders for i in range(0, samples, size))
 
     def update_rules(self, steps: int) -> tuple[UpdateRule, ...]:
         """The optimiser step of each of the steps of the run.
@@ -315,23 +262,22 @@ class Training:
         epochs = self.epochs if self._recorded is None else self._recorded.epochs
         rates = rates_of(self.schedule, float(self.learning_rate), steps, epochs)
         box = self.projection
-        ends = None if box is None else (float(box[0]), float(box[1]))
         # Numpy scalars would round results to their own precision.
-        momentum, decay, l1 = float(self.momentum), float(self.weight_decay), float(self.l1)
-        total = None if self.clip_total is None else float(self.clip_total)
-        base = UpdateRule(0.0, momentum, decay, bool(self.nesterov), l1, ends, clip_total=total)
-        own = [self._rates_of(group, rates, steps, epochs) for group in self.groups]
-        return tuple(
-            replace(
-                base,
-                rate=float(rate),
-                groups=tuple(
-                    (group, _in_group(base, group, each[step]))
-                    for group, each in zip(self.groups, own, strict=True)
-                ),
-            )
-            for step, rate in enumerate(rates)
+        base = UpdateRule(
+            rate=0.0,
+            momentum=float(self.momentum),
+            weight_decay=float(self.weight_decay),
+            nesterov=bool(self.nesterov),
+            l1=float(self.l1),
+            projection=None if box is None else (float(box[0]), float(box[1])),
+            clip_total=_plain(self.clip_total),
         )
+        own = [(group, self._rates_of(group, rates, steps, epochs)) for group in self.groups]
+        found = []
+        for step, rate in enumerate(rates):
+            groups = tuple((group, _in_group(base, group, each[step])) for group, each in own)
+            found.append(replace(base, rate=float(rate), groups=groups))
+        return tuple(found)
 
     def _rates_of(
         self,
@@ -341,25 +287,19 @@ class Training:
         epochs: int | Sequence[int] | None,
     ) -> Sequence[float]:
         """The learning rate of a group in every step."""
-        if group.learning_rate is None:
+        own, base = group.learning_rate, self.learning_rate
+        if own is None:
             return rates
         if not isinstance(self.schedule, (Sequence, np.ndarray)):
-            return rates_of(self.schedule, float(group.learning_rate), steps, epochs)
-        ratio = group.learning_rate / self.learning_rate
-        return [
-            group.learning_rate if rate == self.learning_rate else ratio * rate for rate in rates
-        ]
+            return rates_of(self.schedule, float(own), steps, epochs)
+        return [own if rate == base else own / base * rate for rate in rates]
 
 
 def _in_group(base: UpdateRule, group: ParameterGroup, rate: float) -> UpdateRule:
-    def own(name: str) -> Any:
-        given = getattr(group, name)
-        return getattr(base, name) if given is None else given
+    given = {name: getattr(group, name) for name in ("momentum", "weight_decay", "nesterov")}
+    own = {n: type(getattr(base, n))(v) for n, v in given.items() if v is not None}
+    return replace(base, rate=float(rate), **own)
 
-    return replace(
-        base,
-        rate=float(rate),
-        momentum=float(own("momentum")),
-        weight_decay=float(own("weight_decay")),
-        nesterov=bool(own("nesterov")),
-    )
+
+def _plain(value: float | None) -> float | None:
+    return None if value is None else float(value)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
-import numpy as np
-
-from milp_agt.core.arguments import listed, of_kind
+from milp_agt.core.arguments import is_at_least, listed, of_kind
+from milp_agt.core.option_table import unfit
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
+from milp_agt.formulations.loss import losses
 from milp_agt.training.groups import ParameterGroup
 from milp_agt.training.schedules import check_schedule
 from milp_agt.training.torch_names import is_of_torch, loss_remedy, name_of, optimizer_remedy
@@ -37,14 +38,10 @@ def check_training(training: Options) -> None:
         InvalidInputError: a value out of range, or options that contradict each other; all of them.
         UnsupportedOperationError: an optimiser or a loss without a rule, if that is all.
     """
-    failed = {
-        name: error
-        for name, check in _ALONE.items()
-        if (error := _failure(check, training)) is not None
-    }
+    own = {name: _failure(partial(check, training)) for name, check in _CHECKS.items()}
+    wrong = {**unfit(training), **{name: error for name, error in own.items() if error}}
     # What goes together is asked of values that are right for themselves.
-    beside = [_failure(check, training) for check, of in _BESIDE if not of & failed.keys()]
-    errors = [*failed.values(), *(error for error in beside if error is not None)]
+    errors = [*wrong.values(), *_contradictions(training, frozenset(wrong))]
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -52,47 +49,77 @@ def check_training(training: Options) -> None:
         raise InvalidInputError.of("The options of a training run", problems)
 
 
-def _failure(check: Callable[[Options], None], training: Options) -> MilpAgtError | None:
+def _failure(check: Callable[[], object]) -> MilpAgtError | None:
     try:
-        check(training)
+        check()
     except MilpAgtError as error:
         return error
     return None
 
 
-def _is_real(value: object) -> bool:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-        value, bool
-    )
-    return number and math.isfinite(value)  # type: ignore[arg-type]
+def _contradictions(training: Options, wrong: frozenset[str]) -> Iterator[MilpAgtError]:
+    def right(*names: str) -> bool:
+        return not wrong & set(names)
 
-
-def _is_count(value: object) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return whole and value >= 1  # type: ignore[operator]
-
-
-def _refused(name: str, value: object, wanted: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"Training needs {name} to be {wanted}", f"{name} = {value!r:.80}", f"change {name}"
-    )
+    if right("loss", "label_smoothing", "class_weights", "positive_weight"):
+        error = _failure(lambda: training.objective)  # refuses options that the loss does not have
+        yield from [error] if error else []
+    if right("class_weights", "clip") and training.class_weights is not None and training.clip:
+        yield InvalidInputError(
+            "The gradients of single samples were to be clipped (clip)",
+            "class_weights, which divide a batch by the weights of all its labels",
+            "leave one of them out",
+        )
+    if right("clip_total", "l1") and training.clip_total is not None and training.l1:
+        yield InvalidInputError(
+            "The norm of the gradient of a batch was to be clipped (clip_total)",
+            f"l1 = {training.l1!r}, whose gradient would count in the norm",
+            "leave one of them out",
+        )
+    if right("clip", "clip_mode") and training.clip is None and training.clip_mode != "norm":
+        yield InvalidInputError(
+            f"Gradients were to be clipped with clip_mode = '{training.clip_mode}'",
+            "clip = None",
+            "say how far with clip=, or leave clip_mode out",
+        )
+    if right("nesterov", "momentum", "groups"):
+        for group in (None, *training.groups):
+            momentum, nesterov = (
+                getattr(training if getattr(group, name, None) is None else group, name)
+                for name in ("momentum", "nesterov")
+            )
+            if nesterov and momentum == 0:
+                yield InvalidInputError(
+                    "Nesterov momentum was asked for",
+                    "momentum = 0" + (f" of {', '.join(group.names)}" if group else ""),
+                    "set momentum > 0",
+                )
+    if right("batches", "epochs", "batch_size", "shuffle_seed"):
+        made = (training.epochs, training.batch_size, training.shuffle_seed) != (1, None, None)
+        if training.batches is not None and made:
+            yield InvalidInputError(
+                "Batches are either recorded or made from epochs, batch_size and shuffle_seed",
+                "batches= together with one of the others",
+                "leave out the others; for several epochs, give batches as a list of epochs: "
+                "[[batch, ...], [batch, ...], ...]",
+            )
+    # Where batches are recorded, the count of the steps is known, and so are the rates.
+    if right("batches", "schedule", "learning_rate", *_SCALARS) and training.recorded_steps:
+        error = _failure(lambda: training.update_rules(training.recorded_steps))
+        yield from [error] if error else []
 
 
 def _loss(training: Options) -> None:
-    from milp_agt.formulations.loss import losses
-
-    given: object = training.loss
-    known = tuple(losses())
-    if isinstance(given, str) and given in known:
-        return
-    if isinstance(given, str):
+    given, known = training.loss, tuple(losses())
+    if isinstance(given, str) and given not in known:
         raise UnsupportedOperationError(
             f"Loss '{given}' was asked for", "no such loss", loss_remedy(given, known)
         )
-    shown = name_of(given) if is_of_torch(given) else f"{type(given).__name__} {given!r:.60}"
-    raise InvalidInputError(
-        "The loss of a training is named by a text", shown, loss_remedy(given, known)
-    )
+    if not isinstance(given, str):
+        shown = name_of(given) if is_of_torch(given) else f"{type(given).__name__} {given!r:.60}"
+        raise InvalidInputError(
+            "The loss of a training is named by a text", shown, loss_remedy(given, known)
+        )
 
 
 def _optimizer(training: Options) -> None:
@@ -115,7 +142,6 @@ def _optimizer(training: Options) -> None:
 
 def no_rule_for(name: str) -> UnsupportedOperationError:
     """Why an optimiser of this name is not certified."""
-    asked = f"Training was asked for with optimizer = {name!r}"
     found = "no rule for its step"
     if name.lower() in _ADAPTIVE:
         found = (
@@ -126,214 +152,56 @@ def no_rule_for(name: str) -> UnsupportedOperationError:
     if name.lower() == "lbfgs":
         found = "a line search, whose number of evaluations depends on the data"
     return UnsupportedOperationError(
-        asked, found, "use optimizer = 'sgd' with momentum, a schedule and clip="
+        f"Training was asked for with optimizer = {name!r}",
+        found,
+        "use optimizer = 'sgd' with momentum, a schedule and clip=",
     )
-
-
-def _at_least_zero(name: str) -> Callable[[Options], None]:
-    def check(training: Options) -> None:
-        value = getattr(training, name)
-        if not _is_real(value) or value < 0:
-            raise _refused(name, value, "a number >= 0")
-
-    return check
-
-
-def _learning_rate(training: Options) -> None:
-    if not _is_real(training.learning_rate) or training.learning_rate <= 0:
-        raise _refused("learning_rate", training.learning_rate, "a number > 0")
-
-
-def _nesterov(training: Options) -> None:
-    of_kind(training.nesterov, bool, "nesterov of a training", "give True or False")
-
-
-def _epochs(training: Options) -> None:
-    if not _is_count(training.epochs):
-        raise _refused("epochs", training.epochs, "a whole number >= 1")
-
-
-def _batch_size(training: Options) -> None:
-    if training.batch_size is not None and not _is_count(training.batch_size):
-        wanted = "a whole number >= 1, or None for the full data set"
-        raise _refused("batch_size", training.batch_size, wanted)
-
-
-def _seed(training: Options) -> None:
-    seed: object = training.shuffle_seed
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    if seed is not None and not (whole and seed >= 0):  # type: ignore[operator]
-        raise _refused("shuffle_seed", seed, "a whole number >= 0, or None for no shuffling")
 
 
 def _clip(training: Options) -> None:
     clip = training.clip
-    if clip is not None and not (_is_real(clip) and clip >= SMALLEST_CLIP):
-        raise _refused("clip", clip, "a number > 0, or None for no clipping")
-
-
-def _clip_total(training: Options) -> None:
-    clip = training.clip_total
-    if clip is None:
-        return
-    if not _is_real(clip) or clip < SMALLEST_TOTAL:
-        raise _refused(
-            "clip_total", clip, f"a number >= {SMALLEST_TOTAL:g}, or None for no clipping"
-        )
-
-
-def _total_with_penalty(training: Options) -> None:
-    if training.clip_total is not None and training.l1:
+    if is_at_least(clip, 0.0) and clip < SMALLEST_CLIP:
         raise InvalidInputError(
-            "The norm of the gradient of a batch was to be clipped (clip_total)",
-            f"l1 = {training.l1!r}, whose gradient would count in the norm",
-            "leave one of them out",
+            f"Training needs clip to be a number >= {SMALLEST_CLIP:g}, or None",
+            f"clip = {clip!r}",
+            "change clip",
         )
 
 
 def _clip_mode(training: Options) -> None:
-    mode: object = training.clip_mode
-    of_kind(mode, str, "clip_mode of a training", "use 'norm' or 'clamp'")
-    if mode not in get_args(ClipMode):
+    if not isinstance(training.clip_mode, str) or training.clip_mode not in get_args(ClipMode):
         raise InvalidInputError(
             "Training needs clip_mode to be 'norm' or 'clamp', both of the gradient of each sample",
-            f"clip_mode = {mode!r}",
+            f"clip_mode = {training.clip_mode!r:.80}",
             "use one of these, or clip_total= for clip_grad_norm_ of the whole batch; clip_grad_value_ is "
             "not supported",
         )
 
 
 def _projection(training: Options) -> None:
-    box: object = training.projection
-    if box is None:
-        return
-    pair = isinstance(box, Sequence) and len(box) == 2 and all(_is_real(end) for end in box)
-    if not pair or not box[0] < box[1]:  # type: ignore[index]
-        raise _refused("projection", box, "a pair (low, high) of numbers with low < high, or None")
-
-
-def _schedule(training: Options) -> None:
-    check_schedule(training.schedule)
-
-
-def _recorded(training: Options) -> None:
-    training.recorded_epochs  # noqa: B018 - reads the batches, and refuses what cannot be read
-
-
-def _mode_without_clip(training: Options) -> None:
-    if training.clip is None and training.clip_mode != "norm":
+    box = training.projection
+    pair = isinstance(box, Sequence) and len(box) == 2
+    finite = pair and all(is_at_least(end, -math.inf) and math.isfinite(end) for end in box)
+    if box is not None and not (finite and box[0] < box[1]):
         raise InvalidInputError(
-            f"Gradients were to be clipped with clip_mode = '{training.clip_mode}'",
-            "clip = None",
-            "say how far with clip=, or leave clip_mode out",
+            "Training needs projection to be a pair (low, high) of numbers with low < high, or None",
+            f"projection = {box!r:.80}",
+            "change projection",
         )
-
-
-def _nesterov_without_momentum(training: Options) -> None:
-    if training.nesterov and training.momentum == 0:
-        raise InvalidInputError(
-            "Nesterov momentum was asked for", "momentum = 0", "set momentum > 0"
-        )
-
-
-def _recorded_or_made(training: Options) -> None:
-    made = (
-        training.batch_size is not None or training.shuffle_seed is not None or training.epochs != 1
-    )
-    if training.batches is not None and made:
-        raise InvalidInputError(
-            "Batches are either recorded or made from epochs, batch_size and shuffle_seed",
-            "batches= together with one of the others",
-            "leave out the others; for several epochs, give batches as a list of epochs: "
-            "[[batch, ...], [batch, ...], ...]",
-        )
-
-
-def _rates_of_recorded(training: Options) -> None:
-    """Where batches are recorded, the count of the steps is known, and so are the rates."""
-    if training.recorded_steps is not None:
-        training.update_rules(training.recorded_steps)
 
 
 def _groups(training: Options) -> None:
-    listed(
-        training.groups,
-        ParameterGroup,
-        "groups of a training",
-        "give groups=[ParameterGroup(['*.bias'], weight_decay=0)]",
-    )
-    for group in training.groups:
-        momentum = training.momentum if group.momentum is None else group.momentum
-        nesterov = training.nesterov if group.nesterov is None else group.nesterov
-        if nesterov and momentum == 0:
-            raise InvalidInputError(
-                "Nesterov momentum was asked for",
-                f"momentum = 0 of {', '.join(group.names)}",
-                "set momentum > 0",
-            )
+    remedy = "give groups=[ParameterGroup(['*.bias'], weight_decay=0)]"
+    listed(training.groups, ParameterGroup, "groups of a training", remedy)
 
 
-def _label_smoothing(training: Options) -> None:
-    if not _is_real(training.label_smoothing) or not 0 <= training.label_smoothing < 1:
-        raise _refused("label_smoothing", training.label_smoothing, "a number in [0, 1)")
-
-
-def _class_weights(training: Options) -> None:
-    weights: object = training.class_weights
-    if weights is None:
-        return
-    listed_ones = isinstance(weights, (tuple, list, np.ndarray)) and len(weights) > 0
-    if not listed_ones or not all(_is_real(w) and w > 0 for w in weights):  # type: ignore[attr-defined]
-        raise _refused("class_weights", weights, "a number > 0 for each class, or None")
-    if training.clip is not None:
-        raise InvalidInputError(
-            "The gradients of single samples were to be clipped (clip)",
-            "class_weights, which divide a batch by the weights of all its labels",
-            "leave one of them out",
-        )
-
-
-def _positive_weight(training: Options) -> None:
-    weight = training.positive_weight
-    if weight is not None and (not _is_real(weight) or weight <= 0):
-        raise _refused("positive_weight", weight, "a number > 0, or None")
-
-
-def _options_of_loss(training: Options) -> None:
-    training.objective  # noqa: B018 - refuses options that the loss does not have
-
-
-_ALONE: dict[str, Callable[[Options], None]] = {
+_CHECKS: dict[str, Callable[[Options], object]] = {
     "loss": _loss,
     "optimizer": _optimizer,
-    "schedule": _schedule,
-    "clip_mode": _clip_mode,
-    "nesterov": _nesterov,
-    "batches": _recorded,
-    "momentum": _at_least_zero("momentum"),
-    "weight_decay": _at_least_zero("weight_decay"),
-    "l1": _at_least_zero("l1"),
-    "learning_rate": _learning_rate,
-    "epochs": _epochs,
-    "batch_size": _batch_size,
-    "shuffle_seed": _seed,
+    "schedule": lambda training: check_schedule(training.schedule),
     "clip": _clip,
-    "clip_total": _clip_total,
+    "clip_mode": _clip_mode,
+    "batches": lambda training: training.recorded_epochs,  # reads them
     "projection": _projection,
     "groups": _groups,
-    "label_smoothing": _label_smoothing,
-    "class_weights": _class_weights,
-    "positive_weight": _positive_weight,
 }
-# Checks of several options, and which.
-_BESIDE: tuple[tuple[Callable[[Options], None], frozenset[str]], ...] = (
-    (
-        _options_of_loss,
-        frozenset({"loss", "label_smoothing", "class_weights", "positive_weight"}),
-    ),
-    (_total_with_penalty, frozenset({"clip_total", "l1"})),
-    (_mode_without_clip, frozenset({"clip", "clip_mode"})),
-    (_nesterov_without_momentum, frozenset({"nesterov", "momentum"})),
-    (_recorded_or_made, frozenset({"batches", "epochs", "batch_size", "shuffle_seed"})),
-    (_rates_of_recorded, frozenset({"batches", "schedule", "learning_rate", *_SCALARS})),
-)

@@ -18,8 +18,8 @@ from milp_agt.certification.listing import LISTED
 from milp_agt.cli import main
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.loss import losses
+from milp_agt.io.drawing import COLOURS
 from milp_agt.reports import words
-from milp_agt.reports.colours import CLASSES
 from milp_agt.reports.content import Property
 
 
@@ -86,7 +86,7 @@ def luminance(color: str) -> float:
 
 
 def test_the_first_colours_differ_in_grey() -> None:
-    first = sorted(luminance(color) for color in CLASSES[:2])
+    first = sorted(luminance(color) for color in COLOURS[:2])
     assert (first[1] + 0.05) / (first[0] + 0.05) > 2
 
 

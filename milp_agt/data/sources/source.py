@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.errors import MilpAgtError
+from milp_agt.errors import InvalidInputError, MilpAgtError
 
 Array = npt.NDArray[Any]
 
@@ -64,7 +64,12 @@ class Source:
     divisor: float = 1.0
 
 
-def optional(module: str, package: str, extra: str, asked: str) -> ModuleType:
+def refused(found: str, remedy: str) -> InvalidInputError:
+    """What is wrong with a file, and what to do; whoever has it read adds what was asked."""
+    return InvalidInputError("", found, remedy)
+
+
+def optional(module: str, package: str, extra: str) -> ModuleType:
     """Import an optional package.
 
     Raises:
@@ -74,7 +79,7 @@ def optional(module: str, package: str, extra: str, asked: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise DatasetUnavailableError(
-            asked, f"{package} is not installed", f"pip install milp_agt[{extra}]"
+            "", f"{package} is not installed", f"pip install milp_agt[{extra}]"
         ) from error
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 
-from milp_agt.attacks import Search, attack
+from milp_agt.attacks import Attack, Search, attack
 from milp_agt.certification.certify import certify
 from milp_agt.certification.result import Result
 from milp_agt.core.deadline import Deadline
-from milp_agt.core.reachable import Array, ReachableSet
+from milp_agt.core.reachable import ReachableSet
+from milp_agt.core.torch_modes import threads
 from milp_agt.experiments.bench.cases import CaseSource
 
 FORWARD = ("interval", "zonotope")  # these have no window
@@ -108,25 +109,10 @@ def certified(source: CaseSource, level: Level, within: float | None = None) -> 
     )
 
 
-@dataclass(frozen=True)
-class Attacked:
-    """Boxes that real poisoned runs span by a step: a lower bound on every reachable set."""
-
-    lower: Mapping[str, Array]
-    upper: Mapping[str, Array]
-    mean_width: float
-    max_width: float
-
-
-def attacked(source: CaseSource, step: int, search: Search) -> Attacked:
+def attacked(source: CaseSource, step: int, search: Search) -> Attack:
     """Attack a run that is cut off after a mark; on one thread, which suits small runs best."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = attack(*source.at(step), search=search)
-    finally:
-        torch.set_num_threads(threads)
-    return Attacked(found.lower, found.upper, found.mean_width, found.max_width)
+    with threads(1):
+        return attack(*source.at(step), search=search)
 
 
 def peak_bytes(on_gpu: bool) -> int | None:

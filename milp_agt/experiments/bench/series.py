@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from milp_agt.attacks import ParameterSandwich, Search
-from milp_agt.core.deadline import Deadline, shorter
+from milp_agt.attacks import Attack, ParameterSandwich, Search
+from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError
 from milp_agt.experiments.bench.bench_table import Benchmark, Row
 from milp_agt.experiments.bench.cases import CaseSource, Moons, RunFile
 from milp_agt.experiments.bench.measure import (
     FORWARD,
-    Attacked,
     Level,
     Measured,
     attacked,
@@ -120,8 +119,8 @@ def bench(sweep: Series, on_row: OnRow | None = None, *, within: float | None = 
         for source, levels in work:
             reached = []
             for mark in source.marks:
-                limit = shorter(sweep.search.time_limit, deadline.share(left))
-                reached.append(attacked(source, mark, replace(sweep.search, time_limit=limit)))
+                search = sweep.search.within(deadline.share(left))
+                reached.append(attacked(source, mark, search))
                 left -= 1
             for level in levels:
                 share, left = deadline.share(left), left - 1
@@ -135,7 +134,7 @@ def bench(sweep: Series, on_row: OnRow | None = None, *, within: float | None = 
 
 
 def _rows(
-    source: CaseSource, level: Level, measured: Measured, reached: Sequence[Attacked]
+    source: CaseSource, level: Level, measured: Measured, reached: Sequence[Attack]
 ) -> list[Row]:
     """One row for each mark.
 

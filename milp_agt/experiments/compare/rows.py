@@ -17,7 +17,7 @@ from milp_agt.certification.certify import certify
 from milp_agt.certification.options import CertifyOptions, options_of, takes_options
 from milp_agt.certification.result import Result
 from milp_agt.core.arguments import at_least, callable_of, listed, of_kind
-from milp_agt.core.deadline import Deadline, shorter
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.data import Dataset
@@ -142,8 +142,8 @@ def compare(
             continue
         begun = time.perf_counter()
         # Its share of the time of the whole, within the time limit of a row.
-        limit = shorter(options.time_limit, deadline.share(len(cases) + 1 - number))
-        own = options.changed({"time_limit": limit}).changed(case.options())
+        share = deadline.share(len(cases) + 1 - number)
+        own = options.within(share).changed(case.options())
         try:
             result = certify(model, data, training, threat, options=own)
             if case.relaxation == TREE:
@@ -154,8 +154,7 @@ def compare(
         seconds = time.perf_counter() - begun
         if attack is not False and reached is None:
             search = Search() if isinstance(attack, bool) else attack
-            limit = shorter(search.time_limit, deadline.share(1))
-            search = replace(search, time_limit=limit)
+            search = search.within(deadline.share(1))
             # The bounds that attacks are checked against are the cheapest.
             cheap = certify(model, data, training, threat, relaxation="interval", attack=search)
             reached = cheap.attack

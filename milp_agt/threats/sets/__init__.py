@@ -29,4 +29,7 @@ def move_sets() -> tuple[type[MoveSet], ...]:
     """Every kind of set; all modules of this package are imported first."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return tuple(sorted(MoveSet.__subclasses__(), key=lambda kind: kind.__name__))
+    parts = MoveSet.__subclasses__()
+    kinds = [*parts, *(kind for part in parts for kind in part.__subclasses__())]
+    kinds = [kind for kind in kinds if "rules" in vars(kind)]
+    return tuple(sorted(kinds, key=lambda kind: kind.__name__))

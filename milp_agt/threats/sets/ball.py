@@ -15,18 +15,17 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.rounding import gamma
 from milp_agt.threats.sets.move_set import (
-    MoveSet,
+    InBox,
     Rules,
     as_array,
-    between,
     exact,
     exact_moves,
     extent,
-    fractions,
     gated_columns,
     one_block,
     placed_in,
     row_sums,
+    spread,
     truncated,
 )
 
@@ -36,7 +35,7 @@ TANGENTS = 16
 
 
 @dataclass(frozen=True)
-class Ball(MoveSet):
+class Ball(InBox):
     """``||e / radius||_p <= 1`` with p = 1 or 2, within a box ``low <= e <= high``.
 
     With one radius r this is ``||e||_p <= r``; a coordinate with radius 0 does not move. With
@@ -72,23 +71,11 @@ class Ball(MoveSet):
     whole: tuple[int, ...] = ()
 
     @property
-    def lower(self) -> Tensor:
-        return self.low
-
-    @property
-    def upper(self) -> Tensor:
-        return self.high
-
-    @property
     def block_of(self) -> Tensor:
         return one_block(self.low)
 
     @property
     def is_exact(self) -> bool:
-        return not self.whole
-
-    @property
-    def is_convex(self) -> bool:
         return not self.whole
 
     def gains(self, coefficients: Tensor) -> Tensor:
@@ -112,16 +99,13 @@ class Ball(MoveSet):
 
     def maximise(self, coefficients: Tensor) -> Tensor:
         weights, caps = coefficients.abs() * self.radius, self._caps(coefficients)
-        if self.order == 1:
-            _, shares = self._multiplier(weights, caps)
-        else:
-            price, _ = self._multiplier(weights, caps)
+        price, shares = self._multiplier(weights, caps)
+        if self.order == 2:
             shares = _taken(weights, caps, price)
-            shares = (
-                shares * self._inside / shares.square().sum(-1, keepdim=True).sqrt().clamp(min=1)
-            )
+            norms = shares.square().sum(-1, keepdim=True).sqrt()
+            shares = shares * self._inside / norms.clamp(min=1)
         signs = torch.where(coefficients >= 0, 1.0, -1.0).to(coefficients)
-        return truncated(self._boxed(signs * shares * self.radius), self.whole)
+        return truncated(self.boxed(signs * shares * self.radius), self.whole)
 
     @property
     def _inside(self) -> float:
@@ -134,9 +118,6 @@ class Ball(MoveSet):
     def _shares(self, moves: Tensor) -> Tensor:
         """``e / radius``, 0 where the radius is 0."""
         return torch.where(self.radius > 0, moves / self.radius.clamp(min=1e-300), 0.0)
-
-    def _boxed(self, moves: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(moves, self.low), self.high)
 
     def _multiplier(self, weights: Tensor, caps: Tensor) -> tuple[Tensor, Tensor]:
         """The best multiplier t, (..., N, 1), and for p = 1 the best shares ``|e| / radius``."""
@@ -155,7 +136,7 @@ class Ball(MoveSet):
         return _circle_price(weights, caps), weights
 
     def project(self, moves: Tensor) -> Tensor:
-        boxed = self._boxed(moves)
+        boxed = self.boxed(moves)
         shares = self._shares(boxed)
         if self.order == 2:
             norms = _norm(shares)
@@ -163,27 +144,20 @@ class Ball(MoveSet):
         else:
             norms = shares.abs().sum(-1, keepdim=True)
             nearer = _onto_cross_polytope(shares) * self._inside
-        inside = torch.where(norms > 1.0, self._boxed(nearer * self.radius), boxed)
+        inside = torch.where(norms > 1.0, self.boxed(nearer * self.radius), boxed)
         return truncated(inside, self.whole)
 
     def excess(self, moves: Tensor) -> Tensor:
-        outside = torch.maximum(moves - self.high, self.low - moves).clamp(min=0.0)
-        fraction = (moves - truncated(moves, self.whole)).abs()
         norms = torch.linalg.vector_norm(self._shares(moves), ord=self.order, dim=-1)
         beyond = (norms - 1.0).clamp(min=0.0) * self.radius.amax(-1)
-        return torch.maximum(torch.maximum(outside, fraction).amax(-1), beyond)
+        return torch.maximum(self.outside(moves).amax(-1), beyond)
 
     def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
         moves = exact_moves(nominal, given)
-        if not all(between(moves, self.low[sample], self.high[sample], self.whole)):
-            return False
         pairs = list(zip(moves, exact(self.radius[sample]), strict=True))
-        if any(move != 0 and radius == 0 for move, radius in pairs):
+        if not all(self.inside(sample, moves)) or any(m != 0 and r == 0 for m, r in pairs):
             return False
         return sum(abs(move / radius) ** self.order for move, radius in pairs if radius != 0) <= 1
-
-    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
-        return fractions(given, self.whole)
 
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(
@@ -192,9 +166,7 @@ class Ball(MoveSet):
 
     def add_to(self, encoder: Encoder, gates: Expression) -> Expression:
         low, high, radius = as_array(self.low), as_array(self.high), as_array(self.radius)
-        samples, size = low.shape
-        each = gates.take(np.repeat(np.arange(samples), size).reshape(samples, size))
-        moves = gated_columns(encoder, low, high, each, self.whole)
+        moves = gated_columns(encoder, low, high, spread(gates, self.size), self.whole)
         largest = radius.max(1, keepdims=True)
         # sizes >= |e| largest / radius; factors are rounded down, which loosens the rows.
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -204,7 +176,7 @@ class Ball(MoveSet):
         sizes = encoder.columns(np.zeros(low.shape), np.minimum(caps, largest))
         encoder.rows(add([sizes, moves.scale(-factor)]), 0.0, np.inf)
         encoder.rows(add([sizes, moves.scale(factor)]), 0.0, np.inf)
-        limit = gates.reshape((samples,)).scale(-largest[:, 0])
+        limit = gates.reshape((len(low),)).scale(-largest[:, 0])
         if self.order == 1:
             total = row_sums(sizes, np.ones(low.shape))
         else:
@@ -273,22 +245,8 @@ def _norm_of_columns(encoder: Encoder, sizes: Expression, largest: Array) -> Exp
             down = [max(0.0, v * (1 - 2.0**-50)) for v in (math.cos(angle), math.sin(angle))]
             combined = add([norm, first.scale(-down[0]), second.scale(-down[1])])
             encoder.rows(combined, 0.0, np.inf)
-        parts = [norm]
-        if width % 2:
-            parts.append(level.take(index[:, -1:]))
-        level = _side_by_side(parts)
-        width = level.shape[1]
+        if width % 2:  # the last one goes on alone
+            last = placed_in(level.take(index[:, -1:]), np.array([pairs]), pairs + 1)
+            norm = add([placed_in(norm, np.arange(pairs), pairs + 1), last])
+        level, width = norm, norm.shape[1]
     return level.reshape((samples,))
-
-
-def _side_by_side(parts: list[Expression]) -> Expression:
-    """Expressions (N, k) joined along the second axis."""
-    if len(parts) == 1:
-        return parts[0]
-    samples = parts[0].shape[0]
-    total = sum(part.shape[1] for part in parts)
-    placed, start = [], 0
-    for part in parts:
-        placed.append(placed_in(part, np.arange(start, start + part.shape[1]), total))
-        start += part.shape[1]
-    return add(placed).reshape((samples, total))

@@ -13,20 +13,19 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
 from milp_agt.threats.sets.move_set import (
+    InBox,
     MoveSet,
     Rules,
     as_array,
-    between,
     exact_moves,
     extent,
-    fractions,
     gated_columns,
     truncated,
 )
 
 
 @dataclass(frozen=True)
-class Box(MoveSet):
+class Box(InBox):
     """``low <= e <= high`` in each coordinate, with whole numbers in the coordinates ``whole``.
 
     Support function: ``sum_j max(c_j high_j, c_j low_j)``. ``low`` and ``high`` have shape (N, size)
@@ -39,30 +38,15 @@ class Box(MoveSet):
         "hull",
         "exact",
     )
+    is_box = True
 
     low: Tensor
     high: Tensor
     whole: tuple[int, ...] = ()
 
     @property
-    def lower(self) -> Tensor:
-        return self.low
-
-    @property
-    def upper(self) -> Tensor:
-        return self.high
-
-    @property
     def block_of(self) -> Tensor:
         return torch.arange(self.low.shape[-1], device=self.low.device)
-
-    @property
-    def is_box(self) -> bool:
-        return True
-
-    @property
-    def is_convex(self) -> bool:
-        return not self.whole
 
     def gains(self, coefficients: Tensor) -> Tensor:
         return coefficients.abs() * extent(coefficients, self.low, self.high)
@@ -77,19 +61,13 @@ class Box(MoveSet):
         return torch.where(coefficients >= 0, self.high, self.low)
 
     def project(self, moves: Tensor) -> Tensor:
-        return truncated(torch.minimum(torch.maximum(moves, self.low), self.high), self.whole)
+        return truncated(self.boxed(moves), self.whole)
 
     def excess(self, moves: Tensor) -> Tensor:
-        outside = torch.maximum(moves - self.high, self.low - moves).clamp(min=0.0)
-        fraction = (moves - truncated(moves, self.whole)).abs()
-        return torch.maximum(outside, fraction).amax(-1)
+        return self.outside(moves).amax(-1)
 
     def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
-        moves = exact_moves(nominal, given)
-        return all(between(moves, self.low[sample], self.high[sample], self.whole))
-
-    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
-        return fractions(given, self.whole)
+        return all(self.inside(sample, exact_moves(nominal, given)))
 
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, low=change(self.low), high=change(self.high))
@@ -108,6 +86,8 @@ class BoxOrFill(MoveSet):
     """
 
     rules = Rules("missing values: or the value that stands for one", "exact", "hull", "exact")
+    is_box = True
+    is_convex = False
 
     box: Box
     fill: Tensor
@@ -129,14 +109,6 @@ class BoxOrFill(MoveSet):
     def block_of(self) -> Tensor:
         return self.box.block_of
 
-    @property
-    def is_box(self) -> bool:
-        return True
-
-    @property
-    def is_convex(self) -> bool:
-        return False
-
     def radius_supports(self, radius: Tensor) -> Tensor:
         return radius * self.reach
 
@@ -153,16 +125,10 @@ class BoxOrFill(MoveSet):
         return torch.where(nearer, self.fill, inside)
 
     def excess(self, moves: Tensor) -> Tensor:
-        box = self.box
-        outside = torch.maximum(moves - box.high, box.low - moves).clamp(min=0.0)
-        fraction = (moves - truncated(moves, box.whole)).abs()
-        each = torch.minimum(torch.maximum(outside, fraction), (moves - self.fill).abs())
-        return each.amax(-1)
+        return torch.minimum(self.box.outside(moves), (moves - self.fill).abs()).amax(-1)
 
     def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
-        own, fill = self.box, self.fill[sample]
-        moves = exact_moves(nominal, given)
-        inside = between(moves, own.low[sample], own.high[sample], own.whole)
+        fill, inside = self.fill[sample], self.box.inside(sample, exact_moves(nominal, given))
         jumped = ((given == nominal + fill) & (fill != 0.0)).tolist()
         return all(a or b for a, b in zip(inside, jumped, strict=True))
 

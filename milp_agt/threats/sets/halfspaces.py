@@ -15,14 +15,14 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
 from milp_agt.core.rounding import gamma
-from milp_agt.threats.sets.move_set import MoveSet, Rules, as_array, exact, exact_moves, one_block
+from milp_agt.threats.sets.move_set import OnBase, Rules, as_array, exact, exact_moves, spread
 
 # Rounds of alternating projections on the rows and on the set below them.
 ROUNDS = 20
 
 
 @dataclass(frozen=True)
-class Halfspaces(MoveSet):
+class Halfspaces(OnBase):
     """Moves of ``base`` with ``matrix @ e <= limits``, up to the rounding of ``matrix @ e``.
 
     Programs keep the rows, loosened by that rounding. The support function is that of ``base``, an
@@ -38,21 +38,8 @@ class Halfspaces(MoveSet):
         "linear rows of the user's own", "without the rows; the result says so", "kept", "kept"
     )
 
-    base: MoveSet
     matrix: Array
     limits: Tensor
-
-    @property
-    def lower(self) -> Tensor:
-        return self.base.lower
-
-    @property
-    def upper(self) -> Tensor:
-        return self.base.upper
-
-    @property
-    def block_of(self) -> Tensor:
-        return one_block(self.base.lower)
 
     @property
     def is_exact(self) -> bool:
@@ -91,10 +78,7 @@ class Halfspaces(MoveSet):
 
     def _rounding(self) -> Tensor:
         """Bound of the rounding of ``matrix @ e``, (N, rows)."""
-        sizes = (
-            torch.maximum(self.upper, -self.lower)
-            @ torch.from_numpy(abs(self.matrix)).to(self.limits).T
-        )
+        sizes = self.reach @ torch.from_numpy(abs(self.matrix)).to(self.limits).T
         return gamma(4 * self.size + 16) * sizes
 
     def _near(self, moves: Tensor) -> Tensor:
@@ -131,20 +115,14 @@ class Halfspaces(MoveSet):
         below = all(total <= limit for total, limit in zip(sums, limits, strict=True))
         return below and self.base.admits(sample, nominal, given)
 
-    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
-        return self.base.jumps(nominal, given)
-
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, base=self.base.on(change), limits=change(self.limits))
 
     def add_to(self, encoder: Encoder, gates: Expression) -> Expression:
-        samples, blocks = gates.shape[0], self.base.blocks
-        index = np.repeat(np.arange(samples), blocks).reshape(samples, blocks)
-        moves = self.base.add_to(encoder, gates.take(index))
-        rows = len(self.matrix)
+        samples, rows = gates.shape[0], len(self.matrix)
+        moves = self.base.add_to(encoder, spread(gates, self.base.blocks))
         every = sp.csr_matrix(sp.kron(sp.eye(samples), self.matrix))
         activity = moves.apply(every, (samples, rows))
-        each = gates.take(np.repeat(np.arange(samples), rows).reshape(samples, rows))
         limits = as_array(self.limits + self._rounding())
-        encoder.rows(add([activity, each.scale(-limits)]), -np.inf, 0.0)
+        encoder.rows(add([activity, spread(gates, rows).scale(-limits)]), -np.inf, 0.0)
         return moves

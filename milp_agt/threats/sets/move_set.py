@@ -144,9 +144,7 @@ class MoveSet(ABC):
 
     def encode(self, encoder: Encoder, selection: Expression) -> Expression:
         """The moves of samples with the selection columns ``s_i``, (N,), as an expression (N, size)."""
-        count, blocks = selection.size, self.blocks
-        index = np.repeat(np.arange(count), blocks).reshape(count, blocks)
-        return self.add_to(encoder, selection.take(index))
+        return self.add_to(encoder, spread(selection, self.blocks))
 
     def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
         """Random admissible moves, (count, N, size): extreme ones, or drawn from the whole set."""
@@ -185,6 +183,78 @@ class MoveSet(ABC):
     def size(self) -> int:
         """Number of coordinates of one sample."""
         return self.lower.shape[-1]
+
+
+class InBox(MoveSet):
+    """Part of what sets inside a box ``low <= e <= high`` share, (N, size).
+
+    Coordinates ``whole`` move by whole numbers, where ``low`` and ``high`` are whole.
+    """
+
+    low: Tensor
+    high: Tensor
+    whole: tuple[int, ...]
+
+    @property
+    def lower(self) -> Tensor:
+        return self.low
+
+    @property
+    def upper(self) -> Tensor:
+        return self.high
+
+    @property
+    def is_convex(self) -> bool:
+        return not self.whole
+
+    def boxed(self, moves: Tensor) -> Tensor:
+        """The nearest moves in the box, fractions and all."""
+        return torch.minimum(torch.maximum(moves, self.low), self.high)
+
+    def outside(self, moves: Tensor) -> Tensor:
+        """How far each coordinate is outside of the box, or from a whole number."""
+        beyond = torch.maximum(moves - self.high, self.low - moves).clamp(min=0.0)
+        return torch.maximum(beyond, (moves - truncated(moves, self.whole)).abs())
+
+    def inside(self, sample: int, moves: Sequence[Fraction]) -> list[bool]:
+        """Coordinate by coordinate, and exactly: whether the moves of a sample lie in the box."""
+        ends = zip(moves, exact(self.low[sample]), exact(self.high[sample]), strict=True)
+        return [
+            below <= move <= above and (k not in self.whole or move.denominator == 1)
+            for k, (move, below, above) in enumerate(ends)
+        ]
+
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        mask = torch.zeros(given.shape, dtype=torch.bool, device=given.device)
+        mask[..., list(self.whole)] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class OnBase(MoveSet):
+    """Part of what sets share that admit some moves of another, ``base``, in one block."""
+
+    base: MoveSet
+
+    @property
+    def lower(self) -> Tensor:
+        return self.base.lower
+
+    @property
+    def upper(self) -> Tensor:
+        return self.base.upper
+
+    @property
+    def block_of(self) -> Tensor:
+        return one_block(self.base.lower)
+
+    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
+        return self.base.jumps(nominal, given)
+
+
+def spread(gates: Expression, count: int) -> Expression:
+    """Gates (N, 1), or a selection (N,), for each of so many entries, (N, count)."""
+    return gates.take(np.repeat(np.arange(gates.size), count).reshape(gates.size, count))
 
 
 def one_block(like: Tensor) -> Tensor:
@@ -249,21 +319,3 @@ def exact(values: Tensor) -> list[Fraction]:
 def exact_moves(nominal: Tensor, given: Tensor) -> list[Fraction]:
     """The exact differences of two samples (size,)."""
     return [b - a for a, b in zip(exact(nominal), exact(given), strict=True)]
-
-
-def between(
-    moves: Sequence[Fraction], low: Tensor, high: Tensor, whole: tuple[int, ...]
-) -> list[bool]:
-    """Coordinate by coordinate: whether moves lie in a box, those of ``whole`` being whole numbers."""
-    ends = zip(moves, exact(low), exact(high), strict=True)
-    return [
-        below <= move <= above and (k not in whole or move.denominator == 1)
-        for k, (move, below, above) in enumerate(ends)
-    ]
-
-
-def fractions(given: Tensor, whole: tuple[int, ...]) -> Tensor:
-    """Mask of the coordinates ``whole``."""
-    mask = torch.zeros(given.shape, dtype=torch.bool, device=given.device)
-    mask[..., list(whole)] = True
-    return mask

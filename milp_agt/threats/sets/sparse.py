@@ -12,11 +12,11 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.threats.sets.move_set import MoveSet, Rules, one_block, row_sums
+from milp_agt.threats.sets.move_set import OnBase, Rules, row_sums, spread
 
 
 @dataclass(frozen=True)
-class Sparse(MoveSet):
+class Sparse(OnBase):
     """Moves of ``base`` in at most ``limit`` of its blocks (a one-hot group is one block).
 
     Support function: the sum of the ``limit`` largest gains of blocks.
@@ -25,29 +25,13 @@ class Sparse(MoveSet):
     rules = Rules(
         "norm 0: at most so many coordinates or categories", "exact", "relaxed count", "exact"
     )
+    is_convex = False
 
-    base: MoveSet
     limit: int
-
-    @property
-    def lower(self) -> Tensor:
-        return self.base.lower
-
-    @property
-    def upper(self) -> Tensor:
-        return self.base.upper
-
-    @property
-    def block_of(self) -> Tensor:
-        return one_block(self.base.lower)
 
     @property
     def is_exact(self) -> bool:
         return self.base.is_exact
-
-    @property
-    def is_convex(self) -> bool:
-        return False
 
     def gains(self, coefficients: Tensor) -> Tensor:
         gains = self.base.gains(coefficients)
@@ -62,10 +46,8 @@ class Sparse(MoveSet):
         return torch.where(kept, self.base.maximise(coefficients), 0.0)
 
     def project(self, moves: Tensor) -> Tensor:
-        near = self.base.project(moves)
-        size = near.abs()
-        reach = self.reach
-        share = torch.where(reach > 0, size / reach.clamp(min=1e-300), 0.0)
+        near, reach = self.base.project(moves), self.reach
+        share = torch.where(reach > 0, near.abs() / reach.clamp(min=1e-300), 0.0)
         return torch.where(self._largest(self._by_block(share)), near, 0.0)
 
     def excess(self, moves: Tensor) -> Tensor:
@@ -98,19 +80,14 @@ class Sparse(MoveSet):
         few = len(blocks.unique()) <= self.limit
         return few and self.base.admits(sample, nominal, given)
 
-    def jumps(self, nominal: Tensor, given: Tensor) -> Tensor:
-        return self.base.jumps(nominal, given)
-
     def on(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, base=self.base.on(change))
 
     def add_to(self, encoder: Encoder, gates: Expression) -> Expression:
-        samples, blocks = gates.shape[0], self.base.blocks
-        each = gates.take(np.repeat(np.arange(samples), blocks).reshape(samples, blocks))
-        shape = (samples, blocks)
+        shape = (gates.size, self.base.blocks)
         inner = encoder.columns(np.zeros(shape), np.ones(shape), integer=encoder.exact_phases)
-        encoder.rows(add([inner, each.scale(-1.0)]), -np.inf, 0.0)
+        encoder.rows(add([inner, spread(gates, shape[1]).scale(-1.0)]), -np.inf, 0.0)
         total = row_sums(inner, np.ones(shape))
-        limit = gates.reshape((samples,)).scale(-float(self.limit))
+        limit = gates.reshape((gates.size,)).scale(-float(self.limit))
         encoder.rows(add([total, limit]), -np.inf, 0.0)
         return self.base.add_to(encoder, inner)

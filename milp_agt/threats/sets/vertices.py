@@ -24,6 +24,7 @@ class Vertices(MoveSet):
     """
 
     rules = Rules("joint moves out of a finite set: classes, categories", "exact", "hull", "exact")
+    is_convex = False
 
     points: Tensor
 
@@ -38,10 +39,6 @@ class Vertices(MoveSet):
     @property
     def block_of(self) -> Tensor:
         return one_block(self.points)
-
-    @property
-    def is_convex(self) -> bool:
-        return False
 
     def gains(self, coefficients: Tensor) -> Tensor:
         values = torch.einsum("rnd,nld->rnl", coefficients, self.points)

@@ -30,17 +30,13 @@ from milp_agt.training.layers.functions import (
 
 def _spread(builder: Builder, x: Any, shape: tuple[int, ...]) -> Any:
     """A parameter, a constant or a value of samples, repeated along axes to the shape of a sample."""
-    if is_sample(x):
-        if x.shape == shape:
-            return x
-        if len(x.shape) != len(shape):
-            raise refused(
-                "Values of samples of different ranks together",
-                f"shapes {x.shape} and {shape} for each sample",
-                "bring them to one shape with unsqueeze or view",
-            )
-        return picked(builder, x, lambda t: t.expand(shape))
     own = tuple(x.shape)
+    if is_sample(x) and len(own) != len(shape):
+        raise refused(
+            "Values of samples of different ranks together",
+            f"shapes {own} and {shape} for each sample",
+            "bring them to one shape with unsqueeze or view",
+        )
     if len(own) == len(shape) + 1 and own[:1] == (1,):
         x = reshaped(builder, x, own[1:]) if isinstance(x, Node) else x[0]
     if len(x.shape) > len(shape):
@@ -55,7 +51,9 @@ def _spread(builder: Builder, x: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _common(builder: Builder, a: Any, b: Any) -> tuple[Any, Any]:
-    """Two operands in one shape; plain numbers stay numbers."""
+    """Two operands in one shape, for every sample where neither has samples."""
+    if not (is_sample(a) or is_sample(b)):
+        a, b = lifted(builder, a), lifted(builder, b)
     a, b = (
         torch.tensor(v, dtype=torch.float64) if isinstance(v, (int, float)) else v for v in (a, b)
     )
@@ -66,7 +64,7 @@ def _common(builder: Builder, a: Any, b: Any) -> tuple[Any, Any]:
                 f"{type(value).__name__}",
                 "use constants for sizes",
             )
-    shapes = [tuple(v.shape) for v in (a, b) if is_sample(v)] or [tuple(v.shape) for v in (a, b)]
+    shapes = [tuple(v.shape) for v in (a, b) if is_sample(v)]
     try:
         shape = tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
@@ -75,17 +73,11 @@ def _common(builder: Builder, a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def _sum(builder: Builder, a: Any, b: Any, alpha: float = 1.0, sign: float = 1.0) -> Any:
-    if not isinstance(a, Node) and not isinstance(b, Node):
-        return a + sign * alpha * b
-    scale = sign * float(alpha)
-    if not (is_sample(a) or is_sample(b)):
-        a, b = lifted(builder, a), lifted(builder, b)
-    a, b = _common(builder, a, b)
-    if isinstance(a, Node) and isinstance(b, Node):
-        return Combine.build(builder.graph, [(1.0, a), (scale, b)])
-    if isinstance(a, Node):
-        return Combine.build(builder.graph, [(1.0, a)], scale * b)
-    return Combine.build(builder.graph, [(scale, b)], a)
+    scales = (1.0, sign * float(alpha))
+    operands = list(zip(scales, _common(builder, a, b), strict=True))
+    terms = [(scale, v) for scale, v in operands if isinstance(v, Node)]
+    constant = next((scale * v for scale, v in operands if not isinstance(v, Node)), None)
+    return Combine.build(builder.graph, terms, constant)
 
 
 def _plus(a: Any, b: Any, alpha: float = 1.0) -> Any:
@@ -96,9 +88,7 @@ def _minus(a: Any, b: Any, alpha: float = 1.0) -> Any:
     return a - (b if alpha == 1.0 else alpha * b)
 
 
-@calls("add", _plus, torch.add, operator.add, operator.iadd, "add", "add_")
-def _add(builder: Builder, a: Any, b: Any, alpha: float = 1.0) -> Any:
-    return _sum(builder, a, b, alpha)
+calls("add", _plus, torch.add, operator.add, operator.iadd, "add", "add_")(_sum)
 
 
 @calls("sub", _minus, torch.sub, operator.sub, operator.isub, torch.subtract, "sub", "sub_")
@@ -108,15 +98,11 @@ def _sub(builder: Builder, a: Any, b: Any, alpha: float = 1.0) -> Any:
 
 @calls("neg", operator.neg, torch.neg, torch.negative, "neg")
 def _neg(builder: Builder, a: Any) -> Any:
-    return Combine.build(builder.graph, [(-1.0, lifted(builder, a))]) if isinstance(a, Node) else -a
+    return Combine.build(builder.graph, [(-1.0, lifted(builder, a))])
 
 
 @calls("mul", operator.mul, torch.mul, operator.imul, torch.multiply, "mul", "mul_")
 def _mul(builder: Builder, a: Any, b: Any) -> Any:
-    if not isinstance(a, Node) and not isinstance(b, Node):
-        return a * b
-    if not (is_sample(a) or is_sample(b)):
-        a, b = lifted(builder, a), lifted(builder, b)
     a, b = _common(builder, a, b)
     if isinstance(a, Node) and isinstance(b, Node):
         axes = "abcdefg"[: len(a.shape)]
@@ -137,8 +123,6 @@ def _div(builder: Builder, a: Any, b: Any, rounding_mode: None = None) -> Any:
             "no rule for it",
             "divide by constants; normalise with fixed statistics (nn.BatchNorm1d in eval())",
         )
-    if not isinstance(a, Node):
-        return a / b
     inverse = 1.0 / torch.as_tensor(b, dtype=torch.float64)
     if not bool(torch.isfinite(inverse).all()):
         raise refused("A division by a constant", "zero or NaN", "divide by other numbers")
@@ -152,8 +136,6 @@ def _square(builder: Builder, a: Any) -> Any:
 
 @calls("pow", operator.pow, torch.pow, "pow")
 def _pow(builder: Builder, a: Any, exponent: Any) -> Any:
-    if not isinstance(a, Node) and not isinstance(exponent, Node):
-        return a**exponent
     if exponent not in (1, 2, 3):
         raise refused("A power", f"exponent {exponent!r:.30}", "use the exponents 1, 2 or 3")
     result = a
@@ -170,8 +152,6 @@ def _dims(x: Node, dim: Any) -> list[int]:
 
 @calls("sum", torch.sum, "sum")
 def _total(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    if not isinstance(x, Node):
-        return x.sum() if dim is None else x.sum(dim, keepdim)
     if not x.batched:
         raise refused("A sum over a parameter", "no rule for it", "sum values of samples")
     axes = _dims(x, dim)
@@ -179,15 +159,12 @@ def _total(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> 
     numbers = torch.arange(math.prod(kept)).reshape(kept).expand(x.shape)
     index = tuple(numbers.flatten().tolist())
     total = builder.graph.add(Gather(index, tuple(kept), x.shape, transposed=True), x)
-    if keepdim:
-        return total
-    return reshaped(builder, total, tuple(e for a, e in enumerate(x.shape) if a not in axes))
+    left = tuple(e for a, e in enumerate(x.shape) if a not in axes)
+    return total if keepdim else reshaped(builder, total, left)
 
 
 @calls("mean", torch.mean, "mean")
 def _mean(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    if not isinstance(x, Node):
-        return x.mean() if dim is None else x.mean(dim, keepdim)
     count = math.prod(x.shape[a] for a in _dims(x, dim))
     total = _total(builder, x, dim, keepdim)
     return Combine.build(builder.graph, [(1.0 / count, total)])
@@ -197,8 +174,6 @@ def _mean(builder: Builder, x: Any, dim: Any = None, keepdim: bool = False) -> A
 def _matmul(builder: Builder, a: Any, b: Any) -> Any:
     if isinstance(b, Turned):
         return _linear(builder, a, b.weight)
-    if not isinstance(a, Node) and not isinstance(b, Node):
-        return a @ b
     fits = is_sample(a) and not is_sample(b) and len(a.shape) == 1 and len(b.shape) == 2
     if not fits or a.shape[0] != b.shape[0]:
         shapes = [tuple(map(str, shape_of(v))) for v in (a, b)]

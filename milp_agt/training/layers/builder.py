@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from milp_agt.core.graph import Graph, Node, Operation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.formulations.leaves import Features, ParameterLeaf
-from milp_agt.training.replacements import replacement
+from milp_agt.training.torch_names import replacement
 
 FEATURES = "features"
 
-Handler = Callable[["Builder", nn.Module, str], None]
+Handler = Callable[["Builder", nn.Module, str], object]
 # What stands in for a layer that has no gradient.
 _SMOOTHER = {"MaxPool2d": "AvgPool2d, or a convolution with a stride,"}
 
@@ -98,14 +99,10 @@ class Builder:
         feature_shape: tuple[int, ...],
         forward: Callable[[Builder, nn.Module, str], None],
     ) -> None:
-        self.forward = forward
-        self.lost = False
-        self.place = ""
-        self.own_forward = False
+        self.forward, self.model, self.graph = forward, model, Graph()
+        self.place, self.lost, self.own_forward = "", False, False
         self.problems: list[tuple[str, str]] = []
         self.errors: list[UnsupportedOperationError] = []
-        self.graph = Graph()
-        self.model = model
         self.current = self.graph.add(Features(feature_shape), name=FEATURES)
         self.names: dict[int, str] = {}
         self.aliases: dict[str, str] = {}
@@ -149,30 +146,28 @@ class Builder:
         Raises:
             InvalidInputError: a trainable parameter that it does not read.
         """
-        unread = [
-            n for n, p in self.model.named_parameters() if p.requires_grad and n not in self.initial
-        ]
+        named = dict(self.model.named_parameters())
+        unread = [n for n, p in named.items() if p.requires_grad and n not in self.initial]
         if unread:
             raise InvalidInputError(
                 "Every trainable parameter must influence the output",
                 f"{', '.join(unread)}, which the forward does not read",
                 "freeze them with requires_grad_(False), or take them out of the model",
             )
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in named.items():
             if not parameter.requires_grad and name not in self.frozen:
                 self.weight(parameter)
-        named = dict(self.model.named_buffers())
-        for name in self.model.state_dict().keys() & named.keys() - self.frozen.keys():
-            self.buffer(named[name], name)
+        buffers = dict(self.model.named_buffers())
+        for name in self.model.state_dict().keys() & buffers.keys() - self.frozen.keys():
+            self.buffer(buffers[name], name)
 
     @staticmethod
     def _finite(tensor: Tensor, what: str, remedy: str) -> Tensor:
         value = tensor.detach().to(torch.float64).clone()
-        if not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
             raise InvalidInputError(
-                f"{what} must be finite",
-                f"{int((~torch.isfinite(value)).sum())} NaN or infinite entries",
-                remedy,
+                f"{what} must be finite", f"{bad} NaN or infinite entries", remedy
             )
         return value
 
@@ -183,12 +178,8 @@ class Builder:
 
     def free_name(self, name: str) -> str:
         """``name``, or the first of ``name#2, name#3, ...`` that is not taken."""
-        copies = 1
-        candidate = name
-        while candidate in self.graph:
-            copies += 1
-            candidate = f"{name}#{copies}"
-        return candidate
+        names = itertools.chain([name], (f"{name}#{k}" for k in itertools.count(2)))
+        return next(each for each in names if each not in self.graph)
 
     def note(self, what: str, remedy: str, error: UnsupportedOperationError | None = None) -> None:
         """Keep a problem for :meth:`finish`; the value of the place is lost."""
@@ -202,11 +193,10 @@ class Builder:
         Raises:
             UnsupportedOperationError: all that had none, each with what may stand in its place.
         """
-        if not self.problems:
-            return
         if len(self.problems) == 1 and self.errors:
             raise self.errors[0]
-        raise UnsupportedOperationError.of("The model was to be traced", self.problems)
+        if self.problems:
+            raise UnsupportedOperationError.of("The model was to be traced", self.problems)
 
     def layer(self, layer: nn.Module, path: str, line: str = "") -> None:
         """Append the nodes of a layer; what has no rule is noted.
@@ -248,34 +238,26 @@ class Builder:
             if not self.lost:
                 self.forward(self, layer, path)
             return
+        kind = type(layer).__name__
+        asked = f"Layer '{path or 'model'}' of type {kind}{line} was to be traced"
         if rule is None:
-            kind = type(layer).__name__
             instead = replacement(kind)
             raise UnsupportedOperationError(
-                f"Layer '{path or 'model'}' of type {kind}{line} was to be traced",
+                asked,
                 "no rule for it",
-                f"{instead}; layers with rules: "
-                * bool(instead)
-                + f"{'use ' * (not instead)}{', '.join(supported_layers())}, or a module with a forward "
-                "of functions that are supported",
+                (f"{instead}; layers with rules: " if instead else "use ")
+                + f"{', '.join(supported_layers())}, or a module with a forward of functions that are "
+                "supported",
             )
         if self.lost:
             return
-        if rule.frozen_only:
-            self._refuse_trained(layer, path)
-        rule.append(self, layer, path)
-
-    def _refuse_trained(self, layer: nn.Module, path: str) -> None:
-        trained = [
-            node.name
-            for node in self.graph.needed_for([self.current.name])
-            if isinstance(node.op, ParameterLeaf)
-        ]
+        before = self.graph.needed_for([self.current.name]) if rule.frozen_only else ()
+        trained = [node.name for node in before if isinstance(node.op, ParameterLeaf)]
         if trained:
-            name = type(layer).__name__
             raise UnsupportedOperationError(
-                f"Layer '{path or 'model'}' of type {name} was to be traced behind layers that are trained",
+                f"{asked} behind layers that are trained",
                 f"trainable parameters {', '.join(trained)} before it, and no rule for its gradient",
-                f"use {_SMOOTHER.get(name, 'another layer')} in its place, or freeze what comes before "
+                f"use {_SMOOTHER.get(kind, 'another layer')} in its place, or freeze what comes before "
                 "it: layer.requires_grad_(False)",
             )
+        rule.append(self, layer, path)

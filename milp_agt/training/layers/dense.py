@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
@@ -36,13 +40,10 @@ def linear(builder: Builder, layer: nn.Module, path: str) -> None:
     else:
         product = builder.append(Einsum("hd,nd->nh"), weight, source)
     name = builder.free_name(f"{path}:z")
-    if isinstance(bias, Tensor):
-        builder.current = Combine.build(
-            builder.graph, [(1.0, product)], bias, name, layer.in_features
-        )
-    elif bias is not None:
-        terms = [(1.0, product), (1.0, bias)]
-        builder.current = Combine.build(builder.graph, terms, None, name, layer.in_features)
+    if bias is not None:
+        constant, terms = (bias, []) if isinstance(bias, Tensor) else (None, [(1.0, bias)])
+        terms = [(1.0, product), *terms]
+        builder.current = Combine.build(builder.graph, terms, constant, name, layer.in_features)
 
 
 @handles(nn.Flatten, saved=("start_dim", "end_dim"))
@@ -59,80 +60,62 @@ def flatten(builder: Builder, layer: nn.Module, path: str) -> None:
             "leave the sample axis (0) alone and stay within the input",
         )
     if start < end:
-        merged = 1
-        for extent in before[start : end + 1]:
-            merged *= extent
+        merged = math.prod(before[start : end + 1])
         builder.append(Reshape(before, (*before[:start], merged, *before[end + 1 :])))
 
 
-def _activation(builder: Builder, op: Univariate, path: str) -> None:
-    builder.append(op, name=builder.free_name(f"{path}:h"))
+def _activation(
+    kind: type[nn.Module],
+    name: str,
+    op: Callable[[Any, str], Univariate],
+    saved: tuple[str, ...] = (),
+) -> None:
+    def append(builder: Builder, layer: nn.Module, path: str) -> None:
+        builder.append(op(layer, path), name=builder.free_name(f"{path}:h"))
+
+    handles(kind, saved=saved, name=name)(append)
 
 
-@handles(nn.ReLU, name="relu")
-def relu(builder: Builder, layer: nn.Module, path: str) -> None:
-    _activation(builder, Relu(), path)
-
-
-@handles(nn.LeakyReLU, saved=("negative_slope",), name="leaky_relu")
-def leaky_relu(builder: Builder, layer: nn.Module, path: str) -> None:
-    assert isinstance(layer, nn.LeakyReLU)
-    _activation(builder, Relu(float(layer.negative_slope)), path)
-
-
-@handles(nn.Sigmoid, name="sigmoid")
-def sigmoid(builder: Builder, layer: nn.Module, path: str) -> None:
-    _activation(builder, Sigmoid(), path)
-
-
-@handles(nn.Tanh, name="tanh")
-def tanh(builder: Builder, layer: nn.Module, path: str) -> None:
-    _activation(builder, Tanh(), path)
-
-
-@handles(nn.GELU, saved=("approximate",), name="gelu")
-def gelu(builder: Builder, layer: nn.Module, path: str) -> None:
-    assert isinstance(layer, nn.GELU)
-    _activation(builder, Gelu() if layer.approximate == "none" else GeluTanh(), path)
-
-
-@handles(nn.SiLU, name="silu")
-def silu(builder: Builder, layer: nn.Module, path: str) -> None:
-    _activation(builder, Silu(), path)
-
-
-@handles(nn.ELU, saved=("alpha",), name="elu")
-def elu(builder: Builder, layer: nn.Module, path: str) -> None:
-    assert isinstance(layer, nn.ELU)
+def _elu(layer: Any, path: str) -> Univariate:
     if not layer.alpha > 0:
         raise UnsupportedOperationError(
             f"Layer '{path}' is ELU(alpha={layer.alpha:g})", "alpha <= 0", "use alpha > 0"
         )
-    _activation(builder, Elu(float(layer.alpha)), path)
+    return Elu(float(layer.alpha))
 
 
-@handles(nn.Softplus, saved=("beta", "threshold"), name="softplus")
-def softplus(builder: Builder, layer: nn.Module, path: str) -> None:
-    assert isinstance(layer, nn.Softplus)
+def _softplus(layer: Any, path: str) -> Univariate:
     if not layer.beta > 0 or not layer.threshold >= 1:
         raise UnsupportedOperationError(
             f"Layer '{path}' is Softplus(beta={layer.beta:g}, threshold={layer.threshold:g})",
             "beta <= 0, or a threshold below 1",
             "use beta > 0 and the threshold of torch, 20",
         )
-    _activation(builder, Softplus(float(layer.beta), float(layer.threshold)), path)
+    return Softplus(float(layer.beta), float(layer.threshold))
 
 
-@handles(nn.Hardtanh, saved=("min_val", "max_val"), name="hardtanh")
-@handles(nn.ReLU6, name="relu6")
-def hardtanh(builder: Builder, layer: nn.Module, path: str) -> None:
-    assert isinstance(layer, nn.Hardtanh)
-    _activation(builder, Hardtanh(float(layer.min_val), float(layer.max_val)), path)
+def _hardtanh(layer: Any, path: str) -> Univariate:
+    return Hardtanh(float(layer.min_val), float(layer.max_val))
 
 
-@handles(nn.Identity)
-def identity(builder: Builder, layer: nn.Module, path: str) -> None:
-    return
+_activation(nn.ReLU, "relu", lambda *_: Relu())
+_activation(
+    nn.LeakyReLU, "leaky_relu", lambda r, _: Relu(float(r.negative_slope)), ("negative_slope",)
+)
+_activation(nn.Sigmoid, "sigmoid", lambda *_: Sigmoid())
+_activation(nn.Tanh, "tanh", lambda *_: Tanh())
+_activation(
+    nn.GELU,
+    "gelu",
+    lambda g, _: Gelu() if g.approximate == "none" else GeluTanh(),
+    ("approximate",),
+)
+_activation(nn.SiLU, "silu", lambda *_: Silu())
+_activation(nn.ELU, "elu", _elu, ("alpha",))
+_activation(nn.Softplus, "softplus", _softplus, ("beta", "threshold"))
+_activation(nn.ReLU6, "relu6", _hardtanh)
+_activation(nn.Hardtanh, "hardtanh", _hardtanh, ("min_val", "max_val"))
+handles(nn.Identity)(lambda builder, layer, path: None)
 
 
 @handles(nn.Dropout, nn.Dropout1d, nn.Dropout2d, saved=("p",))

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +36,27 @@ BATCH = Batch()
 Build = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class SupportedFunction:
+class SupportedFunction(NamedTuple):
     """One function: how torch computes it, and how its nodes are built."""
 
-    run: Callable[..., Any]
+    run: Build
     build: Build
 
+    def append(self, builder: Builder, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The value of a call; of numbers and constants alone, what torch computes."""
+        drawn = self.run is functional.dropout  # refused whatever it is given
+        if drawn or _is_symbolic([*args, *kwargs.values()]):
+            return self.build(builder, *args, **kwargs)
+        return self.run(*args, **kwargs)
 
+
+def _is_symbolic(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_is_symbolic, value))
+    return isinstance(value, (Node, Turned, Batch))
+
+
+refused = UnsupportedOperationError
 FUNCTIONS: dict[str, SupportedFunction] = {}
 _KEYS: dict[Any, str] = {}
 
@@ -71,10 +84,6 @@ def key_of(target: Any) -> str | None:
 def supported_functions() -> tuple[str, ...]:
     layer_rules()
     return tuple(sorted(FUNCTIONS))
-
-
-def refused(what: str, found: str, remedy: str) -> UnsupportedOperationError:
-    return UnsupportedOperationError(what, found, remedy)
 
 
 def is_sample(value: Any) -> TypeGuard[Node]:
@@ -179,18 +188,14 @@ def shape_of(x: Any) -> tuple[Any, ...]:
 
 def _reshape(builder: Builder, x: Any, *shape: Any) -> Any:
     sizes = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else [*shape]
-    if not isinstance(x, Node):
-        return x.reshape(sizes)
-    own = [1 if s is BATCH else s for s in sizes] if x.batched else sizes
+    first, own = sizes[:1], sizes[1:] if x.batched else sizes
+    if x.batched and (first not in ([BATCH], [-1]) or BATCH in own):
+        raise refused(
+            f"A view of shape {x.shape} for each sample as {tuple(map(str, sizes))}",
+            "a shape that does not keep the sample axis in front",
+            "use x.view(x.shape[0], ...), or x.flatten(1)",
+        )
     count = math.prod(x.shape)
-    if x.batched:
-        if not own or not (sizes[0] is BATCH or sizes[0] == -1) or BATCH in sizes[1:]:
-            raise refused(
-                f"A view of shape {x.shape} for each sample as {tuple(map(str, sizes))}",
-                "a shape that does not keep the sample axis in front",
-                "use x.view(x.shape[0], ...), or x.flatten(1)",
-            )
-        own = own[1:]
     known = math.prod(s for s in own if s != -1)
     after = tuple(count // max(known, 1) if s == -1 else int(s) for s in own)
     if math.prod(after) != count:
@@ -216,32 +221,18 @@ def axis_of(x: Node, dim: int) -> int:
     return axis - x.batched
 
 
-def _see_an_axis(shape: tuple[int, ...]) -> None:
-    if not shape:
-        raise refused(
-            "A single number for each sample without an axis",
-            "shape (n,)",
-            "keep the axis: x[:, 0:1], keepdim=True, and no squeeze",
-        )
-
-
 def picked(builder: Builder, x: Any, pick: Callable[[Tensor], Tensor]) -> Any:
     """Elements of a value, told by what happens to their numbers."""
     if not isinstance(x, Node):
         return pick(x)
     numbers = torch.arange(math.prod(x.shape)).reshape(x.shape)
     chosen = pick(numbers)
-    _see_an_axis(tuple(chosen.shape))
     if chosen.numel() == 0:
         raise refused("A part of a value", "no elements", "take at least one")
-    if not x.batched:
-        # The parameter itself comes back, whole and of its own shape.
-        if chosen.shape == x.shape and torch.equal(chosen, numbers):
-            return x
-        x = lifted(builder, x)
     if torch.equal(chosen.flatten(), numbers.flatten()):
-        return x if chosen.shape == x.shape else reshaped(builder, x, tuple(chosen.shape))
-    return builder.graph.add(Gather.of(chosen, x.shape), x)
+        return reshaped(builder, x, tuple(chosen.shape))
+    _see_an_axis(tuple(chosen.shape))
+    return builder.graph.add(Gather.of(chosen, x.shape), lifted(builder, x))
 
 
 def lifted(builder: Builder, x: Any) -> Any:
@@ -259,9 +250,20 @@ def lifted(builder: Builder, x: Any) -> Any:
 
 
 def reshaped(builder: Builder, x: Node, shape: tuple[int, ...]) -> Node:
+    """A value in another shape; a parameter in its own shape comes back itself."""
     _see_an_axis(shape)
-    x = x if x.shape == shape else lifted(builder, x)
-    return x if x.shape == shape else builder.graph.add(Reshape(x.shape, shape), x)
+    if x.shape == shape:
+        return x
+    return builder.graph.add(Reshape(x.shape, shape), lifted(builder, x))
+
+
+def _see_an_axis(shape: tuple[int, ...]) -> None:
+    if not shape:
+        raise refused(
+            "A single number for each sample without an axis",
+            "shape (n,)",
+            "keep the axis: x[:, 0:1], keepdim=True, and no squeeze",
+        )
 
 
 @calls("getitem", operator.getitem)
@@ -273,19 +275,15 @@ def _getitem(builder: Builder, x: Any, index: Any) -> Any:
         raise refused("An index that depends on values", "no rule for it", "use fixed indices")
     if is_sample(x):
         if isinstance(parts[0], EllipsisType):
-            own = parts
             if len([p for p in parts if p is not None and p is not ...]) > len(x.shape):
                 raise refused("An index of the sample axis", "no rule for it", "use x[:, ...]")
-        elif parts[0] == slice(None):
-            own = parts[1:]
-        else:
+        elif parts.pop(0) != slice(None):
             raise refused(
-                f"Samples picked by {parts[0]!r:.40}",
+                f"Samples picked by {index!r:.40}",
                 "a model whose samples depend on each other",
                 "index the axes behind the samples: x[:, ...]",
             )
-        return picked(builder, x, lambda t: t[tuple(own)]) if own else x
-    return picked(builder, x, lambda t: t[tuple(parts)])
+    return picked(builder, x, lambda t: t[tuple(parts)]) if parts else x
 
 
 @calls("permute", torch.Tensor.permute, torch.permute, "permute")
@@ -300,8 +298,6 @@ def _permute(builder: Builder, x: Any, *dims: Any) -> Any:
 
 @calls("transpose", torch.transpose, torch.swapaxes, "transpose", "swapaxes")
 def _transpose(builder: Builder, x: Any, dim0: int, dim1: int) -> Any:
-    if not isinstance(x, Node):
-        return x.transpose(dim0, dim1)
     return picked(builder, x, lambda t: t.transpose(axis_of(x, dim0), axis_of(x, dim1)))
 
 
@@ -309,15 +305,11 @@ def _transpose(builder: Builder, x: Any, dim0: int, dim1: int) -> Any:
 def _t(builder: Builder, x: Any) -> Any:
     if is_sample(x):
         raise refused("The transpose of a batch", "a moved sample axis", "transpose a weight")
-    if isinstance(x, Node):
-        return x if len(x.shape) < 2 else Turned(x)
-    return x.t()
+    return x if len(x.shape) < 2 else Turned(x)
 
 
 @calls("unsqueeze", torch.unsqueeze, "unsqueeze")
 def _unsqueeze(builder: Builder, x: Any, dim: int) -> Any:
-    if not isinstance(x, Node):
-        return x.unsqueeze(dim)
     rank = len(x.shape) + x.batched + 1
     axis = (dim + rank if dim < 0 else dim) - x.batched
     if axis < 0:
@@ -327,8 +319,6 @@ def _unsqueeze(builder: Builder, x: Any, dim: int) -> Any:
 
 @calls("squeeze", torch.squeeze, "squeeze")
 def _squeeze(builder: Builder, x: Any, dim: int | None = None) -> Any:
-    if not isinstance(x, Node):
-        return x.squeeze() if dim is None else x.squeeze(dim)
     if dim is None:
         raise refused("squeeze() of all axes", "a batch of one would lose its axis", "name dim=")
     axis = axis_of(x, dim)
@@ -339,26 +329,27 @@ def _squeeze(builder: Builder, x: Any, dim: int | None = None) -> Any:
 
 @calls("chunk", torch.chunk, "chunk")
 def _chunk(builder: Builder, x: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
-    axis = axis_of(x, dim) if isinstance(x, Node) else dim
-    numbers = torch.arange(x.shape[axis])
-    return tuple(_along(builder, x, axis, part) for part in numbers.chunk(chunks))
+    return _parts(builder, x, dim, lambda numbers: numbers.chunk(chunks))
 
 
 @calls("split", torch.split, "split")
 def _split(builder: Builder, x: Any, size: Any, dim: int = 0) -> tuple[Any, ...]:
-    axis = axis_of(x, dim) if isinstance(x, Node) else dim
-    numbers = torch.arange(x.shape[axis])
-    return tuple(_along(builder, x, axis, part) for part in numbers.split(size))
+    return _parts(builder, x, dim, lambda numbers: numbers.split(size))
 
 
-def _along(builder: Builder, x: Any, axis: int, part: Tensor) -> Any:
-    return picked(builder, x, lambda t: t.index_select(axis, part))
+def _parts(
+    builder: Builder, x: Any, dim: int, cut: Callable[[Tensor], Sequence[Tensor]]
+) -> tuple[Any, ...]:
+    axis = axis_of(x, dim)
+
+    def along(part: Tensor) -> Any:
+        return picked(builder, x, lambda t: t.index_select(axis, part))
+
+    return tuple(map(along, cut(torch.arange(x.shape[axis]))))
 
 
 @calls("cat", torch.cat, torch.concat, torch.concatenate)
 def _cat(builder: Builder, tensors: Sequence[Any], dim: int = 0) -> Any:
-    if not any(isinstance(t, Node) for t in tensors):
-        return torch.cat(list(tensors), dim)
     if not all(is_sample(t) for t in tensors):
         raise refused(
             "A concatenation of values of samples with parameters or constants",

@@ -22,21 +22,17 @@ def batch_norm(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
     mean, variance = layer.running_mean, layer.running_var
     if layer.training or mean is None or variance is None:
-        found = (
+        raise UnsupportedOperationError(
+            f"Layer '{path}' is {type(layer).__name__}",
             "training mode, in which each output depends on the whole batch, so that one poisoned "
             "sample moves all others"
             if layer.training
-            else "no running statistics (track_running_stats=False)"
-        )
-        raise UnsupportedOperationError(
-            f"Layer '{path}' is {type(layer).__name__}",
-            found,
+            else "no running statistics (track_running_stats=False)",
             "fit its statistics beforehand on trusted data and call eval() on it",
         )
     shape = builder.current.shape
-    if shape[:1] != (layer.num_features,) or len(shape) != (
-        3 if isinstance(layer, nn.BatchNorm2d) else min(len(shape), 2)
-    ):
+    axes = 3 if isinstance(layer, nn.BatchNorm2d) else min(len(shape), 2)
+    if shape[:1] != (layer.num_features,) or len(shape) != axes:
         raise InvalidInputError(
             f"Layer '{path}' is {type(layer).__name__}({layer.num_features})",
             f"an input of shape {shape} for each sample",
@@ -53,15 +49,14 @@ def batch_norm(builder: Builder, layer: nn.Module, path: str) -> None:
         builder.buffer(layer.num_batches_tracked, f"{path}.num_batches_tracked")
     scale = 1.0 / torch.sqrt(spread + layer.eps)
     graph = builder.graph
-    scaled: Node = Combine.build(
-        graph, [(per_channel(scale), builder.current)], per_channel(-centre * scale)
-    )
+    centred = per_channel(-centre * scale)
+    scaled: Node = Combine.build(graph, [(per_channel(scale), builder.current)], centred)
     name = builder.free_name(f"{path}:z")
     weight, bias = builder.optional_weight(layer.weight), builder.optional_weight(layer.bias)
     shift = per_channel(bias) if isinstance(bias, Tensor) else None
     if isinstance(weight, Node):
-        axes = "abdefg"[: len(extents)]
-        scaled = graph.add(Einsum(f"c,nc{axes}->nc{axes}"), weight, scaled)
+        inner = "abdefg"[: len(extents)]
+        scaled = graph.add(Einsum(f"c,nc{inner}->nc{inner}"), weight, scaled)
         weight = None
     if weight is not None or shift is not None:
         factor = 1.0 if weight is None else per_channel(weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,15 +37,8 @@ def convolution(builder: Builder, layer: nn.Module, path: str) -> None:
             "no rule for it",
             "use padding_mode='zeros'",
         )
-    windows = _windows(
-        builder,
-        f"Layer '{path}' is Conv2d({layer.in_channels}, {layer.out_channels})",
-        _pair(layer.kernel_size),
-        _pair(layer.stride),
-        _padding(layer, path),
-        _pair(layer.dilation),
-        channels=layer.in_channels,
-    )
+    asked = f"Layer '{path}' is Conv2d({layer.in_channels}, {layer.out_channels})"
+    windows = _windows(builder, asked, layer, _padding(layer, path), layer.in_channels)
     source = builder.current
     weight, bias = builder.weight(layer.weight), builder.optional_weight(layer.bias)
     name = builder.free_name(f"{path}:z")
@@ -84,15 +79,7 @@ def _product(builder: Builder, weight: Node, windows: Windows, layer: nn.Conv2d,
 def average_pool(builder: Builder, layer: nn.Module, path: str) -> None:
     """A convolution of each channel with a constant kernel."""
     assert isinstance(layer, nn.AvgPool2d)
-    _floor_mode(layer.ceil_mode, path, "AvgPool2d")
-    size = _pair(layer.kernel_size)
-    windows = _windows(
-        builder,
-        f"Layer '{path}' is AvgPool2d({size})",
-        size,
-        _pair(layer.stride),
-        _pair(layer.padding),
-    )
+    windows = _pooled(builder, layer, path)
     _average(builder, windows, layer.divisor_override, layer.count_include_pad)
 
 
@@ -131,37 +118,33 @@ def _average(builder: Builder, windows: Windows, divisor: int | None, count_padd
 @handles(nn.MaxPool2d, saved=(*_POOL, "dilation"), frozen_only=True)
 def max_pool(builder: Builder, layer: nn.Module, path: str) -> None:
     assert isinstance(layer, nn.MaxPool2d)
-    _floor_mode(layer.ceil_mode, path, "MaxPool2d")
     if layer.return_indices:
         raise UnsupportedOperationError(
             f"Layer '{path}' is MaxPool2d with return_indices=True",
             "two outputs",
             "leave return_indices out",
         )
-    size = _pair(layer.kernel_size)
-    windows = _windows(
-        builder,
-        f"Layer '{path}' is MaxPool2d({size})",
-        size,
-        _pair(layer.stride),
-        _pair(layer.padding),
-        _pair(layer.dilation),
-    )
-    builder.append(MaxPool(windows), name=builder.free_name(f"{path}:h"))
+    builder.append(MaxPool(_pooled(builder, layer, path)), name=builder.free_name(f"{path}:h"))
+
+
+def _pooled(builder: Builder, layer: nn.AvgPool2d | nn.MaxPool2d, path: str) -> Windows:
+    asked = f"Layer '{path}' is {type(layer).__name__}"
+    if layer.ceil_mode:
+        raise UnsupportedOperationError(
+            f"{asked} with ceil_mode=True",
+            "windows that reach beyond the image",
+            "use ceil_mode=False, and padding where the border counts",
+        )
+    return _windows(builder, f"{asked}({_pair(layer.kernel_size)})", layer, _pair(layer.padding))
 
 
 def _windows(
-    builder: Builder,
-    asked: str,
-    size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair = (1, 1),
-    channels: int | None = None,
+    builder: Builder, asked: str, layer: Any, padding: Pair, channels: int | None = None
 ) -> Windows:
-    image = _image(builder, asked, channels)
+    image, size = _image(builder, asked, channels), _pair(layer.kernel_size)
+    dilation = _pair(getattr(layer, "dilation", 1))
     try:
-        return Windows(image, size, stride, padding, dilation)
+        return Windows(image, size, _pair(layer.stride), padding, dilation)
     except EncodingError:
         raise InvalidInputError(
             asked, f"an image of shape {image}, smaller than its kernel {size}", "match the sizes"
@@ -201,12 +184,3 @@ def _padding(layer: nn.Conv2d, path: str) -> Pair:
             "use an odd kernel, or give the padding in numbers",
         )
     return totals[0] // 2, totals[1] // 2
-
-
-def _floor_mode(ceil_mode: bool, path: str, kind: str) -> None:
-    if ceil_mode:
-        raise UnsupportedOperationError(
-            f"Layer '{path}' is {kind} with ceil_mode=True",
-            "windows that reach beyond the image",
-            "use ceil_mode=False, and padding where the border counts",
-        )
