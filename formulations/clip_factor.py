@@ -16,7 +16,7 @@ from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.einsum import BilinearPlanes
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.univariate import Smooth
+from milp_agt.formulations.univariate import ClosedForm
 
 # Above the kink a root is at least nine shifts, from where so many steps are more than enough.
 NEWTON = 8
@@ -24,7 +24,7 @@ NEWTON = 8
 
 @register
 @dataclass(frozen=True)
-class ClipFactor(Smooth):
+class ClipFactor(ClosedForm):
     """``f(s) = min(1, clip / (sqrt(s) + shift))``, never increasing, values in [0, 1], 1 up to a kink.
 
     Convex above the kink ``(clip - shift)^2``; ``f' = m`` at ``x^2`` with ``x (x + shift)^2 = clip / -2 m``.

@@ -51,15 +51,6 @@ class Curved(Smooth):
         """Bounds of all values; used where an argument is infinite."""
         return -math.inf, math.inf
 
-    def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
-        """The points over the whole line; :meth:`residual` looks in its box alone."""
-        ends = torch.full_like(slope, HUGE)
-        found = []
-        for low, high in self._pieces(-ends, ends):
-            point, _, crosses = self._bracketed(slope, low, high)
-            found.append(torch.where(crosses, point, torch.nan))
-        return tuple(found)
-
     def residual(self, slope: Tensor | float, box: Interval) -> Interval:
         line = torch.as_tensor(slope, dtype=box.lower.dtype, device=box.lower.device)
         low, high = box.lower.clamp(-HUGE, HUGE), box.upper.clamp(-HUGE, HUGE)
@@ -67,7 +58,7 @@ class Curved(Smooth):
         turns = [torch.full_like(low, turn).maximum(low).minimum(high) for turn in self.turns]
         points = [(x, none) for x in (low, high, *turns)]
         for first, last in self._pieces(low, high):
-            point, own, _ = self._bracketed(flat, first, last)
+            point, own = self._bracketed(flat, first, last)
             slack = torch.maximum(slack, self._unsure(flat, first, last))
             points.append((point, own))
         values = [(self.value(x) - on_line(line, x), own) for x, own in points]
@@ -109,10 +100,10 @@ class Curved(Smooth):
         either = [torch.where(gap.abs() <= error, 2.0 * error, 0.0) for gap, error in ends]
         return torch.where(high > low, torch.maximum(*either) * (high - low), 0.0)
 
-    def _bracketed(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A point near the stationary one of a piece, what is granted around it, and where there is one.
+    def _bracketed(self, slope: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """A point near the stationary one of a piece, and what is granted around it.
 
-        Elsewhere the point is the lower end and nothing is granted.
+        Where there is none, the point is the lower end and nothing is granted.
         """
         slope, low, high = torch.broadcast_tensors(slope, low, high)
         rises = self.derivative(high) >= self.derivative(low)
@@ -122,7 +113,7 @@ class Curved(Smooth):
         )
         point, granted = low.clone(), torch.zeros_like(low)
         if not bool(crosses.any()):
-            return point, granted, crosses
+            return point, granted
         m, a, b, s = (t[crosses] for t in (slope, low, high, sign))
         for _ in range(HALVINGS):
             if bool((b - a <= BRACKET + 4.0 * UNIT_ROUNDOFF * (a.abs() + b.abs())).all()):
@@ -136,4 +127,4 @@ class Curved(Smooth):
         gap, error = self._gap(m, c)
         point[crosses] = c
         granted[crosses] = (gap.abs() + error) * (b - a)
-        return point, granted, crosses
+        return point, granted

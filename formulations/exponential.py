@@ -9,14 +9,14 @@ from torch import Tensor
 
 from milp_agt.core.program import Function
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.univariate import Smooth
+from milp_agt.formulations.univariate import ClosedForm
 
 CAP = 700.0
 
 
 @register
 @dataclass(frozen=True)
-class Exponential(Smooth):
+class Exponential(ClosedForm):
     """``f(x) = exp(min(x, 700))``, increasing and convex below 700; ``f' = m`` at ``log(m)``.
 
     The cap keeps ranges finite. Softmax divides by the result: beyond the cap it is off by less

@@ -13,12 +13,12 @@ from milp_agt.core.expression import Expression, Index, add
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.univariate import Smooth
+from milp_agt.formulations.univariate import ClosedForm
 
 
 @register
 @dataclass(frozen=True)
-class Quadratic(Smooth):
+class Quadratic(ClosedForm):
     """``f(x) = a x^2 + b x + c``; ``f' = m`` at ``(m - b) / (2 a)``. Requires a != 0."""
 
     a: float

@@ -13,12 +13,12 @@ from milp_agt.core.expression import Expression, Index
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.univariate import Smooth
+from milp_agt.formulations.univariate import ClosedForm
 
 
 @register
 @dataclass(frozen=True)
-class Reciprocal(Smooth):
+class Reciprocal(ClosedForm):
     """``f(x) = 1 / x`` on x > 0, decreasing and convex; ``f' = m`` at ``1 / sqrt(-m)``.
 
     A box that reaches zero (an overflow before it) gives a vacuous bound, never a wrong one.

@@ -11,12 +11,12 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.program import Function
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.univariate import Smooth
+from milp_agt.formulations.univariate import ClosedForm
 
 
 @register
 @dataclass(frozen=True)
-class Sigmoid(Smooth):
+class Sigmoid(ClosedForm):
     """``f(z) = 1 / (1 + exp(-z))``, increasing; ``f' = f (1 - f)``, so ``f' = m`` at the logits of
     ``(1 +- sqrt(1 - 4 m)) / 2`` for 0 < m <= 1/4.
     """

@@ -11,12 +11,12 @@ from milp_agt.core.graph import Graph, Node
 from milp_agt.core.program import Function
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.registry import register
-from milp_agt.formulations.univariate import Smooth
+from milp_agt.formulations.univariate import ClosedForm
 
 
 @register
 @dataclass(frozen=True)
-class Tanh(Smooth):
+class Tanh(ClosedForm):
     """``f(z) = tanh(z)``, increasing; ``f' = 1 - f^2``, so ``f' = m`` at ``+-artanh(sqrt(1 - m))``."""
 
     key = "tanh"

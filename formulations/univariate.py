@@ -166,24 +166,13 @@ class Univariate(Operation):
 
 
 class Smooth(Univariate):
-    """A differentiable function; ``f(x) - m x`` has its extremes at ends and where ``f'(x) = m``.
-
-    A stationary point that is off by d moves the extreme by at most ``max|f''| d^2 / 2``, far below
-    the rounding that is granted anyway.
-    """
+    """A differentiable function; ``f(x) - m x`` has its extremes at ends and where ``f'(x) = m``."""
 
     rounds_in_run: ClassVar[bool | None] = True
-
     lazy_rows: ClassVar[bool] = True
-    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
-    function: ClassVar[Function | None] = None  # as programs know it
 
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
-        """All x with ``f'(x) = slope``; NaN or infinite where there is none."""
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """Elementary functions: the same grant in units of the run."""
@@ -194,6 +183,38 @@ class Smooth(Univariate):
     def rounding(self, argument: Tensor, value: Tensor) -> Tensor:
         """Elementary functions: a grant that grows with the argument, as range reduction does."""
         return value * (UNIT_ROUNDOFF * (ELEMENTARY + 4.0 * argument)) + TINY
+
+    def chord(self, box: Interval) -> Tensor:
+        """Slope of the secant over the box, or the derivative where the box is too narrow for it."""
+        width = box.upper - box.lower
+        narrow = width <= 1e-7 * (1.0 + box.magnitude)
+        secant = (self.value(box.upper) - self.value(box.lower)) / torch.where(narrow, 1.0, width)
+        return torch.where(narrow, self.derivative(box.centre), secant)
+
+    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
+        chord = self.chord(clean)
+        return chord, chord
+
+    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
+        clean, hull = box.of_clean, box.hull()
+        points = [clean.lower, clean.upper, clean.centre, hull.lower, hull.upper]
+        slopes = [self.derivative(x) for x in points] + [self.chord(hull)]
+        return slopes, slopes
+
+
+class ClosedForm(Smooth):
+    """A smooth function with a formula for all x with ``f'(x) = m``.
+
+    A stationary point that is off by d moves the extreme by at most ``max|f''| d^2 / 2``, far below
+    the rounding that is granted anyway.
+    """
+
+    exactness = "chord slope with exact offsets; chord and tangent rows; exact in qcqp, miqp"
+    function: ClassVar[Function | None] = None  # as programs know it
+
+    @abstractmethod
+    def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
+        """All x with ``f'(x) = slope``; NaN or infinite where there is none."""
 
     def residual(self, slope: Tensor | float, box: Interval) -> Interval:
         slope = torch.as_tensor(slope, dtype=box.lower.dtype, device=box.lower.device)
@@ -212,21 +233,3 @@ class Smooth(Univariate):
             return column
         encoder.curve(self.function, column.matrix.indices, argument, box)
         return self.blurred(column, box)
-
-    def chord(self, box: Interval) -> Tensor:
-        """Slope of the secant over the box, or the derivative where the box is too narrow for it."""
-        width = box.upper - box.lower
-        narrow = width <= 1e-7 * (1.0 + box.magnitude)
-        secant = (self.value(box.upper) - self.value(box.lower)) / torch.where(narrow, 1.0, width)
-        return torch.where(narrow, self.derivative(box.centre), secant)
-
-    def slopes(self, clean: Interval) -> tuple[Tensor, Tensor]:
-        chord = self.chord(clean)
-        return chord, chord
-
-    def program_slopes(self, box: Interval) -> tuple[list[Tensor], list[Tensor]]:
-        clean = box.of_clean
-        hull = box.hull()
-        points = [clean.lower, clean.upper, clean.centre, hull.lower, hull.upper]
-        slopes = [self.derivative(x) for x in points] + [self.chord(hull)]
-        return slopes, slopes

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 from draws import exact_univariate
-from instances import INSTANCES, Long, per_sample
+from instances import INSTANCES, NEGATIVE_SLOPES, Long, per_sample
 
 from milp_agt.core.graph import Graph, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.formulations.curved import Curved
 from milp_agt.formulations.hardtanh import Hardtanh
 from milp_agt.formulations.leaves import Features, Labels
+from milp_agt.formulations.relu import Relu
 from milp_agt.formulations.univariate import Univariate
 
 CURVED = [i.op for group in INSTANCES.values() for i in group if isinstance(i.op, Curved)]
 ACTIVATIONS = [
     *(op for op in CURVED if not op.key.endswith("_slope")),
     *(Hardtanh(-1.0, 1.0), Hardtanh(0.0, 6.0), Hardtanh(-0.5, 2.0, True)),
+    *(Relu(k) for k in NEGATIVE_SLOPES),
 ]
 GRID = torch.cat([torch.linspace(-9.0, 9.0, 3601).double(), torch.logspace(-12, 2, 60).double()])
 

@@ -93,7 +93,7 @@ def test_workers_find_what_one_process_finds() -> None:
         assert (solved.bounds <= truth()).all()
         assert solved.bounds == pytest.approx(truth(), abs=1e-8)
         assert (solved.solves, solved.skipped, solved.limited, solved.lost) == (6, 0, 0, 0)
-        assert sorted(solved.multipliers) == list(range(6))
+        assert sorted(solved.evidence[0].multipliers) == list(range(6))
 
 
 @pytest.mark.slow

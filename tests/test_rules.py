@@ -10,14 +10,11 @@ import torch
 from draws import MODERATE, make_boxes
 from instances import INSTANCES, NEGATIVE_SLOPES
 
-from milp_agt.core.graph import Graph
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.rounding import gamma
 from milp_agt.errors import EncodingError, SoundnessError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.heaviside import STEEPEST, Heaviside
-from milp_agt.formulations.leaves import Features, Labels
 from milp_agt.formulations.quadratic import Quadratic
 from milp_agt.formulations.reciprocal import Reciprocal
 from milp_agt.formulations.relu import Relu
@@ -80,31 +77,12 @@ def test_relu_planes_are_chord_and_line(k: float) -> None:
     assert float(stable.abs().max()) <= 1e-13
 
 
-@pytest.mark.parametrize("k", NEGATIVE_SLOPES)
-def test_relu_value_and_the_derivative_at_the_kink(k: float) -> None:
-    z = torch.tensor([-2.0, -0.0, 0.0, 3.0]).double()
-    assert torch.equal(Relu(k).value(z), torch.nn.functional.leaky_relu(z, k))
-    graph = Graph()
-    source = graph.add(Features((4,)))
-    one = graph.add(Labels((4,)))
-    (pulled,) = Relu(k).vjp(graph, graph.add(Relu(k), source), one, (True,))
-    from milp_agt.core.graph import evaluate
-
-    found = evaluate(graph, {source.name: z[None], one.name: torch.ones(1, 4).double()})
-    assert found[pulled.name][0].tolist() == pytest.approx([k, k, k, 1.0], abs=1e-15)
-
-
 def test_derivatives_are_the_formulas() -> None:
     x = torch.linspace(-3.0, 3.0, 41, dtype=torch.float64)
-    s, t = torch.sigmoid(x), torch.tanh(x)
-    assert torch.allclose(Sigmoid().derivative(x), s * (1 - s), rtol=1e-14, atol=0)
-    assert torch.allclose(Tanh().derivative(x), 1 - t * t, rtol=1e-12, atol=1e-15)
-    assert torch.allclose(Exponential().derivative(x), torch.exp(x))
-    assert torch.allclose(Reciprocal().derivative(x.abs() + 1), -1 / (x.abs() + 1) ** 2)
-    assert torch.allclose(Quadratic(0.3, -2.0, 5.0).derivative(x), 0.6 * x - 2.0)
     for op, point in (
         (Sigmoid(), x),
         (Tanh(), x),
+        (Exponential(), x),
         (Reciprocal(), x.abs() + 1),
         (Quadratic(2.0, 1.0, 3.0), x),
     ):
@@ -127,14 +105,6 @@ def test_stationary_points_have_the_slope() -> None:
         assert points
         for point in points:
             assert torch.allclose(op.derivative(point), m, rtol=1e-7, atol=1e-12)
-
-
-def test_no_stationary_point_is_harmless() -> None:
-    slopes = torch.tensor([-1.0, 0.0, 0.3, 2.0, 1e6]).double()
-    box = Interval(torch.full((1, 5), -2.0).double(), torch.full((1, 5), 3.0).double())
-    for op in (Sigmoid(), Tanh(), Exponential(), Quadratic(1.0, 0.0, 0.0)):
-        found = op.residual(slopes, box)
-        assert bool(torch.isfinite(found.lower).all() and torch.isfinite(found.upper).all())
 
 
 def test_bilinear_planes_are_corners_of_the_residual() -> None:
@@ -182,9 +152,3 @@ def test_interval_arithmetic_of_boxes() -> None:
     ):
         with pytest.raises(SoundnessError):
             left.meet(broken)
-
-
-def test_gamma_is_the_formula() -> None:
-    u = 2.0**-53
-    for k in (1, 8, 1000.0, 1e6):
-        assert gamma(k) == pytest.approx(k * u / (1 - k * u), rel=1e-15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -66,19 +67,28 @@ def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> floa
     if poison.is_clean or poison.per_batch:
         return math.inf
     if poison.label_quota is not None:
-        x, y = (count_cases(part, _loosened(restriction)) for part in _separate(poison))
+        x, y = (count_cases(part, _loosened(restriction)) for part in apart(poison))
         return 1 + (x - 1) * y
     inside, free = _samples(poison, restriction)
     left = min(poison.budget - len(inside), len(free))
     if left < 0:
         return math.inf
     options = _label_options(poison, _exact(poison, inside))
-    # Elementary symmetric polynomials count selections of k samples, each with one of its options.
-    chosen = [math.prod(float(len(options[i])) for i in inside)] + [0.0] * left
-    for sample in free:
-        for k in range(left, 0, -1):
-            chosen[k] += len(options[sample]) * chosen[k - 1]
+    own = math.prod(float(len(options[i])) for i in inside)
+    chosen = [own * ways for ways in count_ways([len(options[i]) for i in free], left)]
     return sum(chosen) if _exact(poison, inside) else 1 + chosen[left]
+
+
+def count_ways(options: Iterable[float], most: int) -> list[float]:
+    """How many ways there are to choose 0, 1, ..., ``most`` samples, each with one of its options.
+
+    These are elementary symmetric polynomials.
+    """
+    chosen = [1.0] + [0.0] * most
+    for count in options:
+        for k in range(most, 0, -1):
+            chosen[k] += count * chosen[k - 1]
+    return chosen
 
 
 def list_selections(poison: Poison, restriction: Restriction = UNRESTRICTED) -> ListedSelections:
@@ -119,7 +129,7 @@ def list_selections(poison: Poison, restriction: Restriction = UNRESTRICTED) -> 
     return ListedSelections(members, moves)
 
 
-def _separate(poison: Poison) -> tuple[Poison, Poison]:
+def apart(poison: Poison) -> tuple[Poison, Poison]:
     """The threat to features and the threat to labels, each with its own budget."""
     quota = poison.label_quota
     assert quota is not None
@@ -136,7 +146,7 @@ def _loosened(restriction: Restriction) -> Restriction:
 
 def _paired(poison: Poison, restriction: Restriction) -> ListedSelections:
     """Every selection for features with every selection for labels; the first has neither."""
-    x, y = (list_selections(part, _loosened(restriction)) for part in _separate(poison))
+    x, y = (list_selections(part, _loosened(restriction)) for part in apart(poison))
     pairs = torch.cartesian_prod(torch.arange(1, len(x)), torch.arange(len(y)))
     first, second = torch.cat([pairs.new_zeros(1, 2), pairs]).to(x.members.device).unbind(1)
     moves = None if y.label_moves is None else y.label_moves[second]

@@ -43,8 +43,7 @@ class _Operands:
         """Boxes of some products, (states, p, q, n)."""
         a, b = self.a, self.b
         return corner_products(
-            Interval(a.lower[:, rows, None], a.upper[:, rows, None]),
-            Interval(b.lower[:, None, columns], b.upper[:, None, columns]),
+            a.each(lambda end: end[:, rows, None]), b.each(lambda end: end[:, None, columns])
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.frozen.patches import refined, walked
+from milp_agt.bounds.frozen.patches import moves_within, refined, walked
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.remarks import Remarks
@@ -31,7 +31,7 @@ from milp_agt.threats.sets import Box
 from milp_agt.training.tracing import FEATURES, StepGraph
 
 LINEAR = (Affine, Combine, Convolution, Reshape)
-CONTRACTING = (MaxPool, Sigmoid, Tanh)
+KNOWN = (*LINEAR, MaxPool, Relu, Sigmoid, Tanh)
 # Most elements of boxes at once; most elements of coefficients over all samples for linear bounds.
 BOXED_ELEMENTS = 2**24
 WALKED_ELEMENTS = 2**33
@@ -56,7 +56,7 @@ class Body:
         graph = step_graph.graph
         inside = {FEATURES}
         for node in graph.needed_for([step_graph.output]):
-            if node.inputs and set(node.inputs) <= inside and isinstance(node.op, _known()):
+            if node.inputs and set(node.inputs) <= inside and isinstance(node.op, KNOWN):
                 inside.add(node.name)
         read = {
             name
@@ -111,14 +111,6 @@ class Body:
             error = error * (1.0 + gamma(8)) + TINY
         return error[0]
 
-    def walked(self, poison: Poison, boxes: Mapping[str, Interval]) -> Interval:
-        """Linear bounds of the output over the moves of each sample, by a backward pass to the input."""
-        return walked(self.nodes, poison, boxes)
-
-
-def _known() -> tuple[type, ...]:
-    return (*LINEAR, *CONTRACTING, Relu)
-
 
 def split(step_graph: StepGraph, poison: Poison) -> tuple[StepGraph, Poison, Remarks]:
     """The graph and the threat of a run on the outputs of frozen layers; unchanged if there are none.
@@ -171,19 +163,18 @@ def _bounded(
     reached = boxes[body.output.name]
     exposed = poison.open.nonzero()[:, 0]
     if by_forms and len(exposed):
-        part = {n: Interval(b.lower[:, exposed], b.upper[:, exposed]) for n, b in boxes.items()}
+        part = {n: box.each(lambda end: end[:, exposed]) for n, box in boxes.items()}
         what = f"'{body.output.name}' by intervals and by linear forms"
         moving = poison.take(exposed)
         part = refined(body.nodes, moving, part, per_layer)
-        met = part[body.output.name].meet(body.walked(moving, part), what)
+        met = part[body.output.name].meet(walked(body.nodes, moving, part), what)
         lower, upper = reached.lower.clone(), reached.upper.clone()
         lower[:, exposed], upper[:, exposed] = met.lower, met.upper
         reached = Interval(lower, upper)
-    infinity = torch.full_like(nominal, torch.inf)
-    low = torch.nextafter(reached.lower[0] - nominal, -infinity).clamp(max=0.0)
-    high = torch.nextafter(reached.upper[0] - nominal, infinity).clamp(min=0.0)
+    moves_of_output = moves_within(nominal, reached)
     still = ~poison.open.reshape(-1, *[1] * (nominal.dim() - 1))
-    return nominal, torch.where(still, 0.0, low), torch.where(still, 0.0, high), error
+    moved = moves_of_output.each(lambda end: torch.where(still, 0.0, end))
+    return nominal, moved.lower, moved.upper, error
 
 
 def _headed(step_graph: StepGraph, body: Body, error: Tensor) -> Graph:

@@ -199,11 +199,18 @@ def _refined(
     return box
 
 
+def moves_within(points: Tensor, box: Interval) -> Interval:
+    """Moves of points (n, *shape) that reach all of a box (1, n, *shape), no move included."""
+    infinity = torch.full_like(points, torch.inf)
+    return Interval(
+        torch.nextafter(box.lower[0] - points, -infinity).clamp(max=0.0),
+        torch.nextafter(box.upper[0] - points, infinity).clamp(min=0.0),
+    )
+
+
 def _moving(points: Tensor, box: Interval) -> Poison:
     """Poisoned samples, each anywhere in its box."""
-    infinity = torch.full_like(points, torch.inf)
-    low = torch.nextafter(box.lower[0] - points, -infinity).clamp(max=0.0)
-    high = torch.nextafter(box.upper[0] - points, infinity).clamp(min=0.0)
+    moves = moves_within(points, box)
     return Poison(
         features=points,
         labels=points.new_zeros(len(points), 1),
@@ -211,7 +218,7 @@ def _moving(points: Tensor, box: Interval) -> Poison:
         budget=len(points),
         static=True,
         per_batch=False,
-        feature_moves=Box(low.flatten(1), high.flatten(1)),
+        feature_moves=Box(moves.lower.flatten(1), moves.upper.flatten(1)),
     )
 
 

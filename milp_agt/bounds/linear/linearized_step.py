@@ -143,9 +143,7 @@ def _linearize_chunk(
 
     def box(name: str, batched: bool) -> Interval:
         full = ranges.boxes[name]
-        if whole or not batched:
-            return full
-        return Interval(full.lower[:, part], full.upper[:, part])
+        return full if whole or not batched else full.each(lambda end: end[:, part])
 
     kinds = {node.name: node.batched for node in schedule.before}
     summed = {product.name for product in schedule.summed_products.values()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.adversary.enumerated import apart, count_ways
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import MoveSet, Product, Vertices
@@ -155,13 +156,8 @@ def count_choices(poison: Poison, restriction: Restriction = UNRESTRICTED) -> fl
         counts = np.bincount(changes.sample.cpu().numpy(), minlength=len(poison.features))
         forced = poison.whole is Whole.REMOVED
         own = math.prod(float(counts[i] + (not forced)) for i in sorted(inside))
-        polynomial = [1.0] + [0.0] * left
-        for sample in np.flatnonzero(counts):
-            if sample in inside:
-                continue
-            for k in range(left, 0, -1):
-                polynomial[k] += counts[sample] * polynomial[k - 1]
-        total *= own * sum(polynomial)
+        free = [float(counts[i]) for i in np.flatnonzero(counts) if i not in inside]
+        total *= own * sum(count_ways(free, left))
     return total
 
 
@@ -198,12 +194,8 @@ def _quotas(
     if poison.label_quota is None:
         parts = [(poison, restriction)]
     else:  # a sample known to be poisoned may be so in its features or in its label
-        loose, quota = Restriction(outside=restriction.outside), poison.label_quota
-        own = replace(poison, label_moves=None, label_quota=None)
-        labels = replace(
-            poison, feature_moves=None, open=quota.open, budget=quota.budget, label_quota=None
-        )
-        parts = [(own, loose), (labels, loose)]
+        loose = Restriction(outside=restriction.outside)
+        parts = [(part, loose) for part in apart(poison)]
     found = []
     for part, known in parts:
         changes = _changes(part, known.outside)

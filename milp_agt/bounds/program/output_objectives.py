@@ -38,7 +38,7 @@ class OutputObjectives:
 
     def part(self, points: Tensor) -> OutputObjectives:
         """The forms of some of the test points."""
-        inputs = Interval(self.inputs.lower[:, points], self.inputs.upper[:, points])
+        inputs = self.inputs.each(lambda end: end[:, points])
         return OutputObjectives(
             self.forward, inputs, self.coefficients[points], self.constant[points]
         )

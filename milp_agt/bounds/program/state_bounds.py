@@ -82,44 +82,57 @@ class Objectives:
 
 
 @dataclass(frozen=True)
-class Solved:
-    """Lower bounds of objectives, (objectives,); ``-inf`` where nothing was proved.
-
-    Attributes:
-        solves: number of objectives given to a solver.
-        skipped: number with too little to gain.
-        limited: number that reached a limit, of their own or of the run.
-        lost: number whose worker died twice.
-        multipliers: row multipliers by objective number, for bounds that are proved by them: anyone can
-            recompute the bound as ``safe_bound(program, objective, multipliers)``.
-        points: points of the program, starts for attacks; no bound depends on them.
-    """
-
-    bounds: Array
-    solves: int
-    skipped: int
-    limited: int
-    lost: int
-    multipliers: dict[int, Array]
-    points: tuple[Array, ...] = ()
-
-
-@dataclass(frozen=True)
 class Evidence:
-    """The evidence for bounds: a program with its objectives, and their row multipliers (:class:`Solved`)."""
+    """The evidence for bounds: a program with its objectives, and row multipliers by objective number.
+
+    Of bounds that are proved by them: anyone can recompute ``safe_bound(program, objective, multipliers)``.
+    """
 
     objectives: Objectives
     multipliers: Mapping[int, Array]
 
 
-def minimise(objectives: Objectives, options: SolveOptions) -> Solved:
+@dataclass(frozen=True)
+class ProgramReport:
+    """Lower bounds of objectives by programs, and what they took.
+
+    Attributes:
+        bounds: (objectives,); ``-inf`` where nothing was proved.
+        size: of the program.
+        solves: number of objectives given to a solver.
+        skipped: number with too little to gain.
+        limited: number that reached a limit, of their own or of the run.
+        lost: number whose worker died twice.
+        evidence: empty if nothing was solved.
+        incumbents: the data of points found by the solver, as starts for attacks, step by step.
+    """
+
+    bounds: Array = field(repr=False)
+    size: dict[str, int]
+    solves: int
+    skipped: int
+    limited: int
+    lost: int
+    seconds: float
+    evidence: tuple[Evidence, ...] = field(repr=False)
+    incumbents: tuple[Sequence[Incumbents], ...] = field(default=(), repr=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a record of a step keeps."""
+        names = ("solves", "skipped", "limited", "lost")
+        return {**self.size, **{name: getattr(self, name) for name in names}}
+
+
+def minimise(objectives: Objectives, options: SolveOptions) -> ProgramReport:
     """Bound every objective that may gain more than ``worth``, the largest possible gain first.
 
     Raises:
-        EncodingError: the program is infeasible, although the nominal run is feasible.
+        EncodingError: the program is infeasible, although the nominal run, or an attacked one, is feasible.
         SolverUnavailableError: the solver refuses the program.
         InvalidInputError: several workers without joblib.
     """
+    started = time.monotonic()
     order = np.argsort(-objectives.gain, kind="stable")
     order = order[objectives.gain[order] > options.worth]
     if options.workers > 1:
@@ -144,9 +157,19 @@ def minimise(objectives: Objectives, options: SolveOptions) -> Solved:
         bounds[number] = outcome.dual_bound + constant - slack
         if outcome.multipliers is not None:
             multipliers[number] = outcome.multipliers
-    skipped = objectives.gain.size - order.size
-    points = tuple(o.hint for o in found.values() if o.hint is not None)
-    return Solved(bounds, len(found), skipped, limited, lost, multipliers, points)
+    points = [outcome.hint for outcome in found.values() if outcome.hint is not None]
+    data = incumbents_of(objectives.batches, points)
+    return ProgramReport(
+        bounds,
+        objectives.program.size,
+        len(found),
+        objectives.gain.size - order.size,
+        limited,
+        lost,
+        time.monotonic() - started,
+        (Evidence(objectives, multipliers),),
+        (data,) if data else (),
+    )
 
 
 def _left(options: SolveOptions) -> float | None:
@@ -197,35 +220,6 @@ def _in_parallel(
     return found, lost
 
 
-@dataclass(frozen=True)
-class ProgramReport:
-    """Report on bounds by programs: sizes, solves, and objectives that kept the cheaper bound.
-
-    ``evidence`` has the program, unless nothing was solved; ``size`` is its size. ``incumbents`` are the
-    data of points found by the solver, as starts for attacks, step by step.
-    """
-
-    size: dict[str, int]
-    solves: int
-    skipped: int
-    limited: int
-    lost: int
-    seconds: float
-    evidence: tuple[Evidence, ...] = field(repr=False)
-    incumbents: tuple[Sequence[Incumbents], ...] = field(default=(), repr=False)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """What a record of a step keeps."""
-        return {
-            **self.size,
-            "solves": self.solves,
-            "skipped": self.skipped,
-            "limited": self.limited,
-            "lost": self.lost,
-        }
-
-
 def improved(
     known: Array, gain: Array, build: Callable[[], Objectives], options: SolveOptions
 ) -> tuple[Array, ProgramReport]:
@@ -236,29 +230,17 @@ def improved(
         gain: the most that each of them may gain, (objectives,).
         build: the program with all objectives, in their order; made only if there is something to solve.
 
-    Raises:
-        EncodingError: the program is infeasible, although the nominal run or an attacked one is feasible.
+    Raises: as :func:`minimise`.
     """
-    started = time.monotonic()
-    wanted = gain > options.worth
+    started, wanted = time.monotonic(), gain > options.worth
     late = options.deadline is not None and started >= options.deadline
-    skipped, empty = int((~wanted).sum()), dict.fromkeys(SIZES, 0)
     if late or not wanted.any():
-        return known, ProgramReport(empty, 0, skipped, int(wanted.sum()), 0, 0.0, ())
-    asked = build()
-    solved = minimise(asked, options)
-    points = incumbents_of(asked.batches, solved.points)
-    report = ProgramReport(
-        asked.program.size,
-        solved.solves,
-        skipped,
-        solved.limited,
-        solved.lost,
-        time.monotonic() - started,
-        (Evidence(asked, solved.multipliers),),
-        (points,) if points else (),
-    )
-    return np.maximum(known, solved.bounds), report
+        count, none = int(wanted.sum()), np.full_like(known, -np.inf)
+        empty = dict.fromkeys(SIZES, 0)
+        return known, ProgramReport(none, empty, 0, len(gain) - count, count, 0, 0.0, ())
+    report = minimise(build(), options)
+    report = replace(report, seconds=time.monotonic() - started)
+    return np.maximum(known, report.bounds), report
 
 
 def bound_state(
