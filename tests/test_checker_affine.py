@@ -24,8 +24,8 @@ def symbols_of(rng: np.random.Generator, size: float) -> Symbols:
     cover[0] = np.inf  # of which nothing is known
     symbols = Symbols.none(WIDTH, BUDGET).with_slots(low, high)
     symbols = symbols.with_flips(size * rng.uniform(0.1, 1, FLIPS), shares, cover)
-    owned, charged = (size * rng.uniform(0, 0.3, (NOISE, n)) for n in (SAMPLES, FLIPS))
-    return symbols.with_noise(size * rng.uniform(0, 0.3, NOISE), owned, charged)
+    owned, base = (size * rng.uniform(0, 0.3, shape) for shape in ((NOISE, SAMPLES), NOISE))
+    return symbols.with_noise(base, owned, np.arange(FLIPS), size * rng.uniform(0, 0.3, FLIPS))
 
 
 def drawn(
@@ -60,8 +60,11 @@ class Chosen:
         self.values[symbols.flips[:, 0]] = self.phi
         rho = symbols.most * rng.choice([0.0, 0.5, 1.0], FLIPS)
         self.values[symbols.flips[:, 1]] = self.phi * rho
-        reach = symbols.base + symbols.owned @ self.poisoned + symbols.charged @ self.phi
+        reach = symbols.base + symbols.owned @ self.poisoned + self.charges(symbols)
         self.values[symbols.noise] = reach * rng.choice([-1.0, 1.0, 0.3], NOISE)
+
+    def charges(self, symbols: Symbols) -> np.ndarray:
+        return np.where(symbols.flip < 0, 0.0, symbols.charge * self.phi[symbols.flip])
 
     def flipped(self, symbols: Symbols, value: np.ndarray, at: np.ndarray, flipped: Any) -> bool:
         """Choose the flips of an activation at its argument; whether the rows of the symbols allow it."""
@@ -83,7 +86,7 @@ class Chosen:
             return True
         noise = self.phi[-count:] * by.turned * (delta - centre)[by.place]
         self.values = np.concatenate([self.values, noise])
-        reach = symbols.owned[-count:] @ self.poisoned + symbols.charged[-count:] @ self.phi
+        reach = (symbols.owned @ self.poisoned + self.charges(symbols))[-count:]
         return bool((abs(noise) <= reach).all())
 
     def centre(self, form: Form) -> np.ndarray:
@@ -105,6 +108,11 @@ class Chosen:
         low, high = self.rests(form)
         gap = value - self.centre(form)
         return bool(((low <= gap) & (gap <= high)).all())
+
+    def lies(self, box: Box, value: np.ndarray) -> bool:
+        """Whether numbers of samples lie in their box by state."""
+        at = self.poisoned.astype(int), np.arange(SAMPLES)
+        return bool(((box.lo[at] <= value) & (value <= box.hi[at])).all())
 
 
 @pytest.mark.parametrize("size", [0.02, 0.5, 2.0])
@@ -141,8 +149,8 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
             chosen = Chosen(rng, symbols)
             w, b, u, d = (chosen.draw(form) for form in (rows, bias, x, delta))
             assert ((box.lo <= w) & (w <= box.hi)).all()
+            assert chosen.lies(own_box, u)
             state = chosen.poisoned.astype(int), np.arange(SAMPLES)
-            assert ((own_box.lo[state] <= u) & (u <= own_box.hi[state])).all()
             assert ((given.lo[state] <= w) & (w <= given.hi[state])).all()
             assert chosen.holds(z, u @ w.T + b)
             value = chosen.draw(z)
@@ -154,25 +162,35 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
             assert chosen.holds(mse, 2 / 3 * (value - y.c))
             before, value = (chosen.phi, chosen.values), chosen.draw(near)
             assert chosen.flipped(other.symbols, value, slopes, turns)
-            assert chosen.holds(leaky, np.where(value > 0, value, 0.2 * value))
+            leaking = np.where(value > 0, value, 0.2 * value)
+            assert chosen.holds(leaky, leaking)
+            assert chosen.lies(other.box(leaky), leaking)
             chosen.phi, chosen.values = before
             assert chosen.flipped(with_flips, value, at, flips)
             assert chosen.holds(h, np.maximum(value, 0.0))
+            assert chosen.lies(step.box(h), np.maximum(value, 0.0))
             assert chosen.charged(step.symbols, d, delta.c, flips)
             assert chosen.holds(back, d * (value > 0))
+            assert chosen.lies(step.box(back), d * (value > 0))
 
 
-@pytest.mark.parametrize("rule", ["dense", "summed", "given", "with_flips", "with_noise"])
+@pytest.mark.parametrize("rule", ["dense", "summed", "given", "with_flips", "with_noise", "box"])
 def test_rules_that_are_too_tight_show(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner: Any = Pass if hasattr(Pass, rule) else Symbols
     original = getattr(owner, rule)
 
     def tight(self: Any, *given: Any) -> Any:
+        if rule == "box":
+            box = original(self, *given)
+            half, middle = 0.495 * (box.hi - box.lo), 0.5 * (box.hi + box.lo)
+            return Box(middle - half, middle + half)
         if rule == "given":
             return tuple(0.9 * part for part in original(self, *given))
         if rule.startswith("with"):  # flips and noise that rules make
             is_new = self.count >= SAMPLES * WIDTH + 2 * FLIPS + NOISE
-            return original(self, *(0.5 * part if is_new else part for part in given))
+            shrinks = [is_new and part.dtype.kind == "f" for part in given]
+            parts = zip(given, shrinks, strict=True)
+            return original(self, *(0.5 * part if small else part for part, small in parts))
         form = original(self, *given)
         middle, half = (form.high + form.low) / 2, (form.high - form.low) * 0.1
         owned = None if form.owned is None else 0.1 * form.owned

@@ -13,6 +13,7 @@ from problems import problem, tiny
 
 import milp_agt as agt
 from milp_agt.bounds.zonotope import Cause, charges, engine, least
+from milp_agt.certification import loop
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyTable
@@ -249,6 +250,25 @@ def test_linear_forms_are_met_with_the_zonotope_beside_them(static: bool) -> Non
     least, most = met.margins(test, labels)
     assert (least >= low - 1e-12).all()
     assert (most <= high + 1e-12).all()
+
+
+def test_linear_forms_end_where_they_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left is what the zonotope proves by itself; one that is not narrower keeps them."""
+    monkeypatch.setattr(loop, "IDLE_STEPS", 2)
+    case, _, _ = problem("bce", "features", {"epochs": 6}, (4,), radius=0.1)
+    result, boxes = case.certify(relaxation="linear", selections="joint")
+    _, others = case.certify(relaxation="zonotope")
+    box, alone = boxes[-1], others[-1]
+    used = [step.relaxation for step in result.steps]
+    end = used.index("zonotope")
+    assert used == ["linear"] * end + ["zonotope"] * (6 - end)
+    assert any(f"step {end}: linear forms end here" in note for note in result.notes)
+    for name in box.lower:
+        assert (box.lower[name] == alone.lower[name]).all()
+        assert (box.upper[name] == alone.upper[name]).all()
+    monkeypatch.setattr(loop, "WIDER", torch.inf)
+    result, _ = case.certify(relaxation="linear", selections="joint")
+    assert "linear" in result.steps[-1].chains
 
 
 def test_where_it_has_no_rule_a_note_says_so_and_linear_forms_go_on() -> None:

@@ -136,8 +136,8 @@ def check_multipliers() -> None:
                 limits = drawn_limits if row == 2 else 0.0 * drawn_limits
                 tried.append(Multipliers.of(only * drawn_rows, limits, flips))
         totals = [bound(directions, flips, alpha, samples).total(samples) for alpha in tried]
-        # Ascent compares values before their rounding is charged.
-        assert (totals[2] <= totals[0] + 1e-12).all()
+        # Ascent compares values in float32, before their rounding is charged.
+        assert (totals[2] <= totals[0] * (1.0 + 1e-5) + 1e-9).all()
         by_box = rows.clamp(min=0.0) @ bounds.above + (-rows).clamp(min=0.0) @ bounds.below
         assert (totals[1] <= by_box * (1.0 + 1e-9)).all()
         for attacks in attacks_of(passed):
@@ -157,9 +157,9 @@ def test_a_multiplier_with_the_wrong_sign_is_caught(monkeypatch, row: int) -> No
     """The moves of C1, or the margin of C2, enter with the other sign."""
     honest = dual.gathered
 
-    def wrong(d: Any, flips: Any, rows: Tensor, samples: Any) -> Any:
-        if not flips.rows:
-            return honest(d, flips, rows, samples)
+    def wrong(d: Any, flips: Any, rows: Tensor, samples: Any, more: Any = None) -> Any:
+        if not flips.rows or more is not None:
+            return honest(d, flips, rows, samples, more)
         share = 2.0 * rows[row] / (flips.least, flips.beyond)[row]
         if row == 0:
             moved = (share @ flips.on_moves.flatten(1)).reshape(d.on_moves.shape)
@@ -175,9 +175,9 @@ def test_a_multiplier_whose_row_is_not_paid_is_caught(monkeypatch, row: int) -> 
     """A row lowers the price of its flip, and costs nothing."""
     honest = dual.gathered
 
-    def wrong(d: Any, flips: Any, rows: Tensor, samples: Any) -> Any:
-        if not flips.rows:
-            return honest(d, flips, rows, samples)
+    def wrong(d: Any, flips: Any, rows: Tensor, samples: Any, more: Any = None) -> Any:
+        if not flips.rows or more is not None:
+            return honest(d, flips, rows, samples, more)
         cheaper = d.on_phase.clone()
         cheaper[:, flips.column] -= rows[row]
         return honest(replace(d, on_phase=cheaper), flips, torch.zeros_like(rows), samples)

@@ -14,7 +14,7 @@ from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
-from milp_agt.bounds.step import NodeOrder
+from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.bounds.zonotope import WILD, ZonotopePass, check_supported
 from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chains import ZONOTOPE, Chain, ChainPart, Chains, StepSets
@@ -36,6 +36,9 @@ from milp_agt.solvers.solver import Solver
 LARGEST_PARAMETER = 1e6
 # A zonotope ends where other chains reach less than this share of its width: its noise only grows.
 HOPELESS = 0.5
+# Linear forms end beside a zonotope that is narrower than they are by themselves by this share, after some
+# steps in which they took less than another share off its width.
+WIDER, GAIN, IDLE_STEPS = 0.05, 1e-4, 5
 
 
 class BoundedRun(RunInProgress):
@@ -119,17 +122,16 @@ class BoundedRun(RunInProgress):
         self._end_in_time(index)
         step = self.task.step(self.graph, self.poison, index)
         sets = StepSets(step, UpdateGraph.of(self.order.gradients, step, self.order.precision))
-        used, widths = Relaxation.INTERVAL.value, {}
+        used, widths, alone = Relaxation.INTERVAL.value, {}, {}
         report: program.ProgramReport | None = None
         for chain in list(self.chains):
             if chain not in self.chains or self._is_out_of_time(chain, index):
                 continue
-            solved = self._bound(chain, sets)
+            solved, alone[chain.name] = self._bound(chain, sets)
             report = solved or report
             used = chain.used if solved or not chain.level.uses_programs else used
             self.recorder.state(index, chain.name, sets.newest)
-            flat = torch.cat([sets.newest[n].width.flatten() for n in self.graph.parameters])
-            widths[chain.name] = float(flat.mean())
+            widths[chain.name] = self._mean_width(sets.newest)
             self._end_if_diverged(chain, sets)
         if report is not None and not self.plan.program_window:
             used = self.plan.relaxation.value
@@ -146,15 +148,23 @@ class BoundedRun(RunInProgress):
         kind += ", batch" if self.poison.per_batch else ", dataset"
         counts = None if report is None else report.counts
         self._record(step, sets.newest, started, used, kind, widths, counts)
+        if index + 1 < self.plan.steps:
+            self._end_if_idle(alone)
 
-    def _bound(self, chain: Chain, sets: StepSets) -> program.ProgramReport | None:
-        """Bound a step by one chain; returns the report on its programs, if it has any."""
+    def _bound(self, chain: Chain, sets: StepSets) -> tuple[program.ProgramReport | None, float]:
+        """Bound a step by one chain; returns the report on its programs, if it has any, and the mean width
+        before the meet with looser chains."""
         begun, step = time.perf_counter(), sets.step
         until = self.time_limit.spend_until(self.chains.cheaper(chain), step.index)
         found = [self.bounder.bound(chain, part, step, until) for part in chain.parts]
         self.time_limit.note(chain.name, step.index, time.perf_counter() - begun)
         sets.add(chain, [state for state, _ in found])
-        return next((report for _, report in reversed(found) if report), None)
+        width = max(self._mean_width(state) for state, _ in found)
+        return next((report for _, report in reversed(found) if report), None), width
+
+    def _mean_width(self, state: State) -> float:
+        widths = [state[name].width.flatten() for name in self.graph.parameters]
+        return float(torch.cat(widths).mean())
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
         if any(part.forward is not None and not part.forward.is_bounded for part in chain.parts):
@@ -181,6 +191,27 @@ class BoundedRun(RunInProgress):
                     "tighter"
                 )
                 self.chains.end(chain)
+
+    def _end_if_idle(self, alone: Mapping[str, float]) -> None:
+        """End linear forms that add nothing to a zonotope, where no other chain is built on them.
+
+        ``alone`` are the mean widths of chains by themselves, before the meet, after the last step.
+        """
+        last, recent = self.chains.tightest, [each.chains for each in self.records[-IDLE_STEPS:]]
+        if (
+            last.name != Relaxation.LINEAR.value
+            or len(recent) < IDLE_STEPS
+            or ZONOTOPE not in recent[0]
+        ):
+            return
+        if any(each[last.name] < (1.0 - GAIN) * each.get(ZONOTOPE, torch.inf) for each in recent):
+            return
+        if alone[last.name] >= (1.0 + WIDER) * alone[ZONOTOPE]:
+            self.notes.note(
+                f"step {len(self.records)}: linear forms end here: in {IDLE_STEPS} steps they have added "
+                "nothing to the zonotope, which is narrower"
+            )
+            self.chains.end(last)
 
     def _end_in_time(self, index: int) -> None:
         """End what does not fit before the step begins: cheaper chains then go on from its tighter boxes."""

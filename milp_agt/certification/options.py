@@ -52,7 +52,8 @@ class CertifyOptions(Table):
         "under a time limit a tighter one as far as it gets, and for questions about classes a tree where "
         "there is a rule (`tree`). "
         "Each level carries the looser ones along; `zonotope` where it has rules for the run and is "
-        "predicted to be cheap, until linear forms are far tighter.",
+        "predicted to be cheap, until linear forms are far tighter; `linear` ends beside it where it adds "
+        "nothing for some steps.",
         json_schema_extra=_with_levels,
     )
     window: Window | None = Field(

@@ -10,7 +10,7 @@ on with its sign. All that rounding may do, in the run and here, goes into the r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import reduce
 from typing import Any
@@ -65,6 +65,26 @@ class Pass:
     problem: Problem
     symbols: Symbols
     own: Array  # slots of the samples, -1 for those that nobody poisons
+    # Ranges and magnitudes, with the forms, so that no other one has their id.
+    known: dict[int, tuple[Form, Box, Array]] = field(default_factory=dict)
+
+    def knows(self, form: Form, box: Box) -> None:
+        """Keep the range of a form; symbols that come later move none that was there before."""
+        self.known[id(form)] = form, box, magnitude(form, self.symbols)
+
+    def box(self, form: Form) -> Box:
+        """Ranges by the state of each sample."""
+        if id(form) not in self.known:
+            self.knows(form, own_ranges(form, self.symbols, self.own))
+        return self.known[id(form)][1]
+
+    def far(self, form: Form) -> Array:
+        """How far the forms lie from their centres."""
+        return far(form, self.box(form))
+
+    def size(self, form: Form) -> Array:
+        self.box(form)
+        return self.known[id(form)][2]
 
     def off(self, mine: int, runs: float, size: Array) -> Array:
         """The rounding of the run and of the coefficients here, which lose ``TINY`` of every symbol if
@@ -73,20 +93,25 @@ class Pass:
         lost = TINY * self.symbols.sizes.sum()
         return up(granted(mine, size) + lost + self.problem.arithmetic.off(runs, size))
 
-    def dense(self, rows: Form, x: Form, bias: Form | None) -> Form:
-        """``sum_k rows_jk x_ik + bias_j`` (n, j): both factors are forms."""
-        symbols, width = self.symbols, rows.c.shape[1]
+    def dense(self, weight: Form, x: Form, bias: Form | None, turned: bool = False) -> Form:
+        """``sum_k rows_jk x_ik + bias_j`` (n, j): both factors are forms. The rows are those of the weight,
+        or its columns where it is ``turned``.
+        """
+        rows, apart, sizes = weight, self.far(weight), self.size(weight)
+        if turned:
+            rows = Form(weight.c.T, weight.s.transpose(1, 0, 2), weight.low.T, weight.high.T)
+            apart, sizes = apart.swapaxes(-1, -2), sizes.T
+        width = rows.c.shape[1]
         c = x.c @ rows.c.T
         s = plus(
             np.tensordot(x.c, rows.s, (1, 1)), np.tensordot(x.s, rows.c, (1, 1)).transpose(0, 2, 1)
         )
         low, high = _split(rows.c, x.low, x.high)
-        apart = far(rows, own_ranges(rows, symbols, self.own))
-        second = np.einsum("sik,sijk->sij", far(x, own_ranges(x, symbols, self.own)), apart)
-        size = magnitude(x, symbols) @ magnitude(rows, symbols).T
+        second = np.einsum("sik,sijk->sij", self.far(x), apart)
+        size = self.size(x) @ sizes.T
         if bias is not None:
             c, s = c + bias.c, plus(s, bias.s)
-            size = size + magnitude(bias, symbols)
+            size = size + magnitude(bias, self.symbols)
         error = second * SPARE + self.off(2 * width + 8, width + 1, size)
         return Form(c, s, low - error, high + error)
 
@@ -99,7 +124,7 @@ class Pass:
         y >= 0, and rho is max(0, y), which is 0 where phi is 0.
         """
         slope = layer.slope if layer.kind == "leaky_relu" else 0.0
-        box = own_ranges(z, self.symbols, self.own)
+        box, size = self.box(z), self.size(z)
         on = z.c > 0
         at = np.where(on, 1.0, slope)
         beyond = np.where(on, -box.lo, box.hi)
@@ -111,10 +136,12 @@ class Pass:
         self.symbols = symbols.with_flips(
             most, *self._shares(some, on[place], self.own[place[0]], alone)
         )
-        error = self.off(8, 2 if slope else 0, magnitude(z, symbols) + box.size.max(0))
+        error = self.off(8, 2 if slope else 0, size + box.size.max(0))
         h = z.scaled(at).widened(error)
         h = replace(h, s=wide(h.s, self.symbols.count))
         h.s[*place, self.symbols.flips[first:, 1]] = 1.0 - slope
+        low, high = (np.maximum(end, slope * end) for end in (box.lo, box.hi))
+        self.knows(h, _around(low, high, error))
         turned = np.where(on[place], slope - 1.0, 1.0 - slope)
         return h, at, Flipped(place, np.arange(first, first + len(most)), turned, alone)
 
@@ -148,20 +175,25 @@ class Pass:
         is 0 if the flip does not happen: noise that is charged to it, by the state of the sample.
         """
         symbols, place = self.symbols, flipped.place
-        radius = far(delta, own_ranges(delta, symbols, self.own))[(slice(None), *place)]
+        states = (slice(None), *place)
+        radius = self.far(delta)[states]
         radius = up(radius * abs(flipped.turned))
         clean = np.where(flipped.alone, radius[1], radius[0])
         each, own = np.arange(len(flipped.index)), self.own[place[0]]
         owned = np.zeros((len(each), len(symbols.low)))
         owned[each, own] = np.where(own < 0, 0.0, np.maximum(up(radius[1] - clean), 0.0))
-        charged = np.zeros((len(each), len(symbols.flips)))
-        charged[each, flipped.index] = clean
         before = symbols.count
-        self.symbols = symbols.with_noise(np.zeros(len(each)), owned, charged)
-        found = delta.scaled(at).widened(self.off(4, 2, 2.0 * magnitude(delta, symbols)))
+        self.symbols = symbols.with_noise(np.zeros(len(each)), owned, flipped.index, clean)
+        error = self.off(4, 2, 2.0 * self.size(delta))
+        found = delta.scaled(at).widened(error)
         found = replace(found, s=wide(found.s, self.symbols.count))
         found.s[*place, symbols.flips[flipped.index, 0]] += flipped.turned * delta.c[place]
         found.s[*place, before + each] = 1.0
+        box = self.box(delta)
+        other = np.stack([at, at])
+        other[states] += np.stack([np.where(flipped.alone, 0.0, flipped.turned), flipped.turned])
+        ends = np.stack([end * factor for end in (box.lo, box.hi) for factor in (at[None], other)])
+        self.knows(found, _around(ends.min(0), ends.max(0), error))
         return found
 
     def loss(self, f: Form, y: Form) -> Form:
@@ -173,8 +205,8 @@ class Pass:
         f, size = as_classes(f), size.max(-1, keepdims=True)
         centre = functions.softmax(Box.point(f.c))
         p = 0.5 * (centre.lo + centre.hi)
-        pairs = f[:, :, None] - f[:, None]
-        gap = far(pairs, own_ranges(pairs, self.symbols, self.own)).max((-1, -2))[..., None]
+        first, second = np.triu_indices(f.c.shape[-1], 1)
+        gap = self.far(f[:, first] - f[:, second]).max(-1, keepdims=True)
         # p_j = 1 / sum_k exp(f_k - f_j), every difference at most gap away from its centre.
         grown = functions.exp(Box(-gap, gap))
         least, most = down(centre.lo * grown.lo), up(np.minimum(centre.hi * grown.hi, 1.0))
@@ -206,15 +238,12 @@ class Pass:
             np.tensordot(delta.c, x.s, (0, 0)),
             np.tensordot(delta.s, x.c, (0, 0)).transpose(0, 2, 1),
         )
-        second = SPARE * (
-            far(delta, own_ranges(delta, symbols, self.own))[..., None]
-            * far(x, own_ranges(x, symbols, self.own))[..., None, :]
-        )
+        second = SPARE * (self.far(delta)[..., None] * self.far(x)[..., None, :])
         first = [end[..., None] * x.c[:, None] for end in (delta.low, delta.high)]
         other = [delta.c[..., None] * end[..., None, :] for end in (x.low, x.high)]
         low = np.minimum(*first) + np.minimum(*other) - second
         high = np.maximum(*first) + np.maximum(*other) + second
-        size = magnitude(delta, symbols)[..., None] * magnitude(x, symbols)[:, None]
+        size = self.size(delta)[..., None] * self.size(x)[:, None]
         known = self.own >= 0
         more = np.maximum(np.maximum(low[0] - low[1], high[1] - high[0]), 0.0)[known]
         owned = np.zeros((*c.shape, len(symbols.low)))
@@ -253,9 +282,7 @@ class Pass:
                 one = self.summed(delta, points(np.ones((len(delta.c), 1))))
                 found[layer.bias] = Form(*(part[:, 0] for part in vars(one).values()))
             if place > 0:
-                rows = state[layer.weight]
-                turned = Form(rows.c.T, rows.s.transpose(1, 0, 2), rows.low.T, rows.high.T)
-                delta = self.dense(turned, delta, None)
+                delta = self.dense(state[layer.weight], delta, None, turned=True)
         return found
 
     def updated(
@@ -284,6 +311,10 @@ class Pass:
         return new
 
 
+def _around(low: Array, high: Array, error: Array) -> Box:
+    return Box(down(low - error), up(high + error))
+
+
 def _near(factor: Fraction) -> float:
     """A float off by at most a share of U, which ``_grant`` covers."""
     if factor and not 2.0**-1000 < abs(factor) < 2.0**1000:
@@ -301,8 +332,8 @@ def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form],
         radius = up(radius + 4.0 * U * (abs(c) + abs(middle)) + TINY).reshape(-1)
         assert form.owned is not None
         owned = form.owned.reshape(len(radius), -1)
-        first, charged = symbols.count, np.zeros((len(radius), len(symbols.flips)))
-        symbols = symbols.with_noise(radius, owned, charged)
+        first = symbols.count
+        symbols = symbols.with_noise(radius, owned)
         s = wide(form.s, symbols.count).reshape(len(radius), -1)
         s[np.arange(len(radius)), first + np.arange(len(radius))] = 1.0
         zero = np.zeros_like(c)

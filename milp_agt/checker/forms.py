@@ -47,7 +47,8 @@ class Symbols:
         cover: the most that these add up to; infinite where they say nothing.
         noise: columns of the noise, (noise,).
         base: of each noise, (noise,): ``|n| <= base + sum of owned (noise, slots) over the slots that are
-            poisoned + sum of charged (noise, flips) over the flips that happen``.
+            poisoned + charge if flip happens``.
+        flip, charge: the flip that a noise is charged to, (noise,), -1 for none; each has one noise at most.
         count: of the columns.
     """
 
@@ -63,7 +64,8 @@ class Symbols:
     noise: Array
     base: Array
     owned: Array
-    charged: Array
+    flip: Array
+    charge: Array
     count: int
 
     @staticmethod
@@ -71,7 +73,7 @@ class Symbols:
         z = np.zeros
         slots, flips, noise = z((0, width)), z((0, 2), dtype=np.int64), z(0, dtype=np.int64)
         columns = z((0, width), dtype=np.int64)
-        rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), z((0, 0)), 0
+        rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), 0
         return Symbols(slots, slots, (), budget, columns, flips, *rest)
 
     def _columns(self, *shape: int) -> Array:
@@ -95,12 +97,19 @@ class Symbols:
 
     def with_flips(self, most: Array, shares: Array, cover: Array) -> Symbols:
         new = self._columns(len(most), 2)
-        found = self._more(new, flips=new, most=most, shares=shares, cover=cover)
-        return replace(found, charged=wide(self.charged, len(found.flips)))
+        return self._more(new, flips=new, most=most, shares=shares, cover=cover)
 
-    def with_noise(self, base: Array, owned: Array, charged: Array) -> Symbols:
+    def with_noise(
+        self, base: Array, owned: Array, flip: Array | None = None, charge: Array | None = None
+    ) -> Symbols:
+        """With more noise, which is charged to no flip unless they are given."""
         new = self._columns(len(base))
-        return self._more(new, noise=new, base=base, owned=owned, charged=charged)
+        flip = np.full(len(base), -1) if flip is None else flip
+        charge = np.zeros(len(base)) if charge is None else charge
+        found = self._more(new, noise=new, base=base, owned=owned, flip=flip, charge=charge)
+        if (np.bincount(found.flip[found.flip >= 0]) > 1).any():
+            raise Unbounded("a flip with noise already")  # _parts would count one of them
+        return found
 
     @cached_property
     def sizes(self) -> Array:
@@ -108,7 +117,7 @@ class Symbols:
         found = np.zeros(self.count)
         found[self.moves] = np.maximum(-self.low, self.high)
         found[self.flips[:, 0]], found[self.flips[:, 1]] = 1.0, self.most
-        found[self.noise] = self.base + self.owned.sum(1) + self.charged.sum(1)
+        found[self.noise] = self.base + self.owned.sum(1) + self.charge
         return found
 
     def given(self, values: Array) -> tuple[Array, Array]:
@@ -217,10 +226,12 @@ def _parts(form: Form, symbols: Symbols) -> tuple[Array, Array, Array]:
     dev = np.stack([-np.minimum(*ends).sum(-1), np.maximum(*ends).sum(-1)])
     spread = abs(form.s[..., symbols.noise[:noise]])
     dev = wide(dev, len(symbols.low)) + spread @ symbols.owned[:noise]
+    charged = np.flatnonzero(symbols.flip[:noise] >= 0)
     phi, rho = (form.s[..., symbols.flips[:flips, k]] for k in (0, 1))
     signed = np.stack([-phi, phi]), np.stack([-rho, rho])
     price = signed[0] + symbols.most[:flips] * np.maximum(signed[1], 0.0)
-    price = wide(price, len(symbols.flips)) + spread @ symbols.charged[:noise]
+    price = wide(price, len(symbols.flips))
+    price[..., symbols.flip[charged]] += spread[..., charged] * symbols.charge[charged]
     return spread @ symbols.base[:noise], dev, np.maximum(price, 0.0)
 
 

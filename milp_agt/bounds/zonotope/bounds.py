@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, start, warm
+from milp_agt.bounds.zonotope.dual import Added, Bound, ascend, bound, start, warm
+from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
+
+# Coefficients on moves that are kept of what multipliers add to the ends.
+ADDED = 2**25
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,14 @@ class StateBounds:
     interval arithmetic on the box.
 
     Attributes:
-        alpha: multipliers of the rows of flips, for 2 P ends: upper ones first, then lower ones.
+        flips: whose rows were used.
+        alpha: multipliers of these rows, for 2 P ends: upper ones first, then lower ones.
         below, above: how far each coordinate lies below and above the centre, (P,), >= 0.
         clean, poisoned: the same for both ends if a sample is clean, and if it may be poisoned, (2 P, m).
         terms: sizes of the terms of each coordinate, (P,).
     """
 
+    flips: Flips
     alpha: Multipliers
     below: Tensor
     above: Tensor
@@ -64,6 +72,7 @@ class StateBounds:
         clean, poisoned = torch.cat(cleans)[at], torch.cat(poisoneds)[at]
         ends_of_all = total.unsqueeze(1)
         return StateBounds(
+            flips,
             alpha,
             total[size:],
             total[:size],
@@ -109,13 +118,34 @@ class StateBounds:
 
     def shared(self, rows: Tensor) -> tuple[Multipliers, Multipliers]:
         """Multipliers for directions ``rows`` (r, p) of the first p coordinates, and for their opposites."""
-        size = len(self.below)
+        used, (upper, lower) = self._weights(rows)
+        ends = self.alpha.take(used)
+        return ends.mixed(upper), ends.mixed(lower)
+
+    def added(self, rows: Tensor) -> Iterator[tuple[Multipliers, Added | None]]:
+        """The same, and what those of C1 and C2 add to directions and to their opposites: linear in the
+        multipliers, and so a sum over the ends that a direction reads. None without rows of flips, and where
+        it would take much memory; else these multipliers themselves are left out.
+        """
+        used, sides = self._weights(rows)
+        numbers = len(self.alpha.limits) * self.flips.on_moves[:1].numel()
+        ends, known = self.alpha.take(used), self.flips.rows > 0 and numbers <= ADDED
+        if known:
+            ends = replace(ends, rows=ends.rows[..., :0])
+        for weights in sides:
+            yield ends.mixed(weights), self._added.mixed(weights, used) if known else None
+
+    @cached_property
+    def _added(self) -> Added:
+        return Added.of(self.flips, self.alpha.rows)
+
+    def _weights(self, rows: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The ends that directions read, and their weights for these and for their opposites."""
         used = (rows != 0.0).any(0).nonzero()[:, 0]
         rows = rows[:, used]
-        ends = self.alpha.take(torch.cat([used, size + used]))
         plus, minus = rows.clamp(min=0.0), (-rows).clamp(min=0.0)
         upper, lower = torch.cat([plus, minus], 1), torch.cat([minus, plus], 1)
-        return ends.mixed(upper), ends.mixed(lower)
+        return torch.cat([used, len(self.below) + used]), (upper, lower)
 
 
 def _largest(worth: Tensor, count: int) -> Tensor:

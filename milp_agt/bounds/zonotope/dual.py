@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
+
+Parts = TypeVar("Parts", "Directions", Flips, Multipliers)
 
 # Adam, with the scale of a step falling geometrically from the first to the last.
 FIRST, LAST, MEAN, SQUARE = 0.15, 0.0045, 0.8, 0.98
@@ -85,7 +88,47 @@ class Bound:
         return value + gamma(4) * value.abs()
 
 
-def bound(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenerators) -> Bound:
+@dataclass(frozen=True)
+class Added:
+    """What multipliers of C1 and C2 add to directions: linear in the multipliers, (r, ...) as in Opened."""
+
+    moves: Tensor
+    extra: Tensor
+    bends: Tensor
+    costs: Tensor
+    rest: Tensor
+    size: Tensor
+
+    @staticmethod
+    def of(flips: Flips, rows: Tensor) -> Added:
+        first, second = rows
+        by_least, by_largest = first / flips.least, second / flips.beyond
+        difference, total = by_least - by_largest, by_least + by_largest
+        costs = difference @ flips.on_phase
+        costs[:, flips.column] += total @ flips.charge - first + second
+        rest = by_least @ (flips.quiet - flips.margin + flips.above)
+        return Added(
+            (difference @ flips.on_moves.flatten(1)).unflatten(1, flips.on_moves.shape[1:]),
+            by_least @ flips.up + by_largest @ flips.down,
+            difference @ flips.on_bend,
+            costs,
+            rest + by_largest @ (flips.margin + flips.below),
+            total @ (flips.size + flips.least + flips.beyond) + (first + second).sum(1),
+        )
+
+    def mixed(self, weights: Tensor, index: Tensor) -> Added:
+        """Sums with nonnegative weights (k, i) of the directions ``index`` (i,), for k directions."""
+        parts = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Added(*(torch.tensordot(weights, part[index], 1) for part in parts))
+
+
+def bound(
+    d: Directions,
+    flips: Flips,
+    alpha: Multipliers,
+    samples: SampleGenerators,
+    more: Added | None = None,
+) -> Bound:
     """Bounds of directions from multipliers of the rows C1, C2 and C3.
 
     With ``A1 = alpha_1 / least``, ``A2 = alpha_2 / largest``, ``D = A1 - A2`` every direction g is at most
@@ -99,8 +142,10 @@ def bound(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenera
 
     because nonnegative multiples of valid rows are added to g, and then e, phi in [0, 1] and
     rho in [0, largest phi] are maximised one by one; phi_f <= s_i where f is alone.
+
+    ``more`` is what the multipliers of C1 and C2 add, where it is known; those of ``alpha`` are not read.
     """
-    return _closed(gathered(d, flips, alpha.rows, samples), flips, alpha)
+    return _closed(gathered(d, flips, alpha.rows, samples, more), flips, alpha)
 
 
 def on_moves(d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenerators) -> Tensor:
@@ -137,25 +182,24 @@ class Opened:
         return self.rest + self.costs[:, others].clamp(min=0.0).sum(1), dev
 
 
-def gathered(d: Directions, flips: Flips, rows: Tensor, samples: SampleGenerators) -> Opened:
+def gathered(
+    d: Directions,
+    flips: Flips,
+    rows: Tensor,
+    samples: SampleGenerators,
+    more: Added | None = None,
+) -> Opened:
     operations = 2.0 * d.operations + 8.0 * flips.count + 64.0
     moves, bends, costs, rest, size = d.on_moves, d.on_bend, d.on_phase, d.base, d.size
-    extra = d.up
+    extra, supports = d.up, d.supports
     if flips.rows:
-        first, second = rows
-        by_least, by_largest = first / flips.least, second / flips.beyond
-        difference, total = by_least - by_largest, by_least + by_largest
-        moves = moves + (difference @ flips.on_moves.flatten(1)).reshape(moves.shape)
-        extra = extra + by_least @ flips.up + by_largest @ flips.down
-        bends = bends + difference @ flips.on_bend
-        costs = costs + difference @ flips.on_phase
-        costs[:, flips.column] += d.charge + total @ flips.charge - first + second
-        rest = rest + by_least @ (flips.quiet - flips.margin + flips.above)
-        rest = rest + by_largest @ (flips.margin + flips.below)
-        size = size + total @ (flips.size + flips.least + flips.beyond) + (first + second).sum(1)
+        more = Added.of(flips, rows) if more is None else more
+        moves, bends, costs = moves + more.moves, bends + more.bends, costs + more.costs
+        costs[:, flips.column] += d.charge
+        extra, rest, size = extra + more.extra, rest + more.rest, size + more.size
+        supports = None
     costs = costs + flips.largest * bends.clamp(min=0.0)
-    known = None if flips.rows else d.supports
-    dev = (samples.support(moves) if known is None else known) + extra
+    dev = (samples.support(moves) if supports is None else supports) + extra
     return Opened(rest, dev, moves, costs, bends, size, operations, flips)
 
 
@@ -246,11 +290,15 @@ def ascend(
 ) -> Multipliers:
     """Better multipliers by projected subgradient steps (Adam) from ``alpha``; the best iterate of each row.
 
+    The search is in float32: any multipliers are valid, and bounds are evaluated in float64 afterwards.
+
     Args:
         free: mask of the samples that may be poisoned for each direction, (r, m) as numbers; None for all.
     """
     if not (flips.rows or flips.limits) or not d.rows or steps == 0:
         return alpha
+    given, d, flips, samples, alpha = flips, single(d), single(flips), samples.single, single(alpha)
+    free = None if free is None else free.to(torch.float32)
     scale = prices_of(d, flips).amax(1).clamp(min=1e-12)
     for part in (alpha.rows.amax(0), alpha.limits):
         scale = torch.maximum(scale, part.amax(1)) if part.shape[1] else scale
@@ -270,7 +318,17 @@ def ascend(
             climb.moved(slope, rate, number) for climb, slope in zip(climbs, slopes, strict=True)
         )
         alpha = Multipliers.of(rows, limits, flips)
-    return best
+    return Multipliers.of(best.rows.to(torch.float64), best.limits.to(torch.float64), given)
+
+
+def single(parts: Parts) -> Parts:
+    """A dataclass with its numbers in float32."""
+    found = {
+        name: part.to(torch.float32)
+        for name, part in ((f.name, getattr(parts, f.name)) for f in fields(parts))
+        if isinstance(part, Tensor) and part.dtype == torch.float64
+    }
+    return replace(parts, **found)  # type: ignore[arg-type]
 
 
 class Climb:

@@ -39,7 +39,7 @@ class Effort:
         last: for the ends of the state after the last step, and for questions.
     """
 
-    state: int = 25
+    state: int = 30
     candidates: int = 60
     last: int = 60
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from milp_agt.bounds.zonotope.engine import ZonotopePass
 
 OWN = ("centre", "on_moves", "on_phase", "on_bend")
+PROVED = ("below", "above", "clean", "poisoned", "terms")
 
 
 def pack_forward(forward: ZonotopePass) -> dict[str, Any]:
@@ -24,20 +25,22 @@ def pack_forward(forward: ZonotopePass) -> dict[str, Any]:
         "zonotope": {name: getattr(zonotope, name) for name in OWN},
         "flips": _plain(zonotope.flips),
         "noise": _plain(zonotope.noise),
-        "bounds": _plain(forward.bounds) | {"alpha": _plain(forward.bounds.alpha)},
+        "bounds": {name: getattr(forward.bounds, name) for name in PROVED},
+        "alpha": _plain(forward.bounds.alpha),
     }
 
 
 def unpack_forward(begun: ZonotopePass, plain: Mapping[str, Any]) -> ZonotopePass:
     """What :func:`pack_forward` packed, of a run that has just begun."""
+    flips = Flips(**plain["flips"])
     zonotope = replace(
         begun.zonotope,
-        flips=Flips(**plain["flips"]),
+        flips=flips,
         noise=Noise(**plain["noise"]),
         **plain["zonotope"],
     )
-    bounds = plain["bounds"] | {"alpha": Multipliers(**plain["bounds"]["alpha"])}
-    return replace(begun, zonotope=zonotope, bounds=StateBounds(**bounds))
+    bounds = StateBounds(flips, Multipliers(**plain["alpha"]), **plain["bounds"])
+    return replace(begun, zonotope=zonotope, bounds=bounds)
 
 
 def _plain(parts: Any) -> dict[str, Any]:

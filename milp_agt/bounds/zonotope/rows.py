@@ -139,7 +139,6 @@ class FlipRows:
     def both(self, zonotope: HybridZonotope, shared: StateBounds) -> tuple[Bound, Bound]:
         """Bounds upwards and downwards with shared multipliers."""
         ones = torch.ones_like(self.spread.below)
-        alphas = shared.shared(self.jacobian)
         supports: Sequence[Tensor | None] = (None, None)
         if not zonotope.flips.rows:
             supports = zonotope.samples.both_supports(self.spread.on_moves)
@@ -149,8 +148,11 @@ class FlipRows:
                 zonotope.flips,
                 alpha,
                 zonotope.samples,
+                more,
             )
-            for sign, alpha, known in zip((1.0, -1.0), alphas, supports, strict=True)
+            for sign, known, (alpha, more) in zip(
+                (1.0, -1.0), supports, shared.added(self.jacobian), strict=True
+            )
         )
         return up, down
 

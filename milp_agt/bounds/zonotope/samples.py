@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -152,6 +152,15 @@ class SampleGenerators:
         if poison.label_moves is not None:
             total = total + poison.label_moves.support(labels)
         return total
+
+    @cached_property
+    def single(self) -> SampleGenerators:
+        """The same moves in float32, up to rounding: for searches, which prove nothing."""
+        sets = (self.poison.feature_moves, self.poison.label_moves)
+        features, labels = (s and s.on(lambda part: part.to(torch.float32)) for s in sets)
+        return replace(
+            self, poison=replace(self.poison, feature_moves=features, label_moves=labels)
+        )
 
     @cached_property
     def _mirrored(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -68,6 +69,27 @@ class Noise:
     @property
     def reach(self) -> Tensor:
         return torch.maximum(self.down, self.up)
+
+    @staticmethod
+    def towards(carried: Tensor, size: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """How far numbers in ``[-low, high]``, (g, P, ...), move forms down and up that have the coefficients
+        ``carried`` of the given size on them, (r, g P)."""
+        low, high = low.flatten(0, 1), high.flatten(0, 1)
+        both, skew = size @ (high + low), carried @ (high - low)
+        return (0.5 * (both - skew)).clamp(min=0.0), (0.5 * (both + skew)).clamp(min=0.0)
+
+    def charged_by(self, size: Tensor) -> Tensor:
+        """What forms with coefficients of this size, (r, g P), are charged on each flip, (r, q)."""
+        found = size.new_zeros(len(size), self.charge.shape[-1])
+        pairs = zip(size.split(self.charge.shape[1], 1), self.charge, self.owed, strict=True)
+        for part, charge, flips in pairs:
+            found[:, flips] += part @ charge[:, flips]
+        return found
+
+    @cached_property
+    def owed(self) -> Sequence[Tensor]:
+        """The flips that each group is charged to: mostly those of its own steps."""
+        return [part.any(0).nonzero()[:, 0] for part in self.charge]
 
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -328,20 +350,19 @@ class HybridZonotope:
         many = many and len(noise) * self.size * self.samples.count > MANY
         onto = noise.onto[:, used].transpose(0, 1).flatten(1)
         carried = rows @ onto
-        above, below = carried.clamp(min=0.0), (-carried).clamp(min=0.0)
-        down, up = (part.flatten(0, 1) for part in (noise.down, noise.up))
-        low, high = noise.below.flatten(), noise.above.flatten()
+        size = carried.abs()
         if many:
             lower = upper = rows.abs() @ self.charged[used]
         else:
-            lower, upper = above @ down + below @ up, above @ up + below @ down
+            lower, upper = noise.towards(carried, size, noise.down, noise.up)
+        below, above = noise.towards(carried, size, noise.below, noise.above)
         return Spread(
             self._on_moves(rows, used),
             rows @ self.on_phase[used],
             rows @ self.on_bend[used],
-            (above + below) @ noise.charge.flatten(0, 1),
-            above @ low + below @ high,
-            above @ high + below @ low,
+            noise.charged_by(size),
+            below,
+            above,
             lower,
             upper,
             rows.abs() @ terms[used],

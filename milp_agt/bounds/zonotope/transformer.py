@@ -138,7 +138,7 @@ class Transformer:
     def _range(self, node: Node, form: Form) -> Interval:
         if form.is_constant:
             return Interval.point(form.centre[None])
-        if node.batched and not self.work.fits(form.centre[0].numel()):
+        if node.batched and (self._is_masked(node) or not self.work.fits(form.centre[0].numel())):
             return node.op.interval(*(self.box(name) for name in node.inputs))
         down, up = self._reach(form)
         error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
@@ -150,6 +150,14 @@ class Transformer:
                 plain.expand_states(states), f"'{node.name}' by intervals and as a zonotope"
             )
         return box
+
+    def _is_masked(self, node: Node) -> bool:
+        """Whether it is the elementwise product of a node with phases, or with constants: the product of
+        the ranges is as tight as what the forms of both say together."""
+        if not isinstance(node.op, Einsum) or len(set(node.op.letters)) > 1:
+            return False
+        forms = [self.forms[name] for name in node.inputs]
+        return any(form.is_phase or form.is_constant for form in forms)
 
     def _reach(self, form: Form) -> tuple[Tensor, Tensor]:
         """How far a node lies below and above its centre, (2 or 1, [n], *shape)."""
