@@ -28,6 +28,7 @@ class Work:
         directions: numbers of a direction: parameters, and rows of flips.
         most_rows: of flips that are carried; 0 for none.
         most_limits: of flips that are carried.
+        tells: whether there is time for an ascent with as many.
         samples: that can be poisoned.
         batch: samples of the step.
     """
@@ -36,6 +37,7 @@ class Work:
     directions: int
     most_rows: int
     most_limits: int
+    tells: bool
     samples: int
     batch: int
 
@@ -48,8 +50,9 @@ class Work:
         fitting = PER_STEP // (moves * max(1, elements))
         most = min(MOST_ROWS, fitting) if fitting >= FEWEST_ROWS else 0
         count = max(1, samples.count)
-        limits = min(LIMITS, PER_ASCENT // (2 * zonotope.size)) // count
-        return Work(numbers, zonotope.size + flips.rows, most, limits, count, batch)
+        fitting = PER_ASCENT // (2 * zonotope.size)
+        limits, tells = min(LIMITS, fitting) // count, fitting > LIMITS
+        return Work(numbers, zonotope.size + flips.rows, most, limits, tells, count, batch)
 
     @property
     def kept_rows(self) -> int:
@@ -64,8 +67,10 @@ class Work:
         return max(FEWEST_NEW, min(MOST_NEW, max(1, self.most_rows // 2), fitting))
 
     def room(self, share: float, limits: int) -> int:
-        """How many more phases get a C3 by the end of a part of the step: twice as many as are carried."""
-        return max(0, ceil(share * 2 * self.most_limits) - limits)
+        """How many more phases get a C3 by the end of a part of the step: twice as many as are carried where
+        an ascent can tell which are worth it."""
+        most = self.most_limits * (2 if self.tells else 1)
+        return max(0, ceil(share * most) - limits)
 
     def fits(self, elements: int) -> bool:
         """Whether a node with so many elements for each sample is worth bounding as directions."""
