@@ -145,7 +145,8 @@ def _emptied(_: int) -> None:
 class _ShortNorms:
     """Torch in which lengths are one per cent too short."""
 
-    cat = staticmethod(torch.cat)
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
 
     class linalg:
         @staticmethod
@@ -173,7 +174,7 @@ WHOLE = [
            unlisted(_attacked(agt.Removal(1), "enumerated")), 1),
     Mutant("exchange: new gradient, attacked", ((Substitute, "others"),), times(0.99),
            unlisted(_attacked(agt.Substitution(1), "joint", clip=0.2, clip_mode="clamp")), 1),
-    Mutant("exchange: ball", ((window_bounds, "torch"),), lambda _: _ShortNorms,
+    Mutant("exchange: ball", ((window_bounds, "torch"),), lambda _: _ShortNorms(),
            lambda _: assert_form_meets_the_ball("substitution", "norm"), 1),
     Mutant("exchange: skipped step", ((Joint, "emptied"),), lambda _: lambda own, step: None,
            _emptied, 1),

@@ -108,35 +108,28 @@ def same(a: Result, b: Result) -> None:
         assert one.tobytes() == other.tobytes()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"relaxation": "interval"},
-        {"relaxation": "linear", "window": 2},
-        {"relaxation": "linear", "window": 2, "selections": "joint"},
-        {"relaxation": "linear", "window": 2, "selections": "enumerated"},
-        {"relaxation": "linear", "inner_bounds": "interval"},
-        {"relaxation": "linear", "inner_bounds": "linear"},
-        {"relaxation": "lp", "window": 1, "model": torch.nn.Linear(2, 2).double()},
-        {"threat": agt.LabelPoisoning(budget=1, static=False, scope="batch"), "window": 3},
-    ],
-    ids=[
-        "interval",
-        "linear-2",
-        "joint",
-        "enumerated",
-        "inner-interval",
-        "inner-linear",
-        "lp",
-        "adaptive-labels",
-    ],
-)
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
-    uncut = certify(None, **options)
+LINEAR: dict[str, Any] = {"relaxation": "linear"}
+RESUMED: dict[str, dict[str, Any]] = {
+    "interval": {"relaxation": "interval"},
+    "joint": LINEAR | {"window": 2, "selections": "joint"},
+    "enumerated": LINEAR | {"window": 2, "selections": "enumerated"},
+    "inner-interval": LINEAR | {"inner_bounds": "interval"},
+    "inner-linear": LINEAR | {"inner_bounds": "linear"},
+    "lp": {"relaxation": "lp", "window": 1, "model": torch.nn.Linear(2, 2).double()},
+    "adaptive-labels": {
+        "threat": agt.LabelPoisoning(budget=1, static=False, scope="batch"),
+        "window": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, name: str) -> None:
+    uncut = certify(None, **RESUMED[name])
     for stop in (1, 4):
         folder = tmp_path / str(stop)
-        cut_off(folder, stop, **options)
-        same(certify(folder, **options), uncut)
+        cut_off(folder, stop, **RESUMED[name])
+        same(certify(folder, **RESUMED[name]), uncut)
 
 
 def test_a_run_may_be_cut_off_at_every_step(tmp_path: Path) -> None:

@@ -109,12 +109,7 @@ def test_csv_labels_and_targets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "target", "found", "remedy"),
     [
-        (
-            "a,y\n1,\n2,1\n",
-            "y",
-            "1 missing values, all in column 'y', the first in row 0 (line 2)",
-            "impute",
-        ),
+        ("a,y\n1,\n2,1\n", "y", "1 missing values, all in column 'y', the first in row 0 (line 2)", "impute"),
         ("a,y\nnan,0\nNA,1\n", "y", "2 missing values, all in column 'a'", "drop column 'a'"),
         ("a,c,y\n1,red,0\n2,blue,1\n", "y", "text in the columns c, for instance 'red'", "encode"),
         ("a,y\n1,0\n2\n", "y", "1 cells in row 1 (line 3), 2 columns", "every line"),
@@ -126,7 +121,7 @@ def test_csv_labels_and_targets(tmp_path: Path) -> None:
         ("a,y\n1,-1\n2,1\n", "y", "class labels with values from -1 to 1", "0 and 1"),
         ("a,y\ninf,0\n", "y", "1 infinite values, all in column 'a'", "drop"),
     ],
-)
+)  # fmt: skip
 def test_bad_csv(tmp_path: Path, text: str, target: str | None, found: str, remedy: str) -> None:
     with refused("d.csv", found, remedy):
         csv(tmp_path, text, target=target)

@@ -29,14 +29,14 @@ def test_a_run_file_trains_in_float32(tmp_path: Path) -> None:
     path = tmp_path / "RUN.toml"
     path.write_text(RUN)
     run = load_config(path).build()
-    x, _ = run.data
+    x = run.dataset.x_train
     assert np.array_equal(x, x.astype(np.float32))
     assert "rounded to float32" in run.dataset.notes[-1]
     for value in run.model.state_dict().values():
         assert torch.equal(value.float().double(), value)
     plain = tmp_path / "plain.toml"
     plain.write_text(RUN.replace('precision = "float32"', ""))
-    exact, _ = load_config(plain).build().data
+    exact = load_config(plain).build().dataset.x_train
     assert 0.0 < np.abs(exact - x).max() < 1e-6
     out = tmp_path / "out"
     assert main(["certify", str(path), "--out", str(out), "--quiet", "--no-report"]) in (0, 1)

@@ -7,16 +7,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from checks_steps import mlp
 from refusals import refused
+from same_run import assert_same_run, data_for
 from test_config import GOOD, build
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
 import milp_agt as agt
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
-from milp_agt.training.schedules import Schedule
+from milp_agt.training.schedules import InverseTimeDecay, Schedule
+from milp_agt.training.training import Training
 
 EPOCHS, BATCH, SAMPLES = 4, 3, 7  # three steps in an epoch, the last with one sample
 Build = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]
@@ -163,3 +167,48 @@ def test_other_optimisers_are_refused_with_the_reason(name: str, tmp_path: Path)
         reason = {"lbfgs": "line search", "sam": "no rule"}.get(name, "divides by the size")
         with refused(name, reason, "sgd", kind=UnsupportedOperationError):
             ask()
+
+
+def test_incomplete_last_batch_has_its_own_size() -> None:
+    training = Training(loss="bce", learning_rate=0.3, epochs=2, batch_size=3, momentum=0.9)
+    expected = [[0, 1, 2], [3, 4, 5], [6]] * 2
+    assert [b.tolist() for b in training.batch_order(7)] == expected
+    assert_same_run(mlp(2, 3, 1), data_for("bce", 1), training, expected)
+
+
+def test_shuffled_batches_are_a_new_permutation_in_each_epoch() -> None:
+    training = Training(loss="bce", epochs=3, batch_size=4, shuffle_seed=8)
+    generator = np.random.default_rng(8)
+    expected: list[list[int]] = []
+    for _ in range(3):
+        order = generator.permutation(7).tolist()
+        expected += [order[:4], order[4:]]
+    assert [b.tolist() for b in training.batch_order(7)] == expected
+    assert expected[0] != expected[2]
+    assert_same_run(mlp(2, 3, 1), data_for("bce", 1), training, expected)
+
+
+def test_recorded_batches() -> None:
+    batches = [[3, 1], [0, 6, 5, 2], [4]]
+    training = Training(loss="hinge", learning_rate=0.2, batches=batches, momentum=0.5)
+    assert_same_run(mlp(2, 3, 1), data_for("hinge", 1), training, batches)
+
+
+def test_a_batch_larger_than_the_data_is_the_data() -> None:
+    assert [b.tolist() for b in Training(loss="mse", batch_size=9).batch_order(3)] == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (None, [0.4] * 4),
+        (InverseTimeDecay(0.5), [0.4, 0.4 / 1.5, 0.4 / 2.0, 0.4 / 2.5]),
+        (InverseTimeDecay(0.5, floor=0.25), [0.4, 0.4 / 1.5, 0.25, 0.25]),
+        ([0.1, 0.4, 0.2, 0.3], [0.1, 0.4, 0.2, 0.3]),
+    ],
+    ids=["constant", "decay", "floor", "list"],
+)
+def test_learning_rate_schedules(schedule: object, rates: list[float]) -> None:
+    run = {"learning_rate": 0.4, "epochs": 4, "momentum": 0.9, "nesterov": True}
+    training = Training("cross_entropy", schedule=schedule, **run)
+    assert_same_run(mlp(2, 3, 3), data_for("cross_entropy", 3), training, rates=rates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
 
 import milp_agt as agt
 from milp_agt.bounds.step import Step
-from milp_agt.bounds.zonotope import local, pieces, state
+from milp_agt.bounds.zonotope import folding, local, pieces, state
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.transformer import Transformer
@@ -61,6 +62,48 @@ def test_what_noise_of_a_sample_moves_is_the_sum_over_its_sources() -> None:
     both = ends.both()
     torch.testing.assert_close(both.up, torch.cat([rows.up, rows.down]), rtol=1e-11, atol=1e-18)
     assert bool((ends.up != ends.down).any())
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_flips_that_memory_has_no_room_for_are_noise(monkeypatch, run: Any) -> None:
+    monkeypatch.setattr(Work, "of", staticmethod(without_rows(Work.of)))
+    whole = passed(run)
+    monkeypatch.setattr(folding, "FLIPS_SHARE", 2**50)
+    found = passed(run)
+    for attacks in attacks_of(found):
+        assert_in_boxes(found, attacks)
+    assert found.last.zonotope.flips.count < whole.last.zonotope.flips.count
+    assert 0.999 * width(whole) <= width(found)
+
+
+def without_rows(honest: Any) -> Any:
+    return lambda *given: replace(honest(*given), most_rows=0, most_limits=0)
+
+
+def test_what_a_flip_adds_as_noise_is_what_its_generators_reach(monkeypatch) -> None:
+    """Both ends of every coordinate, at ``phi = 0``, and at ``phi = 1`` with rho = 0 and U."""
+    monkeypatch.setattr(Work, "of", staticmethod(without_rows(Work.of)))
+    zonotope = passed(RUNS[0]).last.zonotope
+    flips, kept = zonotope.flips, folding.with_flips(zonotope, 1)
+    corners = torch.stack(
+        [
+            torch.zeros_like(zonotope.on_phase),
+            zonotope.on_phase,
+            zonotope.on_phase + flips.largest * zonotope.on_bend,
+        ]
+    )
+    gone = torch.tensor(
+        [not bool((kept.flips.place == place).all(1).any()) for place in flips.place]
+    )
+    alone = gone & flips.alone
+    assert int(gone.sum()) == flips.count - 1
+    assert alone.any()
+    assert (gone & ~flips.alone).any()
+    for end, every, own in ((-corners.amin(0), "below", "down"), (corners.amax(0), "above", "up")):
+        more = getattr(kept.noise, every)[-1] - getattr(zonotope.noise, every)[-1]
+        torch.testing.assert_close(more, end[:, gone & ~alone].sum(1), rtol=1e-9, atol=1e-12)
+        more = (getattr(kept.noise, own)[-1] - getattr(zonotope.noise, own)[-1]).sum(1)
+        torch.testing.assert_close(more, end[:, alone].sum(1), rtol=1e-9, atol=1e-12)
 
 
 def test_pieces_whose_units_are_all_off_leave_others_their_moves(monkeypatch) -> None:

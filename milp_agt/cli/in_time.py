@@ -41,8 +41,7 @@ def _may_have_tree(run: LoadedRun) -> bool:
     """Whether `auto` has a tree for runs of this size."""
     from milp_agt.bounds.cells.plan import MOST_COORDINATES
 
-    features = run.data[0]
-    moved = features[0].size * getattr(run.threat, "budget", MOST_COORDINATES + 1)
+    moved = run.dataset.x_train[0].size * getattr(run.threat, "budget", MOST_COORDINATES + 1)
     return run.options.relaxation == "auto" and bool(moved <= MOST_COORDINATES)
 
 

@@ -18,7 +18,6 @@ from milp_agt.recording.losses import LossCall, shares_storage
 from milp_agt.recording.origins import Origins
 from milp_agt.recording.passes import Pass, RecordedForward, Twin, differs
 from milp_agt.recording.places import place
-from milp_agt.recording.total_norm import check_clipped, clipping, running_clip
 from milp_agt.training.training import UpdateRule
 
 LEAVE_OUT = "leave it out; penalties go into weight_decay= of the optimiser"
@@ -249,7 +248,7 @@ class Loop(Findings):
         found: list[float | None] = []
         parameters = self._parameters()
         trained = {name: parameters[name] for name in self._twin.trained}
-        self.attempt(lambda: found.append(running_clip(trained)))
+        self.attempt(lambda: found.append(optimizers.running_clip(trained)))
         clip = found[0] if found else None
         if clip is None or (self._clip is not None and self._clip != clip):
             return self.problem is not None
@@ -308,7 +307,9 @@ class Loop(Findings):
             self._check_gradients()
         else:
             last = self._passes[-1]
-            clipped = check_clipped(self._clip, last.gradients, self._gradients(), last.versions)
+            clipped = optimizers.check_clipped(
+                self._clip, last.gradients, self._gradients(), last.versions
+            )
             self._passes[-1] = last._replace(gradients=clipped)
         self.check_values("before this step")
         replaced = self._reference.replaced(self._velocity())
@@ -318,7 +319,7 @@ class Loop(Findings):
                 "leave optimizer.state and load_state_dict() out of the loop",
             )
         rule = optimizers.rule_of(self._optimizer, self._model, not self.rules)
-        self._pending = rule if self._clip is None else clipping(rule, self._clip)
+        self._pending = rule if self._clip is None else optimizers.clipping(rule, self._clip)
 
     def _join(self) -> tuple[int, ...]:
         """The samples of all backward passes of a step, whose sum must be the mean over them.

@@ -278,9 +278,9 @@ def make_folder(folder: Path) -> Path:
         InvalidInputError: it cannot be made or written to.
     """
     asked = f"Write the result to the folder {folder}"
-    if any(place.is_file() for place in (folder, *folder.parents)):
-        raise InvalidInputError(asked, "a file there", "give another name")
     with writing(asked, "give a folder that can be written to"):
+        if any(place.is_file() for place in (folder, *folder.parents)):
+            raise InvalidInputError(asked, "a file there", "give another name")
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".partial"
         probe.touch()

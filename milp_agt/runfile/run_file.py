@@ -22,7 +22,7 @@ from milp_agt.certification.options import FURTHER, with_further
 from milp_agt.certification.result import Result, untrained
 from milp_agt.core.option_table import OneOf, Table
 from milp_agt.core.rounding import FLOAT32
-from milp_agt.data.dataset import Array, Dataset, Task, load_dataset
+from milp_agt.data.dataset import Dataset, Task, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.formulations.loss import losses
 from milp_agt.properties.property_table import PROPERTIES, PropertyTable
@@ -73,14 +73,6 @@ class LoadedRun(NamedTuple):
     recorded: RecordedRun | None = None
 
     @property
-    def data(self) -> tuple[Array, Array]:
-        """The training part of the data set, in the precision of a recorded run."""
-        if self.recorded is not None:
-            features, labels = self.recorded.data
-            return features.numpy(), labels.numpy()
-        return self.dataset.x_train, self.dataset.y_train
-
-    @property
     def steps(self) -> int:
         """Training steps."""
         return len(self.training.batch_order(len(self.dataset.x_train)))
@@ -94,13 +86,10 @@ class LoadedRun(NamedTuple):
         attack: bool | Search = False,
     ) -> Result:
         """Certify the run with its options, under another threat if there is one."""
-        recorded = self.recorded is not None
         threat = self.threat if threat is None else threat
+        run: tuple[Any, ...] = (self.model, self.dataset, self.training, threat)
         return certify(
-            self.recorded or self.model,
-            threat if recorded else self.dataset,
-            None if recorded else self.training,
-            None if recorded else threat,
+            *(run if self.recorded is None else (self.recorded, threat)),
             options=self.options,
             on_step=on_step,
             checkpoint=checkpoint,

@@ -3,12 +3,14 @@
 from milp_agt.threats.samples import (
     FeatureLabelPoisoning,
     FeaturePoisoning,
+    Insertion,
     LabelPoisoning,
+    Removal,
     SeparatePoisoning,
+    Substitution,
 )
 from milp_agt.threats.threat_model import ThreatModel
 from milp_agt.threats.threat_table import THREATS, threat_kind
-from milp_agt.threats.whole_samples import Insertion, Removal, Substitution
 
 __all__ = [
     "THREATS",

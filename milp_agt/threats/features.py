@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
+from milp_agt.core.option_table import Count, Index, Key
+from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.threats.feature_options import FeatureOptions
 from milp_agt.threats.sets import (
     Ball,
     Box,
@@ -23,16 +26,60 @@ from milp_agt.threats.sets import (
     Sparse,
     Vertices,
 )
-from milp_agt.threats.units import Units, is_number, is_whole, norm_of, radii, radius_text
+from milp_agt.threats.units import (
+    Lengths,
+    Numbers,
+    Radius,
+    RadiusIn,
+    Rows,
+    Units,
+    is_number,
+    is_whole,
+    norm_of,
+    radii,
+    radius_text,
+)
 
 
 @dataclass(frozen=True)
-class FeatureMoves(FeatureOptions):
+class FeatureMoves:
     """Moves of the features of one sample, a part of a threat; columns are positions in the flat sample.
 
     Linear bounds of whole numbers are exact in the norms inf and 0; in 1 and 2 they ignore this condition,
     which is sound.
+    Numbers and lists may be arrays; a radius has shape (*shape), (N,) or (N, *shape).
+
+    Attributes:
+        radius: largest move: one number, one for each feature, for each sample, or for both; ``inf`` only
+            with a ``domain`` and the norms inf and 0.
+        norm: each feature within its radius (inf), ``move / radius`` at most 1 in the norm 1 or 2, or at most
+            ``coordinates`` features that move (0).
+        coordinates: features of a sample that may move, for the norm 0 alone, which needs it; a categorical
+            group counts as one.
+        domain: lowest and highest value, each one number or one for each feature, inside which poisoned
+            features stay.
+        integer: columns that move by whole numbers only.
+        categorical: groups of one-hot columns, each of which may change to any other category.
+        missing: the value that training reads where an entry is missing, or ``{ column = value }``: the
+            adversary may blank entries (norms inf and 0).
+        rows: the matrix A of further conditions ``A @ move <= b``, with ``row_limits``; kept by ``lp`` and
+            above, left out by the others, as the result then says.
     """
+
+    radius: Annotated[Radius, Key(Lengths)]
+    _: KW_ONLY
+    radius_in: RadiusIn = "model"
+    norm: Annotated[str | float, Key(Literal["inf", "2", "1", "0", 2, 1, 0])] = "inf"
+    coordinates: Annotated[int | None, Key(Count)] = None
+    domain: Annotated[
+        Sequence[Numbers] | None,
+        Key(Annotated[list[float | list[float]], Field(min_length=2, max_length=2)]),
+    ] = None
+    integer: Annotated[Sequence[int], Key(list[Index])] = ()
+    categorical: Annotated[Sequence[Sequence[int]], Key(list[list[Index]])] = ()
+    missing: Annotated[float | Mapping[int, float] | None, Key(float | dict[str, float])] = None
+    rows: Annotated[Rows | None, Key(Annotated[list[list[float]], Field(min_length=1)])] = None
+    origin: Origin | None = field(default=None, repr=False, compare=False)
 
     @property
     def _name(self) -> str:

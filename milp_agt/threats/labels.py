@@ -46,11 +46,9 @@ class LabelMoves:
     """Moves of the encoded label of one sample: flips of a class, or a ball around a target.
 
     Attributes:
-        name: of the threat model, for messages.
-        units: of the radius.
+        units: of the radius, and the name of the threat model.
     """
 
-    name: str
     radius: Radius | None
     norm: str | float
     target: int | Sequence[int] | None
@@ -62,24 +60,24 @@ class LabelMoves:
         Raises:
             InvalidThreatModelError: contradictory options, or options that do not fit the loss.
         """
-        order = norm_of(self.name, self.norm)
+        order = norm_of(self.units.name, self.norm)
         self.units.check()
         if loss.is_classification:
             return self._flips(labels, loss, order).only(mask)
         if self.target is not None or order == 0:
             raise InvalidThreatModelError(
-                f"{self.name} for loss '{loss.key}' moves real targets",
+                f"{self.units.name} for loss '{loss.key}' moves real targets",
                 "norm 0" if order == 0 else f"target = {self.target}",
                 "drop target=, and use norm 'inf', 1 or 2",
             )
         if self.radius is None:
             raise InvalidThreatModelError(
-                f"{self.name} needs a finite label radius >= 0 for loss '{loss.key}'",
+                f"{self.units.name} needs a finite label radius >= 0 for loss '{loss.key}'",
                 "none",
                 "give the largest move of a target",
             )
         given = self.units.per_sample(self.radius, tuple(labels.shape[1:]))
-        radius = radii(self.name, given, labels, False, "output")
+        radius = radii(self.units.name, given, labels, False, "output")
         radius = self.units.to_model(radius, labels, order)
         if order == math.inf:
             return Box(-radius, radius).only(mask)
@@ -88,7 +86,7 @@ class LabelMoves:
     def describe(self) -> str:
         """The possible changes of a poisoned sample's label, to follow "the labels of ... "."""
         if self.radius is not None:
-            order = norm_of(self.name, self.norm)
+            order = norm_of(self.units.name, self.norm)
             where = "" if order == math.inf else f" in the norm {order:g}"
             unit, beside = self.units.words(self.radius)
             return f"moved by at most {radius_text(self.radius)}{unit}{where}{beside}"
@@ -101,7 +99,7 @@ class LabelMoves:
     def _flips(self, labels: Tensor, loss: LossFunction, order: float) -> Vertices:
         if self.radius is not None or order != math.inf:
             raise InvalidThreatModelError(
-                f"{self.name} with a label radius or norm is for regression",
+                f"{self.units.name} with a label radius or norm is for regression",
                 f"loss '{loss.key}' with radius {self.radius}, norm {self.norm!r}",
                 "leave both out: labels flip to a class",
             )
@@ -114,7 +112,7 @@ class LabelMoves:
         bad = [t for t in wanted if not is_whole(t) or not 0 <= t < len(vertices)]
         if bad or not wanted or len(set(wanted)) != len(wanted):
             raise InvalidThreatModelError(
-                f"{self.name} flips labels to classes out of 0..{len(vertices) - 1}",
+                f"{self.units.name} flips labels to classes out of 0..{len(vertices) - 1}",
                 f"target = {self.target!r:.60}",
                 "name a class that exists, or several distinct ones",
             )

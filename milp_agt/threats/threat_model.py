@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -45,7 +45,8 @@ class Budgeted:
     """
 
     budget: Annotated[int, Key(Index)]
-    origin: Origin | None = field(default=None, kw_only=True, repr=False, compare=False)
+    _: KW_ONLY
+    origin: Origin | None = field(default=None, repr=False, compare=False)
 
     @property
     def touches(self) -> tuple[str, ...]:
@@ -84,12 +85,13 @@ class Chosen(Budgeted):
         positions: the same by position in the training part after the split, in place of ``samples``.
     """
 
-    samples: Annotated[Sequence[int] | None, Key(_Indices)] = field(default=None, kw_only=True)
+    _: KW_ONLY
+    samples: Annotated[Sequence[int] | None, Key(_Indices)] = None
     ids: Annotated[
         Sequence[object] | None, Key(Annotated[list[str | int], Field(min_length=1)])
-    ] = field(default=None, kw_only=True)
-    positions: Annotated[Sequence[int] | None, Key(_Indices)] = field(default=None, kw_only=True)
-    scope: Annotated[str, SCOPE] = field(default="dataset", kw_only=True)
+    ] = None
+    positions: Annotated[Sequence[int] | None, Key(_Indices)] = None
+    scope: Annotated[str, SCOPE] = "dataset"
 
     def _open(self, count: int | None = None) -> list[int] | None:
         """Positions of the samples that are named, out of ``count`` training samples; None for all.
@@ -187,7 +189,8 @@ class Chosen(Budgeted):
 class Timed(Chosen):
     """Samples that are poisoned once, or anew in every step."""
 
-    static: Annotated[bool, STATIC] = field(default=True, kw_only=True)
+    _: KW_ONLY
+    static: Annotated[bool, STATIC] = True
 
     def _poison(self, features: Tensor, labels: Tensor, **parts: Any) -> Poison:
         """What may be done to the samples that are chosen, ``parts``, as a :class:`Poison`."""

@@ -54,10 +54,10 @@ _CALLS = (
     *("parameters", "named_parameters", "modules", "named_modules", "__deepcopy__"),
 )
 # What layers, losses and steps are computed by.
-_LAYERS = "linear relu leaky_relu sigmoid tanh conv2d batch_norm dropout max_pool2d avg_pool2d"
-_LOSSES = "adaptive_avg_pool2d mse_loss cross_entropy binary_cross_entropy_with_logits"
 _FUNCTIONS: tuple[tuple[str, object, str], ...] = (
-    ("torch.nn.functional", functional, f"{_LAYERS} {_LOSSES}"),
+    ("torch.nn.functional", functional, "linear relu leaky_relu sigmoid tanh conv2d batch_norm"),
+    ("torch.nn.functional", functional, "dropout max_pool2d avg_pool2d adaptive_avg_pool2d"),
+    ("torch.nn.functional", functional, "mse_loss cross_entropy binary_cross_entropy_with_logits"),
     ("torch", torch, "relu sigmoid tanh"),
     ("torch.Tensor", Tensor, "backward flatten"),
     ("torch.autograd", torch.autograd, "backward grad"),

@@ -79,12 +79,14 @@ def _of_rows(search: _Search, rows: FlipRows, known: Flips) -> Flips:
     beyond, back = _picked(up, down, on), _picked(down, up, on)
     reach = _rounded_up(beyond.total(samples) - margin, margin)
     some = (~(reach < 0.0)).nonzero()[:, 0]  # NaN is a candidate, too
-    if_clean = beyond.given(samples, rows.own)[0] - margin
-    # Phases that many samples can flip need rows most, then those that get furthest.
-    urgency = torch.where(if_clean > 0.0, 1e3, 0.0) + reach
-    order = some[urgency[some].argsort(descending=True)]
     most = search.work.most_new(zonotope.flips.rows, search.steps)
     most = max(0, ceil(search.share * most) - known.rows)
+    order = some
+    if most:
+        # Phases that many samples can flip need rows most, then those that get furthest.
+        if_clean = beyond.if_clean(samples, rows.own) - margin
+        urgency = torch.where(if_clean > 0.0, 1e3, 0.0) + reach
+        order = some[urgency[some].argsort(descending=True)]
     for part, has_rows in ((order[:most], True), (order[most:], False)):
         if len(part):
             picked = _Candidates.of(search, rows, on, margin, part.sort().values)
@@ -107,7 +109,7 @@ def _added(
     samples, margin, own = search.zonotope.samples, picked.margin, picked.own
     towards, if_clean, back = (list(each) for each in zip(*bounds, strict=True))
     largest = _least(torch.stack([b.total(samples) for b in towards]) - margin, margin)
-    clean = _least(torch.stack([b.given(samples, own)[0] for b in if_clean]) - margin, margin)
+    clean = _least(torch.stack([b.if_clean(samples, own) for b in if_clean]) - margin, margin)
     clean = torch.minimum(clean, largest)
     # At the kink itself a unit is off: y = 0 is a flip only for those that are on.
     flips = ~torch.where(picked.on, largest < 0.0, largest <= 0.0)
@@ -128,7 +130,7 @@ def _added(
         columns = _limited(columns, at, bounds_, margin[several], samples)
     if has_rows:
         least = _least(torch.stack([b.total(samples) for b in back]) + margin, margin)
-        quiet = _least(torch.stack([b.given(samples, own)[0] for b in back]) + margin, margin)
+        quiet = _least(torch.stack([b.if_clean(samples, own) for b in back]) + margin, margin)
         quiet = torch.where(alone, torch.minimum(quiet, least), least)
         columns = _with_rows(
             search,

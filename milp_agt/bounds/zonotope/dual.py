@@ -68,6 +68,10 @@ class Bound:
         """The bound over all S within the budget, (r,)."""
         return self._up(self.rest + samples.worst(self.dev))
 
+    def if_clean(self, samples: SampleGenerators, own: Tensor) -> Tensor:
+        """The first of :meth:`given`, (r,)."""
+        return self._up(self.rest + samples.worst(samples.others(self.dev, own)[0]))
+
     def given(self, samples: SampleGenerators, own: Tensor) -> Tensor:
         """The bound if sample generator ``own`` (r,) is clean, and if it may be poisoned, (2, r).
 
@@ -223,6 +227,12 @@ def starts(d: Directions, flips: Flips) -> Iterator[tuple[Tensor, Tensor]]:
     The price of a flip is paid on C3 where few flips fit in; else half of it on C1, if there is one. How
     few is a choice that no rule makes well for all directions: one after the other.
     """
+    if not flips.rows:
+        bends = flips.largest[flips.limited] * d.on_bend[:, flips.limited].clamp(min=0.0)
+        prices = (d.on_phase[:, flips.limited] + bends).clamp(min=0.0)
+        for most in COVERS:
+            yield d.base.new_zeros(2, d.rows, 0), torch.where(flips.cover <= most, prices, 0.0)
+        return
     prices = prices_of(d, flips)
     for most in COVERS:
         few = flips.cover <= most

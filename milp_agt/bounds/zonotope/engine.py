@@ -12,6 +12,7 @@ from milp_agt.bounds.step import NodeOrder, State, Step, velocity_of
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.coordinates import projected, sign_of
 from milp_agt.bounds.zonotope.flips import widened
+from milp_agt.bounds.zonotope.folding import most_flips, with_flips
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.pieces import Summed, summed_gradients
 from milp_agt.bounds.zonotope.samples import SampleGenerators
@@ -198,9 +199,6 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
         (factor[:, None] * torch.where(sign[:, None], up, down) * grow)[None],
         _on_new(factor, gradient.charge[place] * grow, old.flips.rows)[None],
     )
-    noise = old.noise.carried(jacobian).joined(new)
-    if len(noise) > most_groups(size, old.samples.count, before.memory):
-        noise = noise.merged()
     moved = old.moved(jacobian)
     known = (columns >= 0).nonzero()[:, 0]
     every = torch.arange(size, device=scale.device)
@@ -209,7 +207,7 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
         more = scale[part, None, None] * gradient.on_moves[place[part]][:, known]
         moved[part[0] : part[-1] + 1].index_add_(1, columns[known], more)
     centre = carry @ old.centre + scale * gradient.centre[place] + penalty * middle[place]
-    return HybridZonotope(
+    newest = HybridZonotope(
         old.samples,
         old.flips.joined(found.flips),
         centre,
@@ -218,9 +216,14 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
         + _on_new(scale, gradient.on_phase[place], old.flips.count),
         widened(jacobian @ old.on_bend, count)
         + _on_new(scale, gradient.on_bend[place], old.flips.count),
-        noise,
+        new,
         old.is_folded,
     )
+    newest = with_flips(newest, most_flips(size, before.memory))
+    noise = old.noise.carried(jacobian).joined(newest.noise)
+    if len(noise) > most_groups(size, old.samples.count, before.memory):
+        noise = noise.merged()
+    return replace(newest, noise=noise)
 
 
 def _on_new(scale: Tensor, on_flips: Tensor, before: int) -> Tensor:

@@ -210,6 +210,15 @@ class Flips:
             up=self.up[keep] + alone,
         )
 
+    def only(self, keep: Tensor) -> Flips:
+        """Only some flips, (f',) ascending, all that have C3 among them; there are no rows."""
+        parts = {
+            name: getattr(self, name)[keep] for name in ("largest", "own", "alone", "sign", "place")
+        }
+        limited = torch.searchsorted(keep, self.limited)
+        on_flips = self.on_phase[:, :0]
+        return replace(self, **parts, limited=limited, on_phase=on_flips, on_bend=on_flips)
+
     def with_limits(self, keep: Tensor) -> Flips:
         """Only some of C3, (l',) ascending."""
         parts = {name: getattr(self, name)[keep] for name in ("limited", "threshold", "cover")}

@@ -8,6 +8,7 @@ import itertools
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from milp_agt.training.torch_names import replacement
 
 FEATURES = "features"
 
-Handler = Callable[["Builder", nn.Module, str], object]
+Handler = Callable[["Builder", Any, str], object]
 # What stands in for a layer that has no gradient.
 _SMOOTHER = {"MaxPool2d": "AvgPool2d, or a convolution with a stride,"}
 

@@ -25,8 +25,7 @@ from milp_agt.training.layers.builder import Builder, handles
 
 
 @handles(nn.Linear, saved=("in_features", "out_features", "bias"))
-def linear(builder: Builder, layer: nn.Module, path: str) -> None:
-    assert isinstance(layer, nn.Linear)
+def linear(builder: Builder, layer: nn.Linear, path: str) -> None:
     source = builder.current
     if len(source.shape) != 1 or source.shape[0] != layer.in_features:
         raise InvalidInputError(
@@ -47,8 +46,7 @@ def linear(builder: Builder, layer: nn.Module, path: str) -> None:
 
 
 @handles(nn.Flatten, saved=("start_dim", "end_dim"))
-def flatten(builder: Builder, layer: nn.Module, path: str) -> None:
-    assert isinstance(layer, nn.Flatten)
+def flatten(builder: Builder, layer: nn.Flatten, path: str) -> None:
     before = builder.current.shape
     rank = len(before)
     start = layer.start_dim - 1 if layer.start_dim > 0 else rank + layer.start_dim
@@ -119,9 +117,8 @@ handles(nn.Identity)(lambda builder, layer, path: None)
 
 
 @handles(nn.Dropout, nn.Dropout1d, nn.Dropout2d, saved=("p",))
-def dropout(builder: Builder, layer: nn.Module, path: str) -> None:
+def dropout(builder: Builder, layer: nn.Dropout | nn.Dropout1d | nn.Dropout2d, path: str) -> None:
     """No effect in evaluation mode; training with dropout is random and has no reachable set."""
-    assert isinstance(layer, (nn.Dropout, nn.Dropout1d, nn.Dropout2d))
     if layer.training and layer.p > 0:
         raise UnsupportedOperationError(
             f"Layer '{path}' is {type(layer).__name__}(p={layer.p:g}) in training mode",

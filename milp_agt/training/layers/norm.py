@@ -14,12 +14,11 @@ from milp_agt.training.layers.builder import Builder, handles
 
 
 @handles(nn.BatchNorm1d, nn.BatchNorm2d, saved=("num_features", "eps", "momentum", "affine"))
-def batch_norm(builder: Builder, layer: nn.Module, path: str) -> None:
+def batch_norm(builder: Builder, layer: nn.BatchNorm1d | nn.BatchNorm2d, path: str) -> None:
     """``v = weight * (u - mean) / sqrt(variance + eps) + bias`` in each channel.
 
     Two nodes, so that the rounding of ``u - mean`` is covered before terms cancel.
     """
-    assert isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
     mean, variance = layer.running_mean, layer.running_var
     if layer.training or mean is None or variance is None:
         raise UnsupportedOperationError(

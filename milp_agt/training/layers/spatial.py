@@ -28,9 +28,8 @@ _POOL = ("kernel_size", "stride", "padding", "ceil_mode")
         *("groups", "bias"),
     ),
 )
-def convolution(builder: Builder, layer: nn.Module, path: str) -> None:
+def convolution(builder: Builder, layer: nn.Conv2d, path: str) -> None:
     """Frozen weights give a linear map, trainable ones a product with the unfolded image."""
-    assert isinstance(layer, nn.Conv2d)
     if layer.padding_mode != "zeros":
         raise UnsupportedOperationError(
             f"Layer '{path}' is Conv2d with padding_mode='{layer.padding_mode}'",
@@ -76,16 +75,14 @@ def _product(builder: Builder, weight: Node, windows: Windows, layer: nn.Conv2d,
 
 
 @handles(nn.AvgPool2d, saved=(*_POOL, "count_include_pad", "divisor_override"))
-def average_pool(builder: Builder, layer: nn.Module, path: str) -> None:
+def average_pool(builder: Builder, layer: nn.AvgPool2d, path: str) -> None:
     """A convolution of each channel with a constant kernel."""
-    assert isinstance(layer, nn.AvgPool2d)
     windows = _pooled(builder, layer, path)
     _average(builder, windows, layer.divisor_override, layer.count_include_pad)
 
 
 @handles(nn.AdaptiveAvgPool2d, saved=("output_size",))
-def adaptive_average_pool(builder: Builder, layer: nn.Module, path: str) -> None:
-    assert isinstance(layer, nn.AdaptiveAvgPool2d)
+def adaptive_average_pool(builder: Builder, layer: nn.AdaptiveAvgPool2d, path: str) -> None:
     asked = f"Layer '{path}' is AdaptiveAvgPool2d({layer.output_size})"
     image = _image(builder, asked)
     wanted = layer.output_size
@@ -116,8 +113,7 @@ def _average(builder: Builder, windows: Windows, divisor: int | None, count_padd
 
 
 @handles(nn.MaxPool2d, saved=(*_POOL, "dilation"), frozen_only=True)
-def max_pool(builder: Builder, layer: nn.Module, path: str) -> None:
-    assert isinstance(layer, nn.MaxPool2d)
+def max_pool(builder: Builder, layer: nn.MaxPool2d, path: str) -> None:
     if layer.return_indices:
         raise UnsupportedOperationError(
             f"Layer '{path}' is MaxPool2d with return_indices=True",
