@@ -42,7 +42,7 @@ LIVE_STATES = 4
 MULTIPLIED_PER_SECOND = 5e9
 # Coefficients of nodes on parameters that a zonotope deals with per second, with all that it does beside;
 # squares of coordinates beside its noise, and rows of flips.
-FORMED_PER_SECOND = 1e6
+FORMED_PER_SECOND = 2e6
 ZONOTOPE_SQUARES, ZONOTOPE_ROWS = 8, 640
 
 
