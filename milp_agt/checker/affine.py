@@ -60,12 +60,14 @@ class Flipped:
 
 @dataclass
 class Pass:
-    """One step: its rules, and the symbols, of which flips and noise become more on the way."""
+    """One step: its rules, and the symbols, of which flips and noise become more on the way.
+
+    ``known`` are ranges and magnitudes, with the forms, so that no other one has their id.
+    """
 
     problem: Problem
     symbols: Symbols
     own: Array  # slots of the samples, -1 for those that nobody poisons
-    # Ranges and magnitudes, with the forms, so that no other one has their id.
     known: dict[int, tuple[Form, Box, Array]] = field(default_factory=dict)
 
     def knows(self, form: Form, box: Box) -> None:
@@ -83,7 +85,7 @@ class Pass:
         return far(form, self.box(form))
 
     def size(self, form: Form) -> Array:
-        self.box(form)
+        """The magnitude of a form whose range was asked for."""
         return self.known[id(form)][2]
 
     def off(self, mine: int, runs: float, size: Array) -> Array:
@@ -97,11 +99,10 @@ class Pass:
         """``sum_k rows_jk x_ik + bias_j`` (n, j): both factors are forms. The rows are those of the weight,
         or its columns where it is ``turned``.
         """
-        rows, apart, sizes = weight, self.far(weight), self.size(weight)
+        width, rows, apart, sizes = x.c.shape[1], weight, self.far(weight), self.size(weight)
         if turned:
             rows = Form(weight.c.T, weight.s.transpose(1, 0, 2), weight.low.T, weight.high.T)
             apart, sizes = apart.swapaxes(-1, -2), sizes.T
-        width = rows.c.shape[1]
         c = x.c @ rows.c.T
         s = plus(
             np.tensordot(x.c, rows.s, (1, 1)), np.tensordot(x.s, rows.c, (1, 1)).transpose(0, 2, 1)
@@ -175,25 +176,23 @@ class Pass:
         is 0 if the flip does not happen: noise that is charged to it, by the state of the sample.
         """
         symbols, place = self.symbols, flipped.place
-        states = (slice(None), *place)
+        states, before = (slice(None), *place), symbols.count
         radius = self.far(delta)[states]
         radius = up(radius * abs(flipped.turned))
         clean = np.where(flipped.alone, radius[1], radius[0])
         each, own = np.arange(len(flipped.index)), self.own[place[0]]
         owned = np.zeros((len(each), len(symbols.low)))
         owned[each, own] = np.where(own < 0, 0.0, np.maximum(up(radius[1] - clean), 0.0))
-        before = symbols.count
         self.symbols = symbols.with_noise(np.zeros(len(each)), owned, flipped.index, clean)
         error = self.off(4, 2, 2.0 * self.size(delta))
         found = delta.scaled(at).widened(error)
         found = replace(found, s=wide(found.s, self.symbols.count))
         found.s[*place, symbols.flips[flipped.index, 0]] += flipped.turned * delta.c[place]
         found.s[*place, before + each] = 1.0
-        box = self.box(delta)
         other = np.stack([at, at])
         other[states] += np.stack([np.where(flipped.alone, 0.0, flipped.turned), flipped.turned])
-        ends = np.stack([end * factor for end in (box.lo, box.hi) for factor in (at[None], other)])
-        self.knows(found, _around(ends.min(0), ends.max(0), error))
+        ends = [e * f for e in vars(self.box(delta)).values() for f in (at[None], other)]
+        self.knows(found, _around(np.min(ends, 0), np.max(ends, 0), error))
         return found
 
     def loss(self, f: Form, y: Form) -> Form:
@@ -332,8 +331,8 @@ def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form],
         radius = up(radius + 4.0 * U * (abs(c) + abs(middle)) + TINY).reshape(-1)
         assert form.owned is not None
         owned = form.owned.reshape(len(radius), -1)
-        first = symbols.count
-        symbols = symbols.with_noise(radius, owned)
+        first, none = symbols.count, np.full(len(radius), -1)
+        symbols = symbols.with_noise(radius, owned, none, np.zeros(len(radius)))
         s = wide(form.s, symbols.count).reshape(len(radius), -1)
         s[np.arange(len(radius)), first + np.arange(len(radius))] = 1.0
         zero = np.zeros_like(c)

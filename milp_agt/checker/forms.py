@@ -99,13 +99,8 @@ class Symbols:
         new = self._columns(len(most), 2)
         return self._more(new, flips=new, most=most, shares=shares, cover=cover)
 
-    def with_noise(
-        self, base: Array, owned: Array, flip: Array | None = None, charge: Array | None = None
-    ) -> Symbols:
-        """With more noise, which is charged to no flip unless they are given."""
+    def with_noise(self, base: Array, owned: Array, flip: Array, charge: Array) -> Symbols:
         new = self._columns(len(base))
-        flip = np.full(len(base), -1) if flip is None else flip
-        charge = np.zeros(len(base)) if charge is None else charge
         found = self._more(new, noise=new, base=base, owned=owned, flip=flip, charge=charge)
         if (np.bincount(found.flip[found.flip >= 0]) > 1).any():
             raise Unbounded("a flip with noise already")  # _parts would count one of them
