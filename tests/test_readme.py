@@ -51,6 +51,8 @@ def test_every_operation_says_how_exact_it_is() -> None:
     [
         (README, "iris"),
         (README, "tightness"),
+        (README, "limits"),
+        (README, "paper"),
         (TIGHTNESS, "halfmoons"),
         (TIGHTNESS, "reference"),
         (TIGHTNESS, "bench"),
