@@ -275,3 +275,35 @@ def test_the_check_sees_other_values_and_gradients() -> None:
         other.back.bias[0] += 1e-3
     with pytest.raises(UnsupportedOperationError, match="differs"):
         check_forward(step_graph, other, x)
+
+
+class Cancels(nn.Module):
+    """In float32 the product is rounded and nothing is left of the difference."""
+
+    def __init__(self, exact: bool) -> None:
+        super().__init__()
+        self.layer, self.exact = nn.Linear(2, 2), exact
+        self.register_buffer("a", torch.tensor([1.0 + 2.0**-12, 0.5]))
+        self.register_buffer("b", torch.tensor([1.0 + 2.0**-11, 0.25]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved: Tensor = self.layer(x)
+        left = (self.a - 0.5).unsqueeze(0) if self.exact else (self.a * self.a - self.b) * 1e6
+        return moved + left
+
+
+def test_constants_that_float32_rounds_are_refused_in_a_float32_run() -> None:
+    x, y = torch.tensor([[0.5, -1.0], [1.0, 0.25], [-0.75, 0.5]]), torch.tensor([0, 1, 1])
+    training, nobody = Training("cross_entropy", 0.1, 2), agt.FeaturePoisoning(1, 0.0)
+    with pytest.raises(UnsupportedOperationError, match="mul, minus of constants alone"):
+        agt.certify(Cancels(False), (x, y), training, nobody, precision="float32")
+    for exact, precision in ((True, torch.float32), (True, torch.float64), (False, torch.float64)):
+        model, features = Cancels(exact).to(precision), x.to(precision)
+        name = str(precision).removeprefix("torch.")
+        result = agt.certify(model, (features, y), training, nobody, precision=name)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimiser.zero_grad()
+            functional.cross_entropy(model(features), y).backward()
+            optimiser.step()
+        assert result.reachable.contains(model.state_dict())

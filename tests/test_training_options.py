@@ -282,6 +282,12 @@ def test_recorded_runs(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"label_smoothing": 0.1, "loss": "bce"}, "'bce' was asked for with label_smoothing"),
         ({"class_weights": [1.0, 0.0]}, "class_weights"),
+        ({"class_weights": []}, "class_weights to be a list of numbers"),
+        ({"class_weights": np.array(2.0)}, "class_weights to be a list of numbers"),
+        ({"projection": np.array(2.0)}, "projection to be a pair"),
+        ({"groups": np.array(2)}, "groups of a training must be a list"),
+        ({"momentum": 10**400}, "momentum to be a number >= 0"),
+        ({"epochs": 10**400}, "epochs to be a whole number >= 1"),
         ({"class_weights": [1.0], "clip": 1.0}, "leave one of them out"),
         ({"positive_weight": 2.0}, "'cross_entropy' was asked for with positive_weight"),
     ],
@@ -289,6 +295,12 @@ def test_recorded_runs(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
 def test_options_that_contradict_each_other(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         agt.Training(**{"loss": "cross_entropy"} | options)
+
+
+@pytest.mark.parametrize("rate", [np.array([1.0, 2.0]), torch.ones(2), 10**400, 0, -1.0])
+def test_a_group_needs_one_rate_above_zero(rate: Any) -> None:
+    with pytest.raises(InvalidInputError, match="learning_rate"):
+        agt.ParameterGroup(["0.*"], learning_rate=rate)
 
 
 def test_threats_to_whole_samples_are_refused_beside_options_of_batches() -> None:

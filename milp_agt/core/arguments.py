@@ -43,7 +43,8 @@ def listed(value: object, kind: type | tuple[type, ...], what: str, remedy: str)
     Raises:
         InvalidInputError: another object, or an entry of another kind.
     """
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    none = isinstance(value, (str, bytes)) or getattr(value, "ndim", 1) == 0
+    if none or not isinstance(value, Iterable):
         raise InvalidInputError(
             f"{what} must be a list", f"{type(value).__name__} {value!r:.60}", remedy
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import re
 import textwrap
@@ -255,7 +254,8 @@ def _wanted(kind: Any, value: Any) -> str | None:
     """What a value should be that is no number, truth value or list of numbers of this kind."""
     base, *marks = get_args(kind) if get_origin(kind) is Annotated else (kind,)
     if get_origin(base) is list:
-        if not isinstance(value, (tuple, list, np.ndarray)) or (not len(value) and marks):
+        listed = isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim)
+        if not listed or (not len(value) and marks):
             return "a list of numbers"
         (inner,) = get_args(base)
         return next((f"a list, {w} each" for v in value if (w := _wanted(inner, v))), None)
@@ -269,11 +269,16 @@ def _wanted(kind: Any, value: Any) -> str | None:
     found = [each for mark in marks for each in mark.metadata]
     limits = [(*_LIMITS[n], getattr(m, n)) for m in found for n in _LIMITS if hasattr(m, n)]
     real = (int, np.integer) if base is int else (int, float, np.integer, np.floating)
-    fits = isinstance(value, real) and not isinstance(value, bool) and math.isfinite(value)
+    fits = isinstance(value, real) and not isinstance(value, bool) and _is_finite(value)
     if fits and all(holds(value, limit) for _, holds, limit in limits):
         return None
     words = " and ".join(f"{sign} {limit:g}" for sign, _, limit in limits)
     return f"{'a whole' if base is int else 'a'} number {words}".rstrip()
+
+
+def _is_finite(value: Any) -> bool:
+    """Also for whole numbers of any size, of which those beyond float64 are none."""
+    return bool(np.isfinite(value)) if isinstance(value, np.number) else abs(value) < 2**1024
 
 
 def table_of(

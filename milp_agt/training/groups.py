@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from milp_agt.core.arguments import listed
+from milp_agt.core.arguments import is_at_least, listed
 from milp_agt.core.option_table import Key, NonNegative, Positive, check_fields
 from milp_agt.errors import InvalidInputError
 
@@ -41,7 +41,7 @@ class ParameterGroup:
         object.__setattr__(self, "names", tuple(self.names))
         if not self.names:
             raise InvalidInputError("A group of parameters needs names", "none", remedy)
-        if self.learning_rate == 0:
+        if is_at_least(self.learning_rate, 0.0) and self.learning_rate == 0:
             remedy = "freeze parameters that shall not train by requires_grad_(False)"
             raise InvalidInputError("A group trains", "learning_rate = 0", remedy)
         check_fields(self)

@@ -43,6 +43,13 @@ def in_precision(step_graph: StepGraph, precision: Precision, batch: int) -> Ste
         return step_graph
     old = step_graph.graph
     _refuse_unknown(old, step_graph.loss, precision)
+    if step_graph.rounded:
+        raise UnsupportedOperationError(
+            f"A run in {precision.name} was to be certified",
+            f"a forward that computes {', '.join(step_graph.rounded)} of constants alone, which "
+            f"{precision.name} rounds in every step",
+            "compute it once, in __init__, and keep it as a buffer; or certify the run in float64",
+        )
     forward = {node.name for node in old.needed_for([step_graph.output])}
     loss = {node.name for node in old.needed_for([LOSS_GRADIENT])} - forward
     graph = Graph()

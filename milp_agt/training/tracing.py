@@ -48,6 +48,7 @@ class StepGraph:
             (:func:`milp_agt.training.precision.in_precision`).
         frozen: constant parameters, under their names in ``state_dict``.
         own_forward: whether some module has a forward of the user's own, traced by torch.fx.
+        rounded: functions of constants alone in such a forward whose values are others in float32.
     """
 
     graph: Graph
@@ -62,6 +63,7 @@ class StepGraph:
     clipping: Clipping | None = None
     own_forward: bool = False
     precision: Precision = FLOAT64
+    rounded: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> StepGraph:
         """The same graph with its constants on a device; initial values are not moved."""
@@ -154,6 +156,7 @@ def trace(
         model=tracer.model,
         clipping=clipping,
         own_forward=tracer.own_forward,
+        rounded=tuple(tracer.rounded),
     )
 
 

@@ -193,7 +193,9 @@ class Training:
     ] = None
     groups: Sequence[ParameterGroup] = ()
     label_smoothing: Annotated[float, Key(Annotated[float, Field(ge=0.0, lt=1.0)])] = 0.0
-    class_weights: Annotated[Sequence[float] | None, Key(list[Positive])] = None
+    class_weights: Annotated[
+        Sequence[float] | None, Key(Annotated[list[Positive], Field(min_length=1)])
+    ] = None
     positive_weight: Annotated[float | None, Key(Positive)] = None
     clip_total: Annotated[float | None, Key(Annotated[float, Field(ge=SMALLEST_TOTAL)])] = None
 

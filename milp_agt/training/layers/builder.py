@@ -102,6 +102,7 @@ class Builder:
     ) -> None:
         self.forward, self.model, self.graph = forward, model, Graph()
         self.place, self.lost, self.own_forward = "", False, False
+        self.rounded: dict[str, None] = {}  # functions of constants that float32 rounds
         self.problems: list[tuple[str, str]] = []
         self.errors: list[UnsupportedOperationError] = []
         self.current = self.graph.add(Features(feature_shape), name=FEATURES)
