@@ -59,8 +59,8 @@ class _Wrong(NamedTuple):
         ):
             if self.kind == kind:
                 what = "a table" if isinstance(self.value, dict) else "a list"
-                entries = "entry" if self.context[key] == 1 else "entries"
-                return f"{what} of {words} {self.context[key]} {entries}"
+                items = "item" if self.context[key] == 1 else "items"
+                return f"{what} of {words} {self.context[key]} {items}"
         return self.said.removeprefix("Input should be ").removeprefix("should be ")
 
     @staticmethod
