@@ -306,6 +306,8 @@ def test_bad_objectives_are_refused(kind: str) -> None:
 def test_bad_settings_are_refused() -> None:
     with refused("'pool'", "pool = -1", "change pool"):
         Search(pool=-1)
+    with refused("64 bits", "seed = 18446744073709551616", "change seed"):
+        Search(seed=2**64)
     with refused("memory", "much", "KiB"):
         Search(memory="much")
     with refused("direction", "'up'", "'max' or 'min'"):

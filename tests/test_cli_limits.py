@@ -90,3 +90,9 @@ def test_quiet_is_silent_and_logs_get_lines() -> None:
         assert not isinstance(advance, Lines)
     with progress("steps", quiet=False) as advance:
         assert isinstance(advance, Lines)
+
+
+def test_a_command_whose_stderr_is_closed_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    with progress("steps", quiet=False) as advance:
+        assert not isinstance(advance, Lines)

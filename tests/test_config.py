@@ -167,6 +167,26 @@ def with_line(table: str, line: str) -> str:
          "batches[0][1] should be greater than or equal to 0"),
         (with_line("training", "batches = [[[0], [0, -1]]]"), "[training] batches[0][1][1] = -1",
          "batches[0][1][1] should be greater than or equal to 0"),
+        (GOOD.replace("[2, 3, 2]", "[2]"), "[model] layers = [2]",
+         "layers should be a list of at least 2 items"),
+        (with_line("threat", "samples = []"), "[threat] samples = []",
+         "samples should be a list of at least 1 item"),
+        (with_line("training", "projection = [0, 1, 2]"), "[training] projection = [0, 1, 2]",
+         "projection should be a list of at most 2 items"),
+        (GOOD + "[[property]]\nkind = 'functional'\ncoefficients = {}\n",
+         "[[property]] number 1 coefficients = {}",
+         "coefficients should be a table of at least 1 item"),
+        (with_line("training", "record = 'run.npz'"),
+         "[training] 'learning_rate', 'loss' beside 'record'",
+         "drop 'learning_rate', 'loss': the record holds all options"),
+        # TOML grants whole numbers 64 bits.
+        (with_line("model", "seed = 9223372036854775808"), "[model] seed is a whole number of 64 bits",
+         "give one below 2^63, as TOML has them"),
+        (with_line("training", "batches = [[0, 99999999999999999999]]"),
+         "[training] batches[0][1] is a whole number of 67 bits",
+         "give one below 2^63, as TOML has them"),
+        (GOOD + f"[certify]\nwindow = 0x{'f' * 5000}\n",
+         "[certify] window is a whole number of 20000 bits", "give one below 2^63, as TOML has them"),
     ],
 )  # fmt: skip
 def test_unknown_keys_and_wrong_values(tmp_path: Path, text: str, found: str, remedy: str) -> None:
@@ -193,8 +213,15 @@ def test_removed_options_are_dropped_with_a_word(tmp_path: Path) -> None:
     assert dict(options) == dict(load(tmp_path, GOOD).certify)
 
 
+def test_a_mark_of_the_byte_order_is_no_syntax_error(tmp_path: Path) -> None:
+    """As editors on Windows put it in front of UTF-8."""
+    (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load_config(tmp_path / "run.toml").model.layers == [2, 3, 2]
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     assert "line 1" in failure(tmp_path, "a = = 1").found
+    assert "not TOML" in failure(tmp_path, f"a = {'9' * 5000}").found
     with pytest.raises(ConfigurationError, match="No such file"):
         load_config(tmp_path / "absent.toml")
     with pytest.raises(ConfigurationError, match="directory"):

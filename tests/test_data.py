@@ -167,6 +167,12 @@ def test_bad_npz(
         npz(tmp_path, arrays, **options)
 
 
+def test_moons_have_seeds_of_32_bits() -> None:
+    load_dataset("moons", samples=4, seed=2**32 - 1)
+    with refused("moons", "seed = 4294967296", "below 4294967296"):
+        load_dataset("moons", samples=4, seed=2**32)
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     broken = tmp_path / "d.npz"
     broken.write_bytes(b"not an archive")

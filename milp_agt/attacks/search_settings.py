@@ -50,9 +50,9 @@ class Search:
     def __post_init__(self) -> None:
         counts = {n: v for n, v in vars(self).items() if n not in ("memory", "time_limit")}
         for name, value in counts.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
                 raise InvalidInputError(
-                    f"A search needs a whole number >= 0 for '{name}'",
+                    f"A search needs a whole number >= 0 of at most 64 bits for '{name}'",
                     f"{name} = {value!r}",
                     f"change {name}",
                 )

@@ -26,11 +26,11 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(unit: str, quiet: bool, done: int = 0) -> Iterator[Advance]:
-    """Yields what a command calls while it works; silent where ``quiet``.
+    """Yields what a command calls while it works; silent where ``quiet``, or where stderr is closed.
 
     ``done`` is what was there before, so that it does not count into the speed.
     """
-    if quiet:
+    if quiet or sys.stderr is None:
         yield _silent
     elif sys.stderr.isatty():
         with _bar(unit, done) as advance, _logged():

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from milp_agt.core.option_table import WRONG, Table
 from milp_agt.errors import Problem
+from milp_agt.runfile.tables import RecordTable
 
 Fields = Mapping[str, tuple[str, ...]]  # the known keys of every table
 Path = tuple[str | int, ...]
@@ -52,6 +53,14 @@ class _Wrong(NamedTuple):
             return "a table"
         if self.kind == "tuple_type":
             return "a list of tables, each opened by [[property]]"
+        for kind, words, key in (
+            ("too_short", "at least", "min_length"),
+            ("too_long", "at most", "max_length"),
+        ):
+            if self.kind == kind:
+                what = "a table" if isinstance(self.value, dict) else "a list"
+                items = "item" if self.context[key] == 1 else "items"
+                return f"{what} of {words} {self.context[key]} {items}"
         return self.said.removeprefix("Input should be ").removeprefix("should be ")
 
     @staticmethod
@@ -82,12 +91,31 @@ def explain(error: ValidationError, raw: Mapping[str, Any], tables: Tables) -> l
     found as well.
     """
     fields = {name: tuple(table.model_fields) for name, table in tables.items()}
+    if "training" in fields:  # a record in place of options
+        fields["training"] += tuple(RecordTable.model_fields)
     wrong = [_Wrong.of(item, raw) for item in error.errors(include_url=False)]
     unknown = list(_unknown_keys(raw, fields))
     misspelt = {remedy.replace("use ", "add ", 1) for _, remedy in unknown}
     others = [problem for problem in _others(wrong) if problem[1] not in misspelt]
     more = _contradictions(wrong, raw, tables)
     return list(dict.fromkeys([*unknown, *others, *more])) or list(_plainly(wrong))
+
+
+def out_of_range(value: Any, path: Path = ()) -> Iterator[Problem]:
+    """Whole numbers of more than the 64 bits that TOML grants them."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for part, item in inside:
+        here = (*path, part)
+        if isinstance(item, (dict, list)):
+            yield from out_of_range(item, here)
+        elif isinstance(item, int) and not -(2**63) <= item < 2**63:
+            where, key = _place(here)
+            name = where if key is None else f"{where} {key}"
+            bits = item.bit_length()
+            yield (
+                f"{name} is a whole number of {bits} bits",
+                "give one below 2^63, as TOML has them",
+            )
 
 
 def _contradictions(

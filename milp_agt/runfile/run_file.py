@@ -28,7 +28,7 @@ from milp_agt.formulations.loss import losses
 from milp_agt.properties.property_table import PROPERTIES, PropertyTable
 from milp_agt.recording import RecordedRun
 from milp_agt.runfile.networks import dense_network, factory_network, load_state
-from milp_agt.runfile.problems import explain
+from milp_agt.runfile.problems import explain, out_of_range
 from milp_agt.runfile.tables import (
     GROUP,
     AttackTable,
@@ -267,15 +267,17 @@ def load_config(path: str | Path) -> RunConfig:
     asked = f"Read the run file {path}"
     try:
         raw = path.read_bytes()
-        tables = tomllib.loads(raw.decode("utf-8"))
+        tables = tomllib.loads(raw.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(
             asked, error.strerror or str(error), "give the path of a RUN.toml"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigurationError(
             asked, f"a file that is not TOML ({error})", "correct the syntax there"
         ) from error
+    if problems := [*out_of_range(tables)]:
+        raise ConfigurationError.of(asked, problems)
     try:
         config = up_to_date(RunConfig).model_validate(tables)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from milp_agt.data.sources.source import DatasetUnavailableError, Reading, Source, optional
+from milp_agt.errors import InvalidInputError
 
 
 def moons(reading: Reading) -> Source:
@@ -15,6 +16,11 @@ def moons(reading: Reading) -> Source:
     samples = 100 if reading.samples is None else reading.samples
     noise = 0.1 if reading.noise is None else reading.noise
     drawn = optional("sklearn.datasets", "scikit-learn", "data")
+    if reading.seed >= 2**32:
+        found = (
+            f"seed = {reading.seed!r:.60}, more than the 32 bits that scikit-learn draws moons from"
+        )
+        raise InvalidInputError("Load data set 'moons'", found, "give a seed below 4294967296")
     x, y = drawn.make_moons(n_samples=samples, noise=noise, random_state=reading.seed)
     about = f"two moons, {samples} samples, noise {noise:g}, seed {reading.seed}"
     return Source(x, y, ("x0", "x1"), about)
