@@ -58,7 +58,9 @@ class OptimiserStep(Combine):
         sizes = [box.magnitude for box in inputs]
         whole, kept = self._size(sizes), min(self.kept, self.sizes[0]) * sizes[0]
         rest = (whole - kept).clamp(min=0.0) + whole * 2.0**-50
-        return kept * precision.gamma(2) + rest * precision.gamma(16) + precision.tiny
+        # What underflows is scaled by the rate afterwards.
+        tiny = precision.tiny * max(1.0, *self.sizes)
+        return kept * precision.gamma(2) + rest * precision.gamma(16) + tiny
 
     def interval(self, *inputs: Interval) -> Interval:
         error = self._size([box.magnitude for box in inputs]) * gamma(24) + TINY

@@ -201,7 +201,8 @@ def test_the_mean_holds_under_attack_and_beats_single_points(
     # Subgroups have sums of their own.
     names = np.array(["a", "b", "b"] * (len(x) // 3))
     both = result.loss(x, y, groups=names)
-    assert both.upper == pytest.approx(answer.upper)
+    # The ascents stop together, so the last digits hang on what else is asked.
+    assert both.upper == pytest.approx(answer.upper, rel=1e-4)
     for name in ("a", "b"):
         own = torch.from_numpy(names == name)
         assert both.groups[name].upper == pytest.approx(result.loss(x[own], y[own]).upper)

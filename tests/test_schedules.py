@@ -145,8 +145,8 @@ REFUSED = {
     "period": lambda: agt.CosineDecay(period=True),
     "unit": lambda: agt.ExponentialDecay(0.5, "month"),
     "finite rates": lambda: rates(agt.ExponentialDecay(1e200)),
-    "rates up to 1e+12": lambda: agt.Training(
-        loss="mse", learning_rate=1e11, momentum=100.0
+    "rates up to 1e+30": lambda: agt.Training(
+        loss="mse", learning_rate=1e29, momentum=100.0
     ).update_rules(1),
     "no 2 epochs of one length": lambda: agt.Training(
         loss="mse", epochs=2, schedule=agt.StepDecay(1, unit="epoch")

@@ -39,7 +39,7 @@ class Clipping:
 NORM_SHIFT = 1e-6
 
 # Rounding is bounded for products that underflow before they are scaled by at most this.
-LARGEST_RATE = 1e12
+LARGEST_RATE = 1e30
 
 
 @dataclass(frozen=True)
