@@ -45,7 +45,7 @@ class OptimiserStep(Combine):
         return total(size * u for size, u in zip(self.sizes, magnitudes, strict=True))
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
-        """``gamma(2)`` of what is kept and ``gamma(16)`` of all other terms.
+        """``gamma(2)`` of what is kept and ``gamma(16)`` of all other terms, and what underflow adds.
 
         Scalars are rounded to the precision of the run; products and sums may be fused. The longest chain
         is that of the penalty: the scalar, its product with the sign, the sum with the mean gradient, with

@@ -409,3 +409,16 @@ def test_convolutions_are_refused_by_name() -> None:
     body = nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 1)).double()
     with pytest.raises(UnsupportedOperationError, match=r"unfold.*What to do: train with Linear"):
         in_precision(trace(body, "bce", (1, 3, 3)), FLOAT32, 4)
+
+
+def test_products_that_underflow_before_the_rate_are_covered() -> None:
+    """``theta - rate (momentum v + g)`` with a product that float32 loses: 1e-26 of theta at this rate."""
+    rate, momentum, velocity = 1e20, 1e-6, 1e-40
+    lost = np.float32(momentum) * np.float32(velocity)
+    assert lost == 0.0
+    step = OptimiserStep.of((1.0, -rate * momentum, -rate), (1.0, rate * momentum, rate), 1, 1.0)
+    boxes = [Interval.point(torch.tensor([[v]]).double()) for v in (0.0, velocity, 0.0)]
+    error = step.run_error(FLOAT32, *boxes)
+    exact = float(step.value(*(box.lower for box in boxes)))
+    assert exact == pytest.approx(-1e-26)  # where the run keeps 0
+    assert float(error) >= abs(exact)
