@@ -128,7 +128,7 @@ def test_a_solver_at_its_limit_gives_its_dual_bound(monkeypatch) -> None:
     ids=["failed", "no dual bound", "NaN", "NaN as optimal", "minus infinity"],
 )
 def test_a_solver_without_a_dual_bound_leaves_the_linear_box(monkeypatch, result) -> None:
-    options: dict[str, Any] = {"window": 1, "selections": "enumerated"}
+    options: dict[str, Any] = {"window": 1, "selections": "enumerated", "carried": "none"}
     linear = certify(relaxation="linear", **options)
     with_solver(monkeypatch, lambda _honest: result)
     fallen = certify(relaxation="lp", **options)

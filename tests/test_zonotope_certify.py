@@ -144,7 +144,9 @@ def test_suspects_of_a_question_are_those_of_its_margins(relaxation: str) -> Non
     assert found.causes[Cause.PREDICTION] >= 0
     heaviest = found[0].sample
     only = agt.FeaturePoisoning(1, 0.05, samples=[heaviest])
-    alone, _ = dataclasses.replace(case, threat=only).certify(relaxation=relaxation, carried="zonotope")
+    alone, _ = dataclasses.replace(case, threat=only).certify(
+        relaxation=relaxation, carried="zonotope"
+    )
     low, high = alone.margins(*at[1:3])
     assert found[0].width == pytest.approx((high - low).mean(), rel=0.25)
 
