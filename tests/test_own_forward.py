@@ -48,11 +48,10 @@ def test_new_activations_are_sound(name: str, relaxation: str) -> None:
 @pytest.mark.parametrize("name", ["gelu", "elu-0.5", "hardtanh"])
 def test_new_activations_are_sound_by_other_bounds(name: str) -> None:
     case, test, labels = problem(
-        "bce", "features", {"epochs": 2}, (2,), ACTIVATIONS[name], count=4, budget=1, radius=0.05
+        "bce", "features", {"epochs": 2}, (2,), ACTIVATIONS[name], count=3, budget=1, radius=0.05
     )
     assert_sound(case, test, labels, attacks=24, relaxation="lp")
-    for options in ({"inner_bounds": "interval"}, {"inner_bounds": "linear"}):
-        assert_sound(case, test, labels, attacks=24, relaxation="linear", **options)
+    assert_sound(case, test, labels, attacks=24, inner_bounds="interval")
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -258,7 +257,7 @@ def test_parameters_that_the_forward_does_not_read_are_named() -> None:
 
 @pytest.mark.parametrize("kind", OWN)
 def test_own_forwards_are_sound_by_other_bounds(kind: type[nn.Module]) -> None:
-    x, y, test, labels = data("bce", count=4)
+    x, y, test, labels = data("bce", count=2)
     run = Training(loss="bce", learning_rate=0.2, epochs=2)
     case = Problem(own(kind), x, y, run, agt.FeaturePoisoning(1, 0.03))
     for options in ({"relaxation": "lp"}, {"selections": "enumerated", "window": 1}):
