@@ -70,6 +70,7 @@ def certify(
     checkpoint: str | Path | Checkpoint | None = None,
     attack: bool | Search = False,
     solve_limits: Limits | None = None,
+    begun: float | None = None,
     options: CertifyOptions | None = None,
     **changes: Any,
 ) -> Result:
@@ -98,6 +99,7 @@ def certify(
             ``result.attack`` and ``result.sandwich`` show what an adversary really reaches (in
             float64, whose runs lie within the bounds of either precision).
         solve_limits: ``agt.Limits``, in place of the three ``solve_`` options.
+        begun: the time of ``time.monotonic`` from which ``time_limit`` counts: now, unless given.
         options: all options below as one object; options given by name replace its values.
 
     Raises:
@@ -105,7 +107,7 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
-    begun = monotonic()
+    begun = monotonic() if begun is None else begun
     model, given, training, threat, recorded = of_recording(model, data, training, threat)
     arrays, threat, origin = inputs.located(given, threat)
     inputs.check_run(model, arrays, training, threat)
@@ -267,12 +269,13 @@ def _finish(run: RunInProgress, keeper: Checkpoint | None, on_step: OnStep | Non
         for index in range(len(run.records), steps):
             with threads(one):
                 run.advance()
-            if isinstance(run, ListedRun) and run.gave_up is not None:
-                return None
-            if keeper is not None:
-                keeper.step(run.snapshot())
-            if on_step is not None:
-                on_step(run.result(), index + 1, steps)
+                if isinstance(run, ListedRun) and run.gave_up is not None:
+                    return None
+                if keeper is not None:
+                    keeper.step(run.snapshot())
+                result = None if on_step is None else run.result()
+            if on_step is not None and result is not None:
+                on_step(result, index + 1, steps)
     finally:
         if keeper is not None:
             keeper.flush()

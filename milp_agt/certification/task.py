@@ -68,6 +68,11 @@ class Task:
     def updates(self) -> Sequence[UpdateRule]:
         return self.training.update_rules(len(self.batches))
 
+    @cached_property
+    def words(self) -> str:
+        """How the model is trained."""
+        return run_in_words(self.training, len(self.batches))
+
     @property
     def device(self) -> torch.device:
         return self.raw.features.device
@@ -211,7 +216,7 @@ class RunInProgress(ABC):
             caution=task.caution,
             helps=helps,
             settings=settings(task.training, self.plan, graph.precision),
-            run=run_in_words(task.training, self.plan.steps),
+            run=task.words,
         )
 
 

@@ -14,10 +14,11 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import TextIO
 
 import milp_agt
-from milp_agt.cli import attack, bench, certify, compare, show, sweep
+from milp_agt.cli import attack, bench, certify, common, compare, show, sweep
 from milp_agt.cli.common import BAD_INPUT, EXIT_CODES, LIMIT_REACHED, PROVED
 from milp_agt.cli.parser import Parser
 from milp_agt.errors import MilpAgtError
@@ -37,9 +38,12 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors become one message on stderr."""
+    # A time limit counts from the start of the process, or from now where a program calls this.
+    begun = common.LOADED if argv is None else monotonic()
     parser = _parser()
     try:
         arguments = parser.parse_args(argv)
+        arguments.begun = begun
         if arguments.command is None:
             parser.print_help(sys.stderr)
             return BAD_INPUT

@@ -50,7 +50,7 @@ def _attack(arguments: argparse.Namespace) -> int:
     search = run.search
     if arguments.seed is not None:
         search = replace(search, seed=arguments.seed)
-    deadline = Deadline.within(arguments.time_limit)
+    deadline = Deadline.within(common.time_left(arguments))
     folder = AttackFolder(arguments.out, config, run.dataset, search, force=arguments.force)
     aims = _aims(run)
     found: dict[str, Attack] = {}

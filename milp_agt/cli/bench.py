@@ -94,7 +94,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             advance(done, total, row.method)
 
         try:
-            found = bench(sweep, on_row, within=arguments.time_limit)
+            found = bench(sweep, on_row, within=common.time_left(arguments))
         except KeyboardInterrupt:
             if not rows:
                 raise

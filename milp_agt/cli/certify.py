@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from milp_agt.cli import common, in_time
+from milp_agt.cli import common
+from milp_agt.cli.in_time import CommandTime
 from milp_agt.cli.progress import progress
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
@@ -99,7 +99,6 @@ def _certify(arguments: argparse.Namespace) -> int:
     from milp_agt.reports.result_folder import ResultFolder, check_same_run, run_header
     from milp_agt.runfile.run_file import load_config
 
-    begun = monotonic()
     path, place, options = _job(arguments)
     config = load_config(path)
     run = config.build(options)
@@ -127,19 +126,22 @@ def _certify(arguments: argparse.Namespace) -> int:
             if attack is not False and len(result.steps) == steps:
                 advance(0, 0, "", "attacks")
 
-        attack = in_time.search_of(run) if run.options.attack or arguments.attack else False
+        begun: float = arguments.begun
+        whole = CommandTime(run, begun)
+        attack = whole.search() if run.options.attack or arguments.attack else False
         try:
-            result = in_time.steps_of(run, attack is not False).certify(
-                on_step=on_step, checkpoint=checkpoint, attack=attack
+            result = whole.steps(attack is not False).certify(
+                on_step=on_step, checkpoint=checkpoint, attack=attack, begun=begun
             )
             spent = sum(step.seconds for step in result.steps[:before])
+            whole = CommandTime(run, begun, spent)
             result = result.watched(
                 lambda done, points: advance(done, points, "", "questions: test points")
             )
-            result, verdicts = in_time.judged(run, result, begun - spent)
+            result, verdicts = whole.judged(result)
             found = _suspects(result) if arguments.suspects else None
             advance(0, 0, "", "smaller threats")
-            result, smaller = in_time.searched(run, result, verdicts, begun - spent)
+            result, smaller = whole.searched(result, verdicts)
             plain = None if smaller is None else smaller.plain()
             folder.save(result, verdicts, complete=True, suspects=found, smaller=plain)
         except KeyboardInterrupt:
@@ -153,8 +155,7 @@ def _certify(arguments: argparse.Namespace) -> int:
             return common.LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
         advance(0, 0, "", "certificate")
-        seconds = in_time.for_certificate(run, begun - spent)
-        certificate = place / certificates.FOLDER
+        certificate, seconds = place / certificates.FOLDER, whole.for_certificate()
         written.append(certificates.write(certificate, run, result, verdicts, seconds))
         if not arguments.no_report:
             advance(0, 0, "", "report")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from milp_agt.core.relaxation import levels
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 else:
     Commands = argparse._SubParsersAction
 
+LOADED = monotonic()  # when the process began, but for the start of the interpreter
 PROVED, NOT_PROVED, BAD_INPUT, REJECTED, LIMIT_REACHED = 0, 1, 2, 3, 4
 # Every command keeps this table; README shows it.
 EXIT_CODES = {
@@ -64,6 +66,12 @@ def add_time_limit(parser: Parser, then: str) -> None:
     parser.add_argument(
         "--time-limit", metavar="SECONDS", type=_seconds, help=f"of the whole command: {then}"
     )
+
+
+def time_left(arguments: argparse.Namespace) -> float | None:
+    """What is left of the time limit of a command; None without one."""
+    limit: float | None = arguments.time_limit
+    return None if limit is None else max(0.0, arguments.begun + limit - monotonic())
 
 
 def _seconds(text: str) -> float:

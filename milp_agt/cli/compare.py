@@ -85,7 +85,7 @@ def _compare(arguments: argparse.Namespace) -> int:
                 y_test=dataset.y_test if len(dataset.x_test) else None,
                 solvers=arguments.solvers or (options.solver,),
                 attack=arguments.attack,
-                within=arguments.time_limit,
+                within=common.time_left(arguments),
                 options=options,
                 on_row=on_row,
             )

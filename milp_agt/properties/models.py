@@ -19,7 +19,7 @@ from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.deadline import Deadline
-from milp_agt.core.graph import Node, evaluate
+from milp_agt.core.graph import Node, boxes_of, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.properties.last_forms import least_of_forms, on_state
@@ -344,10 +344,7 @@ class ReachableModels:
         return self.reached if all(r.forward is not None for r in self.reached) else ()
 
     def _by_intervals(self, state: State, forms: OutputForms) -> Interval:
-        boxes = dict(state) | {FEATURES: forms.inputs}
-        for node in self.forward:
-            if node.name not in boxes:
-                boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
+        boxes = boxes_of(self.forward, dict(state) | {FEATURES: forms.inputs})
         output = boxes[self.step_graph.output]
         low, high = output.lower[:, :, None], output.upper[:, :, None]
         positive = forms.coefficients.clamp(min=0.0)

@@ -84,8 +84,12 @@ class LoadedRun(NamedTuple):
         on_step: OnStep | None = None,
         checkpoint: Checkpoint | None = None,
         attack: bool | Search = False,
+        begun: float | None = None,
     ) -> Result:
-        """Certify the run with its options, under another threat if there is one."""
+        """Certify the run with its options, under another threat if there is one.
+
+        A time limit counts from ``begun``, a time of ``time.monotonic``; from now on unless given.
+        """
         threat = self.threat if threat is None else threat
         run: tuple[Any, ...] = (self.model, self.dataset, self.training, threat)
         return certify(
@@ -94,6 +98,7 @@ class LoadedRun(NamedTuple):
             on_step=on_step,
             checkpoint=checkpoint,
             attack=attack,
+            begun=begun,
         )
 
 
