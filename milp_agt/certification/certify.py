@@ -50,8 +50,6 @@ from milp_agt.training.training import Training
 
 # Predictions of more than so many seconds are logged before the first step.
 TOLD_FROM = 60.0
-# The attacks of a question that has no deadline of its own may take this share of a time limit.
-REFUTING = 0.15
 OnStep = Callable[[Result, int, int], None]
 
 
@@ -212,13 +210,10 @@ def certify(
         result = _with_recording(result, nominal_check, recorded, restriction == UNRESTRICTED)
     if unrolled is None:
         return result
-    attacker = Attacker(
-        unrolled, attack if isinstance(attack, Search) else Search(), restriction, origin
-    )
+    search = (attack if isinstance(attack, Search) else Search()).within(result.models.seconds)
+    attacker = Attacker(unrolled, search, restriction, origin)
     if refutes and attacker.has_moves:
-        thorough, limit = options.refute == "thorough", options.time_limit
-        seconds = None if limit is None else REFUTING * limit
-        decider = Refuter.of(attacker, precision, task.claim, thorough, seconds)
+        decider = Refuter.of(attacker, precision, task.claim, options.refute == "thorough")
         result = replace(result, decider=decider)
     if attack is False:
         return result
