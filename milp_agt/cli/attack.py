@@ -29,7 +29,9 @@ def add(commands: common.Commands) -> None:
         example="attack examples/moons.toml --out runs/attack",
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, help=common.RUN_FILE)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
+    parser.add_argument(
+        "--out", metavar="DIR", type=common.folder, required=True, help="result folder"
+    )
     parser.add_argument(
         "--seed", metavar="N", type=int, help="seed of the search, in place of the file's"
     )

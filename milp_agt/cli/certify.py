@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SHOWN_STEPS = 40
 REPLAYED = ("shown by a run", "points proved/refuted/open")
-CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
 
 
 def add(commands: common.Commands) -> None:
@@ -37,11 +36,11 @@ def add(commands: common.Commands) -> None:
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?", help=common.RUN_FILE)
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--out", metavar="DIR", type=Path, help="result folder")
+    where.add_argument("--out", metavar="DIR", type=common.folder, help="result folder")
     where.add_argument(
         "--resume",
         metavar="DIR",
-        type=Path,
+        type=common.folder,
         help="go on with the run that was cut off in this result folder",
     )
     parser.add_argument(
@@ -74,7 +73,7 @@ def _job(arguments: argparse.Namespace) -> tuple[Path, Path, dict[str, Any]]:
         return arguments.run, arguments.out, given
     from milp_agt.certification.checkpoint import Checkpoint
 
-    stored = Checkpoint(resumed / CHECKPOINT).manifest
+    stored = Checkpoint(resumed / common.CHECKPOINT).manifest
     if stored is None:
         done = (resumed / "result.json").exists()
         raise InvalidInputError(
@@ -102,7 +101,9 @@ def _certify(arguments: argparse.Namespace) -> int:
     path, place, options = _job(arguments)
     config = load_config(path)
     run = config.build(options)
-    checkpoint = Checkpoint(place / CHECKPOINT, {"run": str(path.absolute()), "options": options})
+    checkpoint = Checkpoint(
+        place / common.CHECKPOINT, {"run": str(path.absolute()), "options": options}
+    )
     before = (checkpoint.manifest or {"step": 0})["step"]
     header = run_header(config, run.dataset) | {
         "options": run.options.model_dump(exclude_none=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,6 @@ from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
-    from pathlib import Path
 
     from milp_agt.cli.parser import Parser
 
@@ -31,6 +31,7 @@ EXIT_CODES = {
     REJECTED: "of check: the certificate states more than its evidence shows, or is damaged",
     LIMIT_REACHED: "a limit came first (time, memory, an interrupt); what was finished is saved and holds",
 }
+CHECKPOINT = "checkpoint"  # folder inside a result folder, while its run is not at its end
 Read = TypeVar("Read")
 OPTION = "option_"  # before the names of options among the arguments
 
@@ -79,6 +80,13 @@ def _seconds(text: str) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
         return float(value)
     raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds, 0 or more")
+
+
+def folder(text: str) -> Path:
+    """A folder; no name at all would be the one that the command runs in."""
+    if not text:
+        raise argparse.ArgumentTypeError("no name; give '.' for the folder that you are in")
+    return Path(text)
 
 
 def window(text: str) -> int | str:

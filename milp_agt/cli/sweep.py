@@ -57,7 +57,9 @@ def add(commands: common.Commands) -> None:
     parser.add_argument(
         "--points", action="store_true", help="with --largest: every test point too"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
+    parser.add_argument(
+        "--out", metavar="DIR", type=common.folder, help="folder for the table as files"
+    )
     common.add_time_limit(
         parser,
         "each certificate has an equal share of what is left, within that of the file; none is made after it",

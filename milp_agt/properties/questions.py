@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from milp_agt.bounds.listed import ListedData, Poisoned
@@ -20,6 +21,7 @@ from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.collective import CollectiveQuestion
+from milp_agt.properties.decision import Decision, only
 from milp_agt.properties.decisions import Decider, decided, witness_of, worst_of_list
 from milp_agt.properties.functional import functional
 from milp_agt.properties.mean_loss import MeanLoss
@@ -116,6 +118,40 @@ class Questions:
         bound = models.bound_in_box if models.is_late() else models.bound
         points = question.summary(models, [bound(forms) for forms in question.forms]).points
         return points.score_lower, points.score_upper
+
+    @own_modes()
+    def leads(self, lower: ArrayLike, upper: ArrayLike) -> npt.NDArray[np.float64]:
+        """Lower bounds of the score of each class less the best other one over boxes of inputs, (n, classes).
+
+        Boxes are [lower, upper], (n, *shape) each. Where a lead is above 0, every reachable model predicts
+        this class at every input of the box.
+
+        Raises:
+            InvalidInputError: a regression loss, features that do not fit, or ends that are crossed.
+        """
+        self._classification("leads")
+        low, high = self._features(lower), self._features(upper)
+        if low.shape != high.shape or bool((low > high).any()):
+            raise InvalidInputError(
+                "Boxes of inputs",
+                f"ends of shapes {tuple(low.shape)} and {tuple(high.shape)}, or crossed",
+                "give lower <= upper of one shape (n, *shape)",
+            )
+        models, boxes = self.models.asked_now, Interval(low.unsqueeze(0), high.unsqueeze(0))
+        bound = models.bound_in_box if models.is_late() else models.bound
+        count = models.step_graph.loss.classes(models.step_graph.outputs)
+
+        def margin(label: int) -> Interval:
+            own = torch.full((len(low),), label, device=low.device)
+            decision = Decision.of(models, boxes, ~only(own, count))
+            return decision.margin(bound(decision.forms))
+
+        if count == 2:  # one margin is minus the other
+            found = margin(1)
+            leads = [-found.upper.amax(0), found.lower.amin(0)]
+        else:
+            leads = [margin(label).lower.amin(0) for label in range(count)]
+        return np.asarray(torch.stack(leads, -1).cpu().numpy())
 
     @own_modes()
     def loss(

@@ -7,7 +7,6 @@ are reported at once. Paths inside the file are relative to it.
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -29,6 +28,7 @@ from milp_agt.properties.property_table import PROPERTIES, PropertyTable
 from milp_agt.recording import RecordedRun
 from milp_agt.runfile.networks import dense_network, factory_network, load_state
 from milp_agt.runfile.problems import explain, out_of_range
+from milp_agt.runfile.reading import read_tables
 from milp_agt.runfile.tables import (
     GROUP,
     AttackTable,
@@ -270,17 +270,7 @@ def load_config(path: str | Path) -> RunConfig:
     """
     path = Path(path)
     asked = f"Read the run file {path}"
-    try:
-        raw = path.read_bytes()
-        tables = tomllib.loads(raw.decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigurationError(
-            asked, error.strerror or str(error), "give the path of a RUN.toml"
-        ) from error
-    except ValueError as error:
-        raise ConfigurationError(
-            asked, f"a file that is not TOML ({error})", "correct the syntax there"
-        ) from error
+    raw, tables = read_tables(path)
     if problems := [*out_of_range(tables)]:
         raise ConfigurationError.of(asked, problems)
     try:
