@@ -14,20 +14,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from milp_agt.checker import functions
-from milp_agt.checker.boxes import (
-    SPARE,
-    Array,
-    Box,
-    Unbounded,
-    allowance,
-    dot,
-    down,
-    matmul,
-    number,
-    scale_of,
-    up,
-)
+from milp_agt.checker import boxes, functions
+from milp_agt.checker.boxes import Array, Box, Unbounded, down, number, scale_of, up
 
 AT_ONCE = 2**21  # products that are held at once
 State = Mapping[str, Box]  # each (cases, *shape); velocities under VELOCITY + name
@@ -60,7 +48,9 @@ class Arithmetic:
             raise Unbounded(f"{roundings:g} roundings of a {self.name} run in one number")
         if (size > self.largest).any():
             raise Unbounded(f"numbers beyond {self.largest:g} in a {self.name} run")
-        found: Array = number(roundings * self.unit * SPARE, size) * size + number(self.tiny, size)
+        found: Array = number(roundings * self.unit * boxes.SPARE, size) * size + number(
+            self.tiny, size
+        )
         return found
 
     def rounded(self, box: Box, roundings: float, size: Array) -> Box:
@@ -193,9 +183,10 @@ def dense(layer: Layer, state: State, x: Box, arithmetic: Arithmetic) -> Box:
 def products(rows: Box, x: Box) -> Box:
     """``sum_k rows_jk x_ik`` for all samples i and rows j, (cases, n, rows), from (cases, rows, k)."""
     if (x.is_point and rows.is_point) or x.lo.shape[0] > 1 or rows.lo.shape[0] > 1:
-        return matmul(x, Box(np.swapaxes(rows.lo, -1, -2), np.swapaxes(rows.hi, -1, -2)))
+        return boxes.matmul(x, Box(np.swapaxes(rows.lo, -1, -2), np.swapaxes(rows.hi, -1, -2)))
     pieces = [
-        dot(rows[:, None, part], x[:, :, None]) for part in parts_of(x.lo.size, rows.lo.shape[1])
+        boxes.dot(rows[:, None, part], x[:, :, None])
+        for part in parts_of(x.lo.size, rows.lo.shape[1])
     ]
     return Box(
         np.concatenate([b.lo for b in pieces], -1), np.concatenate([b.hi for b in pieces], -1)
@@ -237,7 +228,7 @@ def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic)
     else:  # h (1 - h): increasing up to 1/2, decreasing after it
         half = number(0.5, z.lo)
         ends = [h * (one - h) for h in (value.lo, value.hi)]
-        spare = allowance(4, abs(value.size) + one)
+        spare = boxes.allowance(4, abs(value.size) + one)
         middle = np.where((value.lo <= half) & (value.hi >= half), half * half, np.maximum(*ends))
         slopes = Box(
             down(np.minimum(*ends) - spare), up(np.maximum(middle, np.maximum(*ends)) + spare)
@@ -270,11 +261,6 @@ def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
     if loss == "bce":
         p = functions.sigmoid(f)
         own = p.size * (number(32.0, f.lo) + number(4.0, f.lo) * f.size)
-    elif count == 2:
-        second = functions.sigmoid(f[..., 1:] - f[..., :1])
-        low, high = one - second.hi, one - second.lo
-        p = Box(_joined(down(low), second.lo), _joined(up(high), second.hi))
-        own = _softmax_size(p, f)
     else:
         p = functions.softmax(f)
         own = _softmax_size(p, f)
@@ -289,10 +275,6 @@ def _softmax_size(p: Box, f: Box) -> Array:
     share = number(64.0 + 40.0 * f.lo.shape[-1], f.lo) + number(8.0, f.lo) * spread
     found: Array = p.size * (share + number(4.0, f.lo) * top)
     return found
-
-
-def _joined(first: Array, second: Array) -> Array:
-    return np.concatenate([first, second], -1)
 
 
 def _kinked(f: Box) -> Box:

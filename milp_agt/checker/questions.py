@@ -7,13 +7,10 @@ numbers in this sum are independent of each other, and the bound is exact but fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from milp_agt.checker import affine, functions
+from milp_agt.checker import functions
 from milp_agt.checker.boxes import Array, Box, corners, down, number, total, up
-from milp_agt.checker.forms import Form, Symbols, granted, magnitude, own_ranges
 from milp_agt.checker.layers import Problem, State, forward
 
 
@@ -92,28 +89,10 @@ def losses_of_outputs(found: Box, encoded: Array) -> Box:
     return Box(down(squares.lo / width), up(squares.hi / width))
 
 
-def outputs_of_forms(
-    problem: Problem, state: Mapping[str, Form], symbols: Symbols, x: Array
-) -> tuple[Form, Symbols]:
-    """The outputs (n, outputs) of every reachable model at test points."""
-    step = affine.Pass(problem, symbols, np.full(len(x), -1))
-    values, _ = step.forward(state, affine.points(x))
-    return values[-1], step.symbols
-
-
-def ranges_at(form: Form, symbols: Symbols) -> Box:
-    """Bounds of forms of test points, (1, n, *shape)."""
-    return own_ranges(form, symbols, np.full(len(form.c), -1))[:1]
-
-
-def margins_of_forms(
-    problem: Problem, state: Mapping[str, Form], symbols: Symbols, x: Array, labels: Array
-) -> Box:
-    """The same as :func:`margins`, (1, n, others)."""
-    form, symbols = outputs_of_forms(problem, state, symbols, x)
-    form = affine.as_classes(form)
-    at, count = np.arange(len(x)), form.c.shape[1]
-    others = np.array([[k for k in range(count) if k != j] for j in range(count)])[labels]
-    pairs = form[at, labels, None] - form[at[:, None], others]
-    error = granted(8, magnitude(pairs, symbols))
-    return ranges_at(pairs.widened(error), symbols)
+def differences(labels: Array, outputs: int) -> Array:
+    """Rows (n, r, outputs) whose products with the outputs are those margins."""
+    if outputs == 1:
+        return np.where(labels > 0, 1.0, -1.0)[:, None, None]
+    ends, own = np.eye(outputs), range(outputs)
+    found: Array = np.array([[ends[j] - ends[k] for k in own if k != j] for j in own])[labels]
+    return found

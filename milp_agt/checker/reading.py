@@ -14,7 +14,7 @@ from milp_agt.checker.files import Certificate, Rejected, Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Problem, Rule, Samples
 from milp_agt.checker.statement import ASSUMPTIONS, Question, Statement, words
 
-FORMAT = "milp-agt certificate 2"
+FORMAT = "milp-agt certificate 3"
 CLASSES = ("cross_entropy", "bce", "hinge")
 LOSSES = (*CLASSES, "mse")
 KINDS = ("dense", "relu", "leaky_relu", "sigmoid", "tanh")
@@ -83,6 +83,11 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
     if method == "affine" and not affine.covers(problem):
         raise Rejected("claim.method: affine forms have no rules for this run")
     tree = certificate.array(claim, "tree") if claim.has("tree") else None
+    given = np.zeros(0)
+    if claim.has("multipliers"):
+        given = multipliers_of(certificate.array(claim, "multipliers", kind="u"))
+        wrong = method != "affine" or not np.isfinite(given).all()
+        claim.refuse(wrong, ".multipliers: not finite, or not for affine forms")
     anew = (threat.text("counted"), threat.text("poisoned")) != ("once for the run", "once")
     if tree is not None:
         of_one = method == "affine" and poisoned.budget == 1 and not anew
@@ -90,23 +95,26 @@ def read(certificate: Certificate) -> Statement | tuple[str, ...]:
             raise Rejected("claim.tree: no table of nodes, or not for affine forms and one sample")
     questions = tuple(_question(certificate, t, loss, x, y) for t in claim.tables("questions"))
     found = Statement(
-        problem,
-        parameters["initial"],
-        parameters["nominal"],
-        parameters["lower"],
-        parameters["upper"],
-        Samples(Box.point(x[None]), Box.point(y[None])),
-        poisoned,
-        choices,
-        method,
-        questions,
-        not_covered,
-        (),
-        method == "listed" and choices is None,
-        tree,
-        anew,  # which covers what is chosen once, with a budget for every batch
+        problem=problem,
+        samples=Samples(Box.point(x[None]), Box.point(y[None])),
+        poisoned=poisoned,
+        choices=choices,
+        method=method,
+        questions=questions,
+        not_covered=not_covered,
+        words=(),
+        removed=method == "listed" and choices is None,
+        multipliers=given,
+        tree=tree,
+        anew=anew,  # which covers what is chosen once, with a budget for every batch
+        **parameters,
     )
     return replace(found, words=words(found))
+
+
+def multipliers_of(words: Array) -> Array:
+    """Of words that hold the first 16 bits of numbers in binary32."""
+    return (words.astype(np.uint32) << 16).view(np.float32).astype(np.float64).reshape(-1)
 
 
 def _model(
@@ -121,8 +129,7 @@ def _model(
         kind = entry.word("kind", KINDS)
         if kind != "dense":
             slope = entry.real("slope") if kind == "leaky_relu" else 0.0
-            if not 0.0 <= slope <= 1.0:
-                raise Rejected(f"{entry.where}: a slope of {slope}, where 0 to 1 are covered")
+            entry.refuse(not 0.0 <= slope <= 1.0, f": a slope of {slope}, where 0 to 1 are covered")
             layers.append(Layer(kind, slope=slope))
         else:
             layer = Layer(
@@ -212,8 +219,7 @@ def _training(
         or (one.nesterov and (dampened or one.momentum == 0))
         or (dampened and one.momentum == 0)
     )
-    if wrong:
-        raise Rejected(f"{table.where}: options that no optimiser takes together")
+    table.refuse(wrong, ": options that no optimiser takes together")
     table.finish()
     pairs = zip(rates.tolist(), dampening.tolist(), strict=True)
     return batches, tuple(replace(one, rate=rate, dampening=tau) for rate, tau in pairs)

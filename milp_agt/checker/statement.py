@@ -7,7 +7,7 @@ more than what is checked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -66,6 +66,7 @@ class Statement:
     not_covered: tuple[str, ...]
     words: tuple[str, ...]
     removed: bool = False  # whether poisoned samples are left out, by method listed
+    multipliers: Array = field(default_factory=lambda: np.zeros(0))  # for affine, see forms.py
     tree: Array | None = None  # nodes (kind, what, value), see tree.py
     anew: bool = False  # whether the budget is one of every step, and not of the run
 
