@@ -54,8 +54,8 @@ class Flipped:
     alone: Array
 
 
-class Slopes(list[tuple[Array, Flipped] | None]):
-    """Of each layer: the derivative of an activation at its centres, and where it flips."""
+# Of each layer: the derivative of an activation at its centres, and where it flips.
+Slopes = list[tuple[Array, Flipped] | None]
 
 
 @dataclass
@@ -151,37 +151,26 @@ class Pass:
         y >= 0, and rho is max(0, y), which is 0 where phi is 0.
         """
         slope = layer.slope if layer.kind == "leaky_relu" else 0.0
-        box, size, sign = self.box(z), self.size(z), np.where(z.c > 0, -1.0, 1.0)
-        at = np.where(z.c > 0, 1.0, slope)
-        place: Any = np.nonzero((np.where(sign < 0, -box.lo, box.hi) >= 0).any(0))
-        y, rows = z[place].scaled(sign[place]), np.eye(z.c.shape[1])[place[1]]
-        given = carried(place[0], rows * sign[place][:, None])
-        near = own_ranges(y, self.symbols, self.own[place[0]], given)
-        low, high = (
-            np.where(sign[place] < 0, -e, f) for e, f in ((near.hi, near.lo), (near.lo, near.hi))
-        )
-        box = Box(box.lo.copy(), box.hi.copy())
-        box.lo[:, *place], box.hi[:, *place] = low, high
+        sign, (n, width) = np.where(z.c > 0, -1.0, 1.0), z.c.shape
+        given = carried(np.repeat(np.arange(n), width), np.tile(np.eye(width), (n, 1)))
+        given = given.reshape(2, n, width, -1)
+        box = own_ranges(z, self.symbols, self.own, given)
         self.knows(z, box)
-        kept = (near.hi >= 0).any(0)
-        place, y, near, given = (
-            tuple(p[kept] for p in place),
-            y[kept],
-            near[:, kept],
-            given[:, kept],
-        )
-        first, symbols, own = len(self.symbols.flips), self.symbols, self.own[place[0]]
-        most = np.maximum(near.hi.max(0), TINY)
-        alone = (near.hi[0] < 0) & (own >= 0)
+        at, size = np.where(z.c > 0, 1.0, slope), self.size(z)
+        place: Any = np.nonzero((np.where(z.c > 0, -box.lo, box.hi) >= 0).any(0))
+        y, own, first = z[place].scaled(sign[place]), self.own[place[0]], len(self.symbols.flips)
+        given = np.where(sign[..., None] < 0, given[::-1], given)[:, *place]
+        beyond, least = (np.where(z.c > 0, -box.lo, box.hi), np.where(z.c > 0, box.hi, -box.lo))
+        beyond, least = beyond[:, *place], np.maximum(least[:, *place], 0.0)
+        most, alone = np.maximum(beyond.max(0), TINY), (beyond[0] < 0) & (own >= 0)
         shares, cover = self._shares(y, own, alone, given)
-        least = np.maximum(-near.lo, 0.0)
         quiet = np.where(alone, least[0], least.max(0))
-        more = np.stack([y.high[1] - y.high[0], y.low[0] - y.low[1]])
-        pays = np.zeros((len(own), 2, len(symbols.low)))
-        pays[np.arange(len(own)), :, own] = np.where(own < 0, 0.0, np.maximum(more, 0.0)).T
-        pays[np.arange(len(own)), 0, own] += least.max(0) - quiet
+        more = np.maximum([y.high[1] - y.high[0], y.low[0] - y.low[1]], 0.0)
+        more[0] += least.max(0) - quiet
+        pays = np.zeros((len(own), 2, len(self.symbols.low)))
+        pays[np.arange(len(own)), :, own] = np.where(own < 0, 0.0, up(more)).T
         y = replace(y, low=y.low[0], high=y.high[0])
-        self.symbols = symbols.with_flips(most, shares, cover, y, least.max(0), quiet, pays)
+        self.symbols = self.symbols.with_flips(most, shares, cover, y, least.max(0), quiet, pays)
         error = self.off(8, 2 if slope else 0, size + box.size.max(0))
         h = z.scaled(at).widened(error)
         h = replace(h, s=wide(h.s, self.symbols.count))

@@ -268,7 +268,8 @@ def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Ar
         rows = len(symbols.flips) * 2
         by = both(wide(given, len(symbols.flips)))
         s = plus(s, sign[..., None] * (by @ symbols.rows.reshape(rows, -1)))
-        rest, more = by @ symbols.above.reshape(rows), by @ symbols.pays.reshape(rows, -1)
+        more, lost = by @ symbols.pays.reshape(rows, -1), TINY * symbols.sizes.sum()
+        rest = by @ symbols.above.reshape(rows) + lost
         size = size + by @ symbols.terms.reshape(rows)
     known = s.shape[-1]
     slots, flips, noise = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
@@ -219,20 +220,15 @@ def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic)
         slopes = Box(np.where(z.lo > 0, one, slope), np.where(z.hi > 0, one, slope))
         found = delta * slopes
         return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
-    if layer.kind == "tanh":  # 1 - h^2
-        size = value.size
-        nearest = np.where(
-            (value.lo <= 0) & (value.hi >= 0), zero, np.minimum(abs(value.lo), abs(value.hi))
-        )
-        slopes = Box(down(one - up(size * size)), up(one - down(nearest * nearest)))
-    else:  # h (1 - h): increasing up to 1/2, decreasing after it
-        half = number(0.5, z.lo)
-        ends = [h * (one - h) for h in (value.lo, value.hi)]
-        spare = boxes.allowance(4, abs(value.size) + one)
-        middle = np.where((value.lo <= half) & (value.hi >= half), half * half, np.maximum(*ends))
-        slopes = Box(
-            down(np.minimum(*ends) - spare), up(np.maximum(middle, np.maximum(*ends)) + spare)
-        )
+    # 1 - h^2 for tanh; for sigmoid h (1 - h) = (1 - t^2) / 4 with t = 2 h - 1.
+    t, share = (
+        (value, one)
+        if layer.kind == "tanh"
+        else (value + value - Box.point(one + zero * z.lo), one / 4)
+    )
+    size = t.size
+    nearest = np.where((t.lo <= 0) & (t.hi >= 0), zero, np.minimum(abs(t.lo), abs(t.hi)))
+    slopes = Box(share * down(one - up(size * size)), share * up(one - down(nearest * nearest)))
     # The run takes at most four operations on numbers that are no larger than |delta| (1 + |h|^2).
     return arithmetic.rounded(delta * slopes, 5, delta.size * (one + value.size))
 
@@ -287,10 +283,8 @@ def forward(problem: Problem, state: State, x: Box) -> list[Box]:
     """The input of every layer, and the output at the end."""
     values = [x]
     for layer in problem.layers:
-        step = (
-            dense(layer, state, values[-1], problem.arithmetic) if layer.kind == "dense" else None
-        )
-        values.append(activation(layer, values[-1], problem.arithmetic) if step is None else step)
+        act = partial(dense, layer, state) if layer.kind == "dense" else partial(activation, layer)
+        values.append(act(values[-1], problem.arithmetic))
     return values
 
 

@@ -35,16 +35,9 @@ class Reached:
     boxes: Mapping[str, Box]
     forms: steps.Final | None = None
 
-    def margins(self, x: Array, labels: Array) -> Box:
-        """See :func:`questions.margins`; by boxes and by forms."""
-        found = questions.margins(self.problem, self.boxes, x, labels)
-        count = self.boxes[self.problem.layers[-1].weight].lo.shape[1]
-        rows = questions.differences(labels, count)
-        return found if self.forms is None else found.met(self.forms.rows(x, rows))
-
-    def outputs(self, x: Array) -> Box:
-        found = questions.outputs(self.problem, self.boxes, x)
-        rows = np.broadcast_to(np.eye(found.lo.shape[-1]), (len(x), *[found.lo.shape[-1]] * 2))
+    def rows(self, x: Array, rows: Array) -> Box:
+        """See :func:`questions.of_rows`; by boxes and by forms."""
+        found = questions.of_rows(self.problem, self.boxes, x, rows)
         return found if self.forms is None else found.met(self.forms.rows(x, rows))
 
 
@@ -97,17 +90,18 @@ def answer(asked: Question, cases: Sequence[Reached]) -> tuple[float, float]:
 
 
 def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
-    pieces = []
+    pieces, count = [], case.boxes[case.problem.layers[-1].weight].lo.shape[1]
+    squares = asked.kind == "loss" and case.problem.loss == "mse"
     for start in range(0, len(asked.x), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        x, labels = asked.x[part], asked.labels[part]
-        if asked.kind == "loss" and case.problem.loss == "mse":
-            pieces.append(questions.losses_of_outputs(case.outputs(x), asked.encoded[part]))
-            continue
-        margin = case.margins(x, labels)
-        if asked.kind == "loss":
-            margin = questions.losses_of_margins(case.problem.loss, margin)
-        pieces.append(margin)
+        rows = questions.differences(asked.labels[part], count)
+        rows = np.broadcast_to(np.eye(count), (len(rows), count, count)) if squares else rows
+        found = case.rows(asked.x[part], rows)
+        if squares:
+            found = questions.losses_of_outputs(found, asked.encoded[part])
+        elif asked.kind == "loss":
+            found = questions.losses_of_margins(case.problem.loss, found)
+        pieces.append(found)
     whole = Box(
         np.concatenate([b.lo for b in pieces], 1), np.concatenate([b.hi for b in pieces], 1)
     )
