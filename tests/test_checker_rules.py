@@ -181,9 +181,8 @@ def test_fractions_agree_with_floats(activation: str, loss: str) -> None:
     given = run_of(loss, *bent, batches=[range(4), range(1, 4)], rules=[rule])
     samples, poisoned = data_of(x, y, 1, moved_x=0.05)
     nothing: tuple[Any, ...] = ()
-    floats = Statement(
-        given, initial, {}, {}, {}, samples, poisoned, None, "", nothing, nothing, nothing
-    )
+    what = samples, poisoned, None, "", nothing, nothing, nothing, False, np.zeros(0), None, False
+    floats = Statement(given, *what, initial, {}, {}, {})
     fractions = floats.exactly()
     near = training.train(given, floats.initial, floats.samples, floats.poisoned)
     true = training.train(given, fractions.initial, fractions.samples, fractions.poisoned)

@@ -160,8 +160,8 @@ class Pass:
         place: Any = np.nonzero((np.where(z.c > 0, -box.lo, box.hi) >= 0).any(0))
         y, own, first = z[place].scaled(sign[place]), self.own[place[0]], len(self.symbols.flips)
         given = np.where(sign[..., None] < 0, given[::-1], given)[:, *place]
-        beyond, least = (np.where(z.c > 0, -box.lo, box.hi), np.where(z.c > 0, box.hi, -box.lo))
-        beyond, least = beyond[:, *place], np.maximum(least[:, *place], 0.0)
+        beyond = np.where(z.c > 0, -box.lo, box.hi)[:, *place]
+        least = np.maximum(np.where(z.c > 0, box.hi, -box.lo)[:, *place], 0.0)
         most, alone = np.maximum(beyond.max(0), TINY), (beyond[0] < 0) & (own >= 0)
         shares, cover = self._shares(y, own, alone, given)
         quiet = np.where(alone, least[0], least.max(0))
@@ -170,7 +170,8 @@ class Pass:
         pays = np.zeros((len(own), 2, len(self.symbols.low)))
         pays[np.arange(len(own)), :, own] = np.where(own < 0, 0.0, up(more)).T
         y = replace(y, low=y.low[0], high=y.high[0])
-        self.symbols = self.symbols.with_flips(most, shares, cover, y, least.max(0), quiet, pays)
+        own_parts = {"most": most, "shares": shares, "cover": cover, "pays": pays}
+        self.symbols = self.symbols.with_flips(y, least.max(0), quiet, **own_parts)
         error = self.off(8, 2 if slope else 0, size + box.size.max(0))
         h = z.scaled(at).widened(error)
         h = replace(h, s=wide(h.s, self.symbols.count))

@@ -126,14 +126,12 @@ class Certificate:
         """The array that a key names, of a kind (``f``, ``i`` or ``u``) and shape."""
         name = table.text(key)
         if name not in self.arrays:
-            raise Rejected(
-                f"{table.where}: '{key}' names {name!r:.60}, which is not among the files of the claim"
-            )
+            raise Rejected(f"{table.where}: '{key}' names {name!r:.60}, no file of the claim")
         found = self.arrays[name]
         if found.dtype.kind != kind or (shape is not None and found.shape != shape):
+            own = f"{found.dtype} of shape {found.shape}"
             raise Rejected(
-                f"{name}: {found.dtype} of shape {found.shape}, where {table.where}.{key} needs kind '{kind}'"
-                + ("" if shape is None else f" of shape {shape}")
+                f"{name}: {own}, where {table.where}.{key} needs '{kind}', {shape or 'any'}"
             )
         self.used.add(name)
         return found
@@ -198,7 +196,7 @@ def _bytes(path: Path, most: int, wanted: int | None = None) -> bytes:
                 raise Rejected(f"{path.name}: no plain file")
             if about.st_size > most or (wanted is not None and about.st_size != wanted):
                 raise Rejected(
-                    f"{path.name}: {about.st_size} bytes, where {wanted or f'at most {most}'} are allowed"
+                    f"{path.name}: {about.st_size} bytes, not {wanted or f'up to {most}'}"
                 )
             return stream.read(about.st_size)
     except OSError as error:
@@ -209,9 +207,7 @@ def _array(name: str, data: bytes) -> Array:
     """An array in version 1.0 of numpy's format; its header is matched, never evaluated."""
     header = HEADER.fullmatch(data[10 : 10 + int.from_bytes(data[8:10], "little")])
     if data[:8] != b"\x93NUMPY\x01\x00" or header is None:
-        raise Rejected(
-            f"{name}: not an array of binary64, int64, words or bytes in numpy's format 1.0"
-        )
+        raise Rejected(f"{name}: not an array of such numbers in numpy's format 1.0")
     try:
         shape = tuple(int(part) for part in header[2].decode().split(",") if part.strip())
     except ValueError:

@@ -42,6 +42,7 @@ from milp_agt.checker.boxes import SPARE, TINY, Array, Box, U, Unbounded, down, 
 NUMBERS = 2**27  # coefficients of one array at most
 # Which flips samples pay for: those of which so many fit in the budget.
 COVERS = (1.0, 2.0, 4.0, 1e300)
+Pair = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Symbols:
         flip, charge: the flip that a noise is charged to, (noise,), -1 for none; each has one noise at most.
         rows: coefficients of the two rows of each flip, (flips, 2, columns).
         above: what they add besides, (flips, 2), and if slots are poisoned, ``pays`` (flips, 2, slots).
-        terms: the sizes of all their terms, (flips, 2).
+        terms: the sizes of all their terms, (flips,).
         count: of the columns.
     """
 
@@ -91,7 +92,7 @@ class Symbols:
         z = np.zeros
         slots, flips, noise = z((0, width)), z((0, 2), dtype=np.int64), z(0, dtype=np.int64)
         columns, rows, pairs = z((0, width), dtype=np.int64), z((0, 2, 0)), z((0, 2))
-        rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), rows, pairs, rows, pairs
+        rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), rows, pairs, rows, z(0)
         return Symbols(slots, slots, (), budget, columns, flips, *rest, 0)
 
     def _columns(self, *shape: int) -> Array:
@@ -114,26 +115,18 @@ class Symbols:
             pays=wide(self.pays, slots),
         )
 
-    def with_flips(
-        self,
-        most: Array,
-        shares: Array,
-        cover: Array,
-        y: Form,
-        least: Array,
-        quiet: Array,
-        pays: Array,
-    ) -> Symbols:
-        """With flips of kinks, and their rows: l is ``least``, and q ``quiet``."""
-        new, each = self._columns(len(most), 2), np.arange(len(most))
+    def with_flips(self, y: Form, least: Array, quiet: Array, **own: Array) -> Symbols:
+        """With flips of kinks, and their rows: l is ``least``, and q ``quiet``. ``own``: most, shares, cover
+        and pays.
+        """
+        new, each = self._columns(len(least), 2), np.arange(len(least))
         rows = wide(np.stack([y.s, -y.s], 1), self.count + new.size)
         rows[each, 0, new[:, 0]] = -least
         rows[each, :, new[:, 1]] = -1.0, 1.0
         above = np.stack([y.c + y.high + quiet, -(y.c + y.low)], 1)
-        terms = np.stack([magnitude(y, self) + pays.sum((1, 2)) + 2.0 * (least + most)] * 2, 1)
+        terms = magnitude(y, self) + own["pays"].sum((1, 2)) + 2.0 * (least + own["most"])
         before = replace(self, rows=wide(self.rows, rows.shape[-1]))
-        flips = {"most": most, "shares": shares, "cover": cover, "flips": new}
-        return before._more(new, **flips, rows=rows, above=above, pays=pays, terms=terms)
+        return before._more(new, flips=new, rows=rows, above=above, terms=terms, **own)
 
     def with_noise(self, base: Array, owned: Array, flip: Array, charge: Array) -> Symbols:
         new = self._columns(len(base))
@@ -151,7 +144,7 @@ class Symbols:
         found[self.noise] = self.base + self.owned.sum(1) + self.charge
         return found
 
-    def given(self, values: Array) -> tuple[Array, Array]:
+    def given(self, values: Array) -> Pair:
         """The most that values >= 0 of the slots, (..., slots), add up to over all that may be poisoned:
         if a slot is not, and if it is (..., slots).
 
@@ -240,9 +233,8 @@ class Form:
     def scaled(self, factor: Array) -> Form:
         """The product with numbers, up to rounding."""
         ends = factor * self.low, factor * self.high
-        return Form(
-            factor * self.c, factor[..., None] * self.s, np.minimum(*ends), np.maximum(*ends)
-        )
+        c, s = factor * self.c, factor[..., None] * self.s
+        return Form(c, s, np.minimum(*ends), np.maximum(*ends))
 
 
 def granted(terms: int, size: Array) -> Array:
@@ -262,15 +254,13 @@ def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Ar
     s, size = form.s[None], magnitude(form, symbols)
     rest = more = np.zeros(1)
     sign = np.array([-1.0, 1.0]).reshape(2, *[1] * form.c.ndim)
-    if (
-        given is not None
-    ):  # what is bounded is -form in the first place, so that the rows are subtracted
+    if given is not None:
         rows = len(symbols.flips) * 2
         by = both(wide(given, len(symbols.flips)))
         s = plus(s, sign[..., None] * (by @ symbols.rows.reshape(rows, -1)))
         more, lost = by @ symbols.pays.reshape(rows, -1), TINY * symbols.sizes.sum()
         rest = by @ symbols.above.reshape(rows) + lost
-        size = size + by @ symbols.terms.reshape(rows)
+        size = size + abs(given) @ symbols.terms[: given.shape[-1]]
     known = s.shape[-1]
     slots, flips, noise = (
         int((columns < known).sum())
@@ -299,9 +289,7 @@ def magnitude(form: Form, symbols: Symbols) -> Array:
     return found * SPARE
 
 
-def reach(
-    form: Form, symbols: Symbols, given: Array | None = None
-) -> Iterator[tuple[Array, Array]]:
+def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[Pair]:
     """Pairs of which each bounds how far the forms go below and above ``c + rest``: what is there whoever
     is poisoned, (2, *shape), and what each slot adds if it is, (2, *shape, slots).
 
