@@ -88,7 +88,8 @@ def write_result(
 
     The claim is that of the result where the checker proves it. Where the result is tighter, by a
     relaxation that the checker has no rules for, the claim is what the checker proves; where that is more
-    than ``WIDEST`` times as wide, the relaxation stands in the claim as not covered.
+    than ``WIDEST`` times as wide, the relaxation stands in the claim as not covered. Multipliers that make the
+    checker's bounds tighter are looked for where these are more than ``NEAR`` times as wide as the result.
 
     Args:
         folder: made if it is not there; arrays and claims of an earlier certificate in it are removed.
