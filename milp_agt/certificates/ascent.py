@@ -24,16 +24,16 @@ Array = npt.NDArray[Any]
 
 # Adam: iterations for each state, and the scale of the first and of the last.
 ITERATIONS, FIRST, LAST = 25, 0.15, 0.0045
-WORK = 1e12  # products
+RATE = 5e10  # products in a second
 
 
-def ascended(given: Statement) -> Array:
-    """The multipliers of a run, as a certificate stores them.
+def ascended(given: Statement, seconds: float) -> Array:
+    """The multipliers of a run, as a certificate stores them, if they are found in about so many seconds.
 
     Raises:
         Unbounded: the run becomes infinite in spite of them, or is too large for a search.
     """
-    search = _Search()
+    search = _Search(RATE * seconds)
     run = given.initial, given.samples, given.poisoned, given.anew
     with np.errstate(all="ignore"):
         train(given.problem, *run, search)
@@ -43,18 +43,18 @@ def ascended(given: Statement) -> Array:
 class _Search:
     """Multipliers for each state in turn, from those of the last."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: float) -> None:
         self.found: list[Array] = []
         self.last = torch.zeros(0, 0)
-        self.work = 0.0
+        self.left = most
 
     def __call__(self, state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
         flips, sizes = len(symbols.flips), [form.c.size for form in state.values()]
         if not flips:
             return {}
         s = np.concatenate([wide(f.s, symbols.count).reshape(f.c.size, -1) for f in state.values()])
-        self.work += 12.0 * ITERATIONS * len(s) * flips * symbols.count
-        if self.work > WORK:
+        self.left -= 12.0 * ITERATIONS * len(s) * flips * symbols.count
+        if self.left < 0:
             raise Unbounded("multipliers that take long to find")
         self.last = _climbed(np.concatenate([-s, s]), symbols, self.last)
         pairs = self.last.numpy().reshape(2, len(s), flips)

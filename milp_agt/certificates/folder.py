@@ -88,8 +88,8 @@ def write_result(
 
     The claim is that of the result where the checker proves it. Where the result is tighter, by a
     relaxation that the checker has no rules for, the claim is what the checker proves; where that is more
-    than ``WIDEST`` times as wide, the relaxation stands in the claim as not covered. Multipliers that make the
-    checker's bounds tighter are looked for where these are more than ``NEAR`` times as wide as the result.
+    than ``WIDEST`` times as wide, the relaxation stands in the claim as not covered. Multipliers that make
+    the bounds of the checker tighter are looked for where these are more than ``NEAR`` times as wide.
 
     Args:
         folder: made if it is not there; arrays and claims of an earlier certificate in it are removed.
@@ -182,7 +182,7 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
     if not affordable(stated, method, given.seconds):
         raise Unbounded("a check that would take long")
     if climb:
-        claim["multipliers"] = files.add("multipliers", ascended(stated), np.uint16)
+        claim["multipliers"] = files.add("multipliers", ascended(stated, given.seconds), np.uint16)
         stated = _stated(claim, files)
     elif method == "affine" and result.models.tree is not None:
         tree = grown(stated, leaves_of(stated, given.seconds))
