@@ -20,6 +20,7 @@ from milp_agt.attacks import Search
 from milp_agt.bounds.adversary import joint, two_budgets, worst_case
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import window_bounds
+from milp_agt.bounds.zonotope import transformer
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.formulations import exchange
@@ -154,7 +155,12 @@ class _ShortNorms:
             return 0.99 * torch.linalg.vector_norm(tensor, dim=dim)
 
 
-ROOMS = (("interval", "joint"), ("linear", "joint"), ("linear", "enumerated"))
+ROOMS = (
+    ("interval", "joint"),
+    ("zonotope", "joint"),
+    ("linear", "joint"),
+    ("linear", "enumerated"),
+)
 WHOLE = [
     *(
         Mutant(f"exchange: others, {kind}, {level}, {selections}", ((Substitute, "others"),),
@@ -170,6 +176,9 @@ WHOLE = [
         for rule, selections in (("_least_mean", "joint"), ("_mean_of_case", "enumerated"))
         for factor in (0.8, 0.99)
     ),
+    Mutant("exchange: nobody in a zonotope", ((transformer, "selection_box"),),
+           lambda honest: lambda *given: honest(*given).each(torch.zeros_like),
+           _exchanged("removal", level="zonotope"), 1),
     Mutant("exchange: mean of the others, attacked", ((exchange, "_mean_of_case"),), times(0.99),
            unlisted(_attacked(agt.Removal(1), "enumerated")), 1),
     Mutant("exchange: new gradient, attacked", ((Substitute, "others"),), times(0.99),

@@ -44,10 +44,11 @@ def certified(problem: Problem, **options: Any) -> tuple[agt.Result, list[Any]]:
         raise
 
 
+@pytest.mark.parametrize("level", ["interval", "zonotope"])
 @DRAWN
 @given(problem=float32_problems(), kernel=st.sampled_from(KERNELS))
-def test_intervals_hold_float32_runs(problem: Problem, kernel: dict[str, bool]) -> None:
-    result, boxes = certified(problem, relaxation="interval")
+def test_boxes_hold_float32_runs(level: str, problem: Problem, kernel: dict[str, bool]) -> None:
+    result, boxes = certified(problem, relaxation=level)
     assert_holds(problem, result, boxes, kernel)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from milp_agt.bounds.step import Step
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import EncodingError
-from milp_agt.threats.poison import Poison
+from milp_agt.threats.poison import Poison, Whole
+from milp_agt.threats.sets import Box
 from milp_agt.training.training import Batch
 
 
@@ -92,7 +93,7 @@ class SampleGenerators:
             known[torch.tensor(sorted(restriction.inside), device=device)] = True
         sample_of = columns.new_zeros(len(groups)).scatter_(0, unit, columns)
         return SampleGenerators(
-            poison.take(columns),
+            moving(poison.take(columns)),
             columns,
             numbers,
             unit,
@@ -317,6 +318,15 @@ class SampleGenerators:
             return reach.unsqueeze(-2), paid
         padded = torch.cat([reach, torch.zeros_like(reach[..., :1])], -1)
         return padded[..., self.members], paid
+
+
+def moving(poison: Poison) -> Poison:
+    """The moves of generators: those of the data or, of a sample that is removed or replaced, a number that
+    is 1 if it is, out of [0, 1]."""
+    if poison.whole not in (Whole.REMOVED, Whole.SUBSTITUTED):
+        return poison
+    one = torch.ones_like(poison.labels[:, :1])
+    return replace(poison, feature_moves=Box(torch.zeros_like(one), one))
 
 
 def _largest(reach: Tensor, count: int) -> Tensor:

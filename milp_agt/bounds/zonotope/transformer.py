@@ -12,6 +12,7 @@ from milp_agt.bounds.step import NodeOrder, Step
 from milp_agt.bounds.zonotope import linear_maps
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.candidates import new_flips
+from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero, plus
 from milp_agt.bounds.zonotope.kinks import Kink, kink_of
@@ -29,12 +30,14 @@ from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.exchange import Exchange
 from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.formulations.rounding_error import RoundingError
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Smooth, Univariate
-from milp_agt.training.tracing import FEATURES, LABELS
+from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
 
 
 @dataclass
@@ -115,13 +118,17 @@ class Transformer:
             self.boxes[name] = Interval((centre - low)[None], (centre + high)[None]).widen(error)
         samples, poison = self.zonotope.samples, self.step.poison
         widths = (samples.on_features, samples.width - samples.on_features)
-        widths = widths if samples.count else (0, 0)
+        widths = widths if samples.count and poison.whole is None else (0, 0)
         for name, nominal, box, start, width in (
             (FEATURES, poison.features, poison.feature_box(), 0, widths[0]),
             (LABELS, poison.labels, poison.label_box(), widths[0], widths[1]),
         ):
             self.boxes[name] = box
             self.forms[name] = data_form(nominal, box, samples.width, start, width, self.columns)
+        if poison.whole is not None:
+            box = selection_box(poison, self.columns, self.step.size)
+            self.boxes[SELECTION] = box
+            self.forms[SELECTION] = Form.constant(torch.zeros_like(box.lower[0]), 2)
 
     # -- ranges
 
@@ -245,7 +252,14 @@ class Transformer:
             self.forms[node.name] = self.product(node)
             self._collapse(node.name)
         elif isinstance(op, RoundingError):
-            self.forms[node.name] = self._blurred(op, inputs[0])
+            self.forms[node.name] = self._blurred(op.error, inputs[0])
+        elif isinstance(op, RunRounding):
+            error = op.error(*(self.box(name) for name in node.inputs))
+            self.forms[node.name] = self._blurred(error, inputs[0])
+        elif isinstance(op, Exchange):
+            boxes = [self.box(name).expand_states(2) for name in node.inputs]
+            width = self.zonotope.samples.width
+            self.forms[node.name] = exchanged(op, inputs[0], boxes[0], boxes[1], width)
         elif isinstance(op, SquaredNorm):
             self.forms[node.name] = squared(op, [self.operand(name) for name in node.inputs])
         elif node.batched and kink_of(op) is not None:
@@ -266,11 +280,13 @@ class Transformer:
         return multiplied(node.op, first, second, self.slots, summed)
 
     @staticmethod
-    def _blurred(op: RoundingError, argument: Form) -> Form:
-        """``u + d`` with ``|d|`` within the error: noise of everyone."""
-        size = argument.size + op.error
-        error = (op.error + gamma(4) * size + TINY).expand_as(argument.rest.lower)
-        return replace(argument, rest=argument.rest.widen(error), size=size)
+    def _blurred(error: Tensor, argument: Form) -> Form:
+        """``u + d`` with ``|d|`` within the error, ([states], [n], *shape): noise, of everyone or of states."""
+        error = error + torch.zeros_like(argument.rest.lower)
+        size = argument.size + error.amax(0)
+        error = error + gamma(4) * size + TINY
+        rest = argument.rest.expand_states(len(error)).widen(error)
+        return replace(argument, rest=rest, size=size)
 
     def _softmax(self, nodes: Softmax) -> Form:
         name, logits = nodes.differences.name, self.forms[nodes.logits]
