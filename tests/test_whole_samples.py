@@ -43,7 +43,9 @@ EXCHANGES = [
 ]
 
 
-@every_pair(exchange=EXCHANGES, budget=[1, 2], relaxation=["interval", "zonotope", "linear", "lp", "milp"])
+@every_pair(
+    exchange=EXCHANGES, budget=[1, 2], relaxation=["interval", "zonotope", "linear", "lp", "milp"]
+)
 def test_one_step_is_the_closed_form(
     exchange: tuple[str, str], budget: int, relaxation: str
 ) -> None:
@@ -107,7 +109,10 @@ def test_no_run_leaves_the_zonotope_within_intervals(kind: str, budget: int, nam
     assert result.steps[-1].relaxation == "zonotope"
     wide, _ = case.certify(relaxation="interval")
     assert result.reachable.mean_width <= wide.reachable.mean_width
-    if (kind, budget) == ("removal", 1):  # one generator for what a removed sample takes away in all steps
+    if (kind, budget) == (
+        "removal",
+        1,
+    ):  # one generator for what a removed sample takes away in all steps
         assert result.reachable.mean_width < 0.85 * wide.reachable.mean_width
 
 

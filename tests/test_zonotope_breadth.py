@@ -176,13 +176,13 @@ def test_worst_cases_are_those_of_all_choices(
     for column in range(samples.count):
         if samples.known[samples.unit[column]]:
             continue
-        own = torch.full((4,), column)
+        own = torch.full((4, 1), column)
         mine = taken[:, column] > 0
         assert torch.allclose(clean[:, column], sums[:, ~mine].amax(1))
         assert torch.allclose(poisoned[:, column], sums[:, mine].amax(1))
         others, part = samples.others(drawn, own)
         assert torch.allclose(samples.worst(others), clean[:, column])
-        assert torch.allclose(part + samples.worst(others, own), poisoned[:, column])
+        assert torch.allclose(part[:, 0] + samples.worst(others, own), poisoned[:, column])
     assert torch.allclose((samples.chosen(drawn) * drawn).sum(1), sums.amax(1))
 
 

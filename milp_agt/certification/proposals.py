@@ -34,7 +34,7 @@ def proposals(
             continue
         samples = reached.forward.zonotope.samples
         seen = models.poison.features.shape == attacked.features.shape
-        if not samples.count or not seen or attacked.whole is not None:
+        if not samples.count or not seen or models.poison.whole is not None:
             continue
         moves, worth = favoured_by_ends(reached.forward, MOST_ENDS)
         on_x, on_y = moves.split([samples.on_features, samples.width - samples.on_features], -1)
@@ -44,5 +44,5 @@ def proposals(
             else data.new_zeros(len(moves), *data.shape)
             for part, data in ((on_x, attacked.features), (on_y, attacked.labels))
         )
-        found.append(Favoured(features, labels, worth.unsqueeze(-1)))
+        found.append(Favoured(features, labels, worth))
     return found

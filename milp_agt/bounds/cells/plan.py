@@ -111,6 +111,8 @@ def _missing(
     found = refusal(schedule, poison, UNRESTRICTED, updates, batches)
     if schedule.precision != FLOAT64:
         found = f"a run in {schedule.precision.name}"
+    if poison.label_quota is not None:
+        found = "budgets of features and of labels apart"
     if poison.whole is not None:
         found = f"samples that are {poison.whole.value}"
     if not poison.static:

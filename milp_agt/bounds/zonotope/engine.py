@@ -241,8 +241,8 @@ def _reduced(
     kept: float,
     sizes: Sequence[Tensor],
 ) -> Tensor:
-    """What a run of reduced precision rounds in one tensor of the next state, from the sizes of what it reads:
-    the old state, the sums of the gradients, the sign."""
+    """What a run of reduced precision rounds in one tensor of the next state, from the sizes of what it
+    reads: the old state, the sums of the gradients, the sign."""
     if precision == FLOAT64:
         return torch.zeros_like(sizes[0])
     rounding = RunRounding(OptimiserStep.of(scalars, of_terms, 1, kept), precision)

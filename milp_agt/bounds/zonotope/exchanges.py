@@ -16,7 +16,7 @@ from milp_agt.threats.poison import Poison
 
 def selection_box(poison: Poison, columns: Tensor, batch: int) -> Interval:
     """Which share of each sample is exchanged if it is clean, and if it may be chosen, (2 or 1, n, 1)."""
-    chosen = (columns >= 0).to(torch.bool)
+    chosen = columns[:, 0] >= 0
     states = torch.stack([torch.zeros_like(chosen), chosen][: poison.states])
     return poison.selection_box(states, batch)
 

@@ -15,7 +15,6 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import SummedForm
 from milp_agt.bounds.zonotope.kinks import kink_of
 from milp_agt.bounds.zonotope.layout import Layout
-from milp_agt.bounds.zonotope.samples import moving
 from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.bounds.zonotope.sums import folded
 from milp_agt.bounds.zonotope.supported import unsupported
@@ -36,7 +35,8 @@ class Summed:
     """The summed gradients of a step by parameter, and its flips.
 
     Attributes:
-        columns: sample generators of the batch, (n,), -1 for samples that stay clean.
+        columns: sample generators of the batch, sample by sample and part by part, -1 for those that
+            stay clean.
     """
 
     gradients: Mapping[str, SummedForm]
@@ -78,7 +78,7 @@ def summed_gradients(
         )
         for name, found in _sums(transformer).items():
             if zonotope.is_folded:
-                found = folded(found, zonotope.samples, moving(piece.poison))
+                found = folded(found, zonotope.samples, transformer.columns.flatten())
             sums[name] = sums[name].plus(found, step.size) if name in sums else found
         flips = transformer.flips
     for node in schedule.sums:
@@ -93,7 +93,7 @@ def summed_gradients(
             raise unsupported(node.op, node)
         sums[node.name] = linear_maps.of_sums(node.op, [sums[name] for name in node.inputs])
     gradients = {name: sums[node.name] for name, node in schedule.gradients}
-    return Summed(gradients, flips, zonotope.samples.at(step), work)
+    return Summed(gradients, flips, zonotope.samples.at(step).flatten(), work)
 
 
 def _rounded(op: RunRounding, inputs: Sequence[SummedForm]) -> SummedForm:

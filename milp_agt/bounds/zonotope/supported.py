@@ -54,8 +54,6 @@ def refusal(
     batches: Sequence[Batch],
 ) -> str | None:
     """What of a run the engine has no rule for, in words; None if it has rules for all of it."""
-    if poison.label_quota is not None:
-        return "budgets of features and of labels apart"
     if any(update.clip_total is not None for update in updates):
         return "clipping of the total norm (clip_total)"
     if poison.whole is Whole.REMOVED and any(

@@ -87,7 +87,8 @@ class Transformer:
             for s in self.softmaxes.values()
             if not self.work.fits(s.differences.signature.size)
         }
-        self.slots = Slots.empty(self.step.size, self.zonotope.centre)
+        self.states = self.zonotope.samples.states
+        self.slots = Slots.empty(self.states, self.step.size, self.zonotope.centre)
         self.flips = self.earlier
         self.done: set[str] = set()
 
@@ -119,21 +120,24 @@ class Transformer:
         samples, poison = self.zonotope.samples, self.step.poison
         widths = (samples.on_features, samples.width - samples.on_features)
         widths = widths if samples.count and poison.whole is None else (0, 0)
-        for name, nominal, box, start, width in (
-            (FEATURES, poison.features, poison.feature_box(), 0, widths[0]),
-            (LABELS, poison.labels, poison.label_box(), widths[0], widths[1]),
+        last = samples.parts - 1
+        for name, nominal, box, start, width, own in (
+            (FEATURES, poison.features, poison.feature_box(), 0, widths[0], 0),
+            (LABELS, poison.labels, poison.label_box(), widths[0], widths[1], last),
         ):
             self.boxes[name] = box
-            self.forms[name] = data_form(nominal, box, samples.width, start, width, self.columns)
+            self.forms[name] = data_form(
+                nominal, box, samples.width, start, width, self.columns, own
+            )
         if poison.whole is not None:
             box = selection_box(poison, self.columns, self.step.size)
             self.boxes[SELECTION] = box
-            self.forms[SELECTION] = Form.constant(torch.zeros_like(box.lower[0]), 2)
+            self.forms[SELECTION] = Form.constant(torch.zeros_like(box.lower[0]), self.states)
 
     # -- ranges
 
     def box(self, name: str) -> Interval:
-        """The range of a node in both states, (2, n, *shape), or (1, *shape) without sample axis."""
+        """The range of a node in all states, (states, n, *shape), or (1, *shape) without sample axis."""
         if name not in self.boxes:
             self.boxes[name] = self._range(self.nodes[name], self.forms[name])
         return self.boxes[name]
@@ -167,7 +171,7 @@ class Transformer:
         return any(form.is_phase or form.is_constant for form in forms)
 
     def _reach(self, form: Form) -> tuple[Tensor, Tensor]:
-        """How far a node lies below and above its centre, (2 or 1, [n], *shape)."""
+        """How far a node lies below and above its centre, (states or 1, [n], *shape)."""
         if len(form.rest.lower) == 1:  # no sample axis
             low, high = -form.rest.lower, form.rest.upper
             if isinstance(form.on_state, Tensor):
@@ -182,10 +186,10 @@ class Transformer:
         for rows in rows_of(form, self.zonotope, self.bounds, self.columns, self.slots):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
-        count, shape = len(form.centre), (2, *form.centre.shape)
+        count, shape = len(form.centre), (self.states, *form.centre.shape)
         down, up = (
             torch.cat([pair[k] for pair in found], 1)
-            .reshape(2, -1, count)
+            .reshape(self.states, -1, count)
             .transpose(1, 2)
             .reshape(shape)
             for k in (0, 1)
@@ -207,10 +211,15 @@ class Transformer:
         """The same for a node that only its own sample's move and flips reach."""
         low, high = -form.rest.lower, form.rest.upper
         if form.on_moves is not None:
-            samples = self.zonotope.samples
-            reach = samples.reach[self.columns.clamp(min=0)].T * (self.columns >= 0)
-            moved = torch.einsum("d...,d...->...", form.on_moves.abs(), _fit(reach, form.on_moves))
-            moved = torch.stack([torch.zeros_like(moved), moved * (1.0 + gamma(64))])
+            moved = torch.zeros_like(low).expand(self.states, *low.shape[1:]).clone()
+            for part, columns in enumerate(self.columns.T):
+                reach = self.zonotope.samples.reach[columns.clamp(min=0)].T * (columns >= 0)
+                more = torch.einsum(
+                    "d...,d...->...", form.on_moves.abs(), _fit(reach, form.on_moves)
+                )
+                for state in range(self.states):
+                    if state >> part & 1:
+                        moved[state] += more * (1.0 + gamma(64))
             low, high = low + moved, high + moved
         moved_by = self.slots.moved(form)
         if moved_by is not None:
@@ -224,7 +233,7 @@ class Transformer:
             return Operand(form, None)
         if name in self.layout.slices:
             below, above = self.bounds.given(self.layout.slices[name], self.columns)
-            shape = (2, len(self.columns), *self.layout.shapes[name])
+            shape = (self.states, len(self.columns), *self.layout.shapes[name])
             return Operand(form, Interval(-below.reshape(shape), above.reshape(shape)), apart=True)
         box = self.box(name)
         return Operand(
@@ -243,7 +252,7 @@ class Transformer:
             return
         inputs = [self.forms[name] for name in node.inputs]
         if not node.inputs:
-            states = 2 if node.batched else 1
+            states = self.states if node.batched else 1
             self.forms[node.name] = Form.constant(op.value(), states)
         elif isinstance(op, LinearMap):
             self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched_inputs)
@@ -281,7 +290,7 @@ class Transformer:
 
     @staticmethod
     def _blurred(error: Tensor, argument: Form) -> Form:
-        """``u + d`` with ``|d|`` within the error, ([states], [n], *shape): noise, of everyone or of states."""
+        """``u + d`` with ``|d|`` within the error, ([states], [n], *shape): noise in each state."""
         error = error + torch.zeros_like(argument.rest.lower)
         size = argument.size + error.amax(0)
         error = error + gamma(4) * size + TINY
@@ -299,7 +308,7 @@ class Transformer:
         away = self.box(name)
         error = gamma(8) * (away.magnitude + centre.abs()) + TINY
         away = Interval(away.lower - centre, away.upper - centre).widen(error)
-        return softmax_form(logits, away.expand_states(2))
+        return softmax_form(logits, away.expand_states(self.states))
 
     def _curved(self, node: Node, argument: Form) -> Form:
         """``f(c) + m (u - c)`` with the slope m at the centre, and the residual of f over the range."""
@@ -365,7 +374,7 @@ class Transformer:
         furthest = self.slots.of(torch.ones_like(flat).to(centre), first)
         beyond = torch.zeros_like(centre)
         if furthest is not None:
-            beyond = (furthest * self.slots.largest[1][..., None]).sum(0).reshape(centre.shape)
+            beyond = (furthest * self.slots.largest[-1][..., None]).sum(0).reshape(centre.shape)
         value = node.op.value(centre)
         if argument.on_state is None and not argument.is_constant:
             raise unsupported(node.op, node)
