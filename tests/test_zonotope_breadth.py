@@ -188,8 +188,8 @@ def test_worst_cases_are_those_of_all_choices(
 
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_a_choice_too_few_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = room._largest
-    monkeypatch.setattr(room, "_largest", lambda reach, count: 0.97 * largest(reach, count))
+    largest = room.largest
+    monkeypatch.setattr(room, "largest", lambda reach, count: 0.97 * largest(reach, count))
     training = {"epochs": 3, "batch_size": 3}
     case, _, _ = problem(
         "mse", "features", training, (), budget=1, radius=0.02, **ADVERSARIES[name]

@@ -156,7 +156,7 @@ def make_plan(
     moved = _moved(poison)
     updates = training.update_rules(steps)
     refused = refusal(sizes.schedule, poison, restriction, updates, batches)
-    zonotope = sizes.zonotope(moved, not poison.static)
+    zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
     level, remarks, begun = Relaxation.INTERVAL, Remarks(), math.nan
     if options.relaxation == "auto":
         level, remarks, begun = choose_level(sizes, None if refused else zonotope, limit)
@@ -168,7 +168,8 @@ def make_plan(
     dear = linear_inner and options.inner_bounds is None and seconds > cheap
     linear_inner &= not dear
     allowed = max(cheap, seconds if linear_inner else 0.0)
-    levels, more = levels_of(level, refused, zonotope, allowed, budget, options.carried, on_rows)
+    carry = sum(zonotope[0]), zonotope[1]
+    levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
     remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels and poison.whole is None
     if carried and options.inner_bounds is None and not level.uses_programs:
@@ -246,6 +247,18 @@ def _moved(poison: Poison) -> int:
     """Number of coefficients on the moves of one sample, plus 1 for its charge."""
     moves = ((poison.features, poison.feature_moves), (poison.labels, poison.label_moves))
     return 1 + sum(data[0].numel() for data, own in moves if own is not None)
+
+
+def _met(poison: Poison, batches: Sequence[Batch]) -> Sequence[int]:
+    """How many exposed samples have been met until each step; anew in each where data are poisoned anew."""
+    exposed, counts, known = poison.exposed.tolist(), [], set[int]()
+    count = 0
+    for batch in batches:
+        own = {int(sample) for sample in batch if exposed[int(sample)]} - known
+        known |= own if poison.static else set()
+        count += len(own)
+        counts.append(count)
+    return counts
 
 
 def _pays(sizes: Sizes, moved: int) -> bool:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import Step
+from milp_agt.bounds.zonotope.choosing import if_clean, if_poisoned, largest, mask_of_largest
+from milp_agt.bounds.zonotope.numbering import behind, members_of, moving, numbered_part
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import EncodingError
-from milp_agt.threats.poison import Poison, Whole
-from milp_agt.threats.sets import Box
+from milp_agt.threats.poison import Poison
 from milp_agt.training.training import Batch
 
 
@@ -39,7 +40,7 @@ class SampleGenerators:
 
     Attributes:
         poison: the moves of the generators, in their order.
-        columns: their samples of the data set, (m,).
+        columns: their samples of the data set, (m,), in the order of the steps that first meet them.
         numbers: the generator of each sample of the data set in each step, (parts, steps or 1, N), -1 for
             samples that stay clean.
         unit: of each generator, (m,).
@@ -47,6 +48,8 @@ class SampleGenerators:
         known: mask of the units that are known to be poisoned, (units,).
         quotas: of each part how many groups it has, and how many units of a group are poisoned at most,
             the known ones among them.
+        met: how many generators the first steps meet together, for each step; empty if batches are not
+            known, and for two parts.
     """
 
     poison: Poison
@@ -56,6 +59,7 @@ class SampleGenerators:
     members: Tensor
     known: Tensor
     quotas: tuple[tuple[int, int], ...]
+    met: Sequence[int] = ()
 
     @staticmethod
     def of(
@@ -74,13 +78,13 @@ class SampleGenerators:
                 quota.budget > 0
             )
             open_[outside] = False
-            parts.append(_part(open_, poison, steps))
+            parts.append(numbered_part(open_, poison, steps))
             quotas.append((len(parts[-1][3].unique()), quota.budget))
         every = tuple(zip(*parts, strict=True))
         columns = torch.cat(every[0])
-        numbers = torch.stack(_after(every[1], [len(c) for c in every[0]]))
-        unit = torch.cat(_after(every[2], [len(g) for g in every[3]]))
-        groups = torch.cat(_after(every[3], [count for count, _ in quotas]))
+        numbers = torch.stack(behind(every[1], [len(c) for c in every[0]]))
+        unit = torch.cat(behind(every[2], [len(g) for g in every[3]]))
+        groups = torch.cat(behind(every[3], [count for count, _ in quotas]))
         known = torch.zeros_like(poison.open)
         # Of two parts, which one a sample is known to be poisoned in is not known.
         if restriction.inside and len(parts) == 1:
@@ -94,7 +98,37 @@ class SampleGenerators:
                 moves, feature_moves=x and x.only(first), label_moves=y and y.only(~first)
             )
         return SampleGenerators(
-            moves, columns, numbers, unit, _members(groups), known[sample_of], tuple(quotas)
+            moves,
+            columns,
+            numbers,
+            unit,
+            members_of(groups),
+            known[sample_of],
+            tuple(quotas),
+            every[4][0] if len(parts) == 1 else (),
+        )
+
+    def until(self, index: int) -> SampleGenerators:
+        """The generators that the steps up to this one meet: no other is in any form of these steps, so
+        the states after them are the same. All, where it is not known, or units are known to be poisoned.
+        """
+        known = not self.met or bool(self.known.any())
+        return self if known else self.first(self.met[min(index, len(self.met) - 1)])
+
+    def first(self, count: int) -> SampleGenerators:
+        """The first of them alone, of one part."""
+        if count == self.count:
+            return self
+        units, unit = self.unit[:count].unique(return_inverse=True)
+        groups = self._group[units]
+        return SampleGenerators(
+            self.poison.take(torch.arange(count, device=unit.device)),
+            self.columns[:count],
+            torch.where(self.numbers < count, self.numbers, -1),
+            unit,
+            members_of(groups),
+            self.known[units],
+            ((len(groups.unique()), self.quotas[0][1]),),
         )
 
     def at(self, step: Step) -> Tensor:
@@ -209,12 +243,12 @@ class SampleGenerators:
         if not self.count:
             return reach.sum(-1)
         grouped, paid = self._grouped(reach)
-        full = self._by_part(grouped, _largest)
+        full = self._by_part(grouped, largest)
         if own is not None:
             unit = self._unit_of(own)
             spends = (own >= 0) & ~self.known[unit]
             mine = (self.members == unit[..., None, None]).any(-1) & spends[..., None]
-            less = self._by_part(grouped, lambda reach, count: _largest(reach, count - 1))
+            less = self._by_part(grouped, lambda reach, count: largest(reach, count - 1))
             full = torch.where(mine.any(-2), less, full)
         return full.sum(-1) + paid
 
@@ -239,7 +273,7 @@ class SampleGenerators:
         grouped, _ = self._grouped(reach)
         total = total[..., None]
         clean, poisoned = (
-            self._by_part(grouped, partial(of, total)) for of in (_if_clean, _if_poisoned)
+            self._by_part(grouped, partial(of, total)) for of in (if_clean, if_poisoned)
         )
         if self._plain:
             return clean.squeeze(-2), poisoned.squeeze(-2)
@@ -252,7 +286,7 @@ class SampleGenerators:
     def chosen(self, reach: Tensor) -> Tensor:
         """Mask, as numbers, of the generators whose reach :meth:`worst` adds up, (..., m)."""
         grouped, _ = self._grouped(reach)
-        mask = self._by_part(grouped, _mask_of_largest)
+        mask = self._by_part(grouped, mask_of_largest)
         if self._plain:
             return mask.squeeze(-2)
         found = mask.flatten(-2)[..., self._place[self.unit]]
@@ -343,110 +377,3 @@ class SampleGenerators:
             return reach.unsqueeze(-2), paid
         padded = torch.cat([reach, torch.zeros_like(reach[..., :1])], -1)
         return padded[..., self.members], paid
-
-
-def moving(poison: Poison) -> Poison:
-    """The moves of generators: those of the data or, of a sample that is removed or replaced, a number that
-    is 1 if it is, out of [0, 1]."""
-    if poison.whole not in (Whole.REMOVED, Whole.SUBSTITUTED):
-        return poison
-    one = torch.ones_like(poison.labels[:, :1])
-    return replace(poison, feature_moves=Box(torch.zeros_like(one), one))
-
-
-def _largest(reach: Tensor, count: int) -> Tensor:
-    """Sum of the ``count`` largest of ``reach`` >= 0 along the last axis."""
-    count = min(max(0, count), reach.shape[-1])
-    if count == 0:
-        return reach.new_zeros(reach.shape[:-1])
-    if count == 1:
-        return reach.amax(-1)
-    return reach.topk(count, -1, sorted=False).values.sum(-1)
-
-
-def _if_clean(total: Tensor, reach: Tensor, count: int) -> Tensor:
-    """What a total, in which the ``count`` largest along the last axis are, is without each of them."""
-    if count == 0:
-        return total.expand_as(reach)
-    last, further = _at_the_end(reach, count)
-    return torch.where(reach >= last, total - reach + further, total)
-
-
-def _if_poisoned(total: Tensor, reach: Tensor, count: int) -> Tensor:
-    """The same if it must be one of them: it takes the place of the smallest."""
-    if count == 0:
-        return total.expand_as(reach)
-    last, _ = _at_the_end(reach, count)
-    return torch.where(reach >= last, total, total - last + reach)
-
-
-def _at_the_end(reach: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The last of the ``count`` largest, and the one after it, 0 for none."""
-    count = min(count, reach.shape[-1])
-    ordered = reach.topk(min(count + 1, reach.shape[-1]), -1).values
-    return ordered[..., count - 1 : count], ordered[..., count:].sum(-1, keepdim=True)
-
-
-def _mask_of_largest(reach: Tensor, count: int) -> Tensor:
-    index = reach.topk(min(count, reach.shape[-1]), -1, sorted=False).indices
-    return torch.zeros_like(reach).scatter_(-1, index, 1.0)
-
-
-def _part(
-    open_: Tensor, poison: Poison, steps: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the samples in a mask (N,): the columns, numbers and units of their generators, and the group of
-    each unit, all from 0."""
-    if poison.static:
-        columns = open_.nonzero()[:, 0]
-        numbers = _numbered(open_, [columns])
-    else:
-        met = [step[open_[step]] for step in steps]
-        columns = torch.cat(met)
-        numbers = _numbered(open_, met)
-    unit = torch.arange(len(columns), device=open_.device)
-    groups = torch.zeros_like(columns)
-    if not poison.static and not poison.per_batch:
-        chosen, unit = columns.unique(return_inverse=True)
-        groups = torch.zeros_like(chosen)
-    elif poison.per_batch and poison.static:
-        first = torch.full(open_.shape, len(steps), dtype=torch.int64, device=open_.device)
-        for index in reversed(range(len(steps))):
-            first[steps[index]] = index
-        groups = first[columns]
-    elif poison.per_batch:
-        sizes = torch.tensor([int(open_[step].sum()) for step in steps], device=open_.device)
-        groups = torch.arange(len(steps), device=open_.device).repeat_interleave(sizes)
-    return columns, numbers, unit, groups.unique(return_inverse=True)[1]
-
-
-def _after(each: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """Numbers of several parts, those of each behind ``counts`` of the parts before; -1 stays."""
-    first, found = 0, []
-    for numbers, count in zip(each, counts, strict=True):
-        found.append(torch.where(numbers >= 0, numbers + first, numbers))
-        first += count
-    return found
-
-
-def _numbered(open_: Tensor, met: Sequence[Tensor]) -> Tensor:
-    """The number of each sample among all that are met, step by step, (steps, N), -1 elsewhere."""
-    numbers = torch.full((max(1, len(met)), len(open_)), -1, dtype=torch.int64, device=open_.device)
-    first = 0
-    for index, samples in enumerate(met):
-        numbers[index, samples] = first + torch.arange(len(samples), device=open_.device)
-        first += len(samples)
-    return numbers
-
-
-def _members(groups: Tensor) -> Tensor:
-    """The units of each group, (groups, largest), padded with their number; (1, 0) without any."""
-    _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
-    if not len(sizes):
-        return groups.new_zeros(1, 0)
-    order = group.argsort(stable=True)
-    within = torch.arange(len(order), device=order.device)
-    within = within - (sizes.cumsum(0) - sizes)[group[order]]
-    members = torch.full((len(sizes), int(sizes.max())), len(groups), device=order.device)
-    members[group[order], within] = order
-    return members
