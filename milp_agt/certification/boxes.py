@@ -21,7 +21,7 @@ from milp_agt.properties.models import ReachableModels, Reached
 from milp_agt.training.tracing import StepGraph
 
 # Of the time, for branching on a zonotope where cells are searched, too.
-SHARE = 0.8
+SHARE = 0.3
 
 
 def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> ReachableSet:
