@@ -269,13 +269,17 @@ def test_intervals_that_do_not_end_in_time_end(clock: list[float]) -> None:
 
 
 def test_auto_begins_what_it_cannot_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A level of which a tenth fits is taken under a time limit, and none without."""
+    """A level of which a tenth or a few steps fit is taken under a time limit, and none without."""
     monkeypatch.setattr(planning, "slowness", lambda: 1.0)
     threat = agt.LabelPoisoning(budget=3)
     options: dict[str, Any] = {"relaxation": "auto", "selections": "joint"}
-    short, long = (planned(threat, time_limit=t, **options) for t in (1.0, 60.0))
+    short, long = (planned(threat, time_limit=t, **options) for t in (0.3, 60.0))
     without = planned(threat, **options)
     assert short.relaxation.value == "interval"
+    few = planned(threat, time_limit=8.0, **options)  # less than a tenth of any level
+    assert (few.relaxation.value, few.whole > 80.0) == ("zonotope", True)
+    few = planned(agt.FeaturePoisoning(3, 0.01), time_limit=8.0, **options)
+    assert few.relaxation.value == "linear"  # gets more than twice as far
     assert "as far as it gets" in long.remarks.notes[0]
     assert long.relaxation.value in ("zonotope", "linear")
     assert long.whole > 60.0

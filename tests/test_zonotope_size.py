@@ -16,6 +16,7 @@ from milp_agt.bounds.step import Step
 from milp_agt.bounds.zonotope import folding, local, pieces, state
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.local import Local
+from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.transformer import Transformer
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.graph import evaluate
@@ -49,6 +50,16 @@ def test_a_batch_in_pieces_is_the_batch(monkeypatch, run: Any) -> None:
         assert_generators(found, attacks)
     assert found.last.zonotope.flips.count >= whole.last.zonotope.flips.count
     assert 0.999 * width(whole) <= width(found)
+
+
+def test_samples_have_generators_from_the_step_before_the_one_that_meets_them(monkeypatch) -> None:
+    found = passed(RUNS[1])
+    counts = [reached.zonotope.samples.count for reached in found.sets]
+    assert counts[0] < counts[1] == counts[-1]
+    monkeypatch.setattr(SampleGenerators, "until", lambda self, index: self)
+    every = passed(RUNS[1])
+    assert every.sets[0].zonotope.samples.count == counts[-1]
+    assert width(found) == pytest.approx(width(every), rel=1e-9)
 
 
 def test_what_noise_of_a_sample_moves_is_the_sum_over_its_sources() -> None:

@@ -134,15 +134,15 @@ def assert_generators(passed: Passed, attacks: Attacks) -> None:
     _assert_rows(passed, moves, chosen, own.beyond, happens, bends)
     for number, reached in enumerate(own.path):
         zonotope = passed.sets[number].zonotope
-        count = zonotope.flips.count
+        count, met = zonotope.flips.count, zonotope.samples.count
         value = torch.cat([reached[name].flatten(1) for name in passed.last.layout.slices], 1)
-        form = zonotope.centre + torch.einsum("pmw,amw->ap", zonotope.on_moves, moves)
+        form = zonotope.centre + torch.einsum("pmw,amw->ap", zonotope.on_moves, moves[:, :met])
         form = (
             form + happens[:, :count] @ zonotope.on_phase.T + bends[:, :count] @ zonotope.on_bend.T
         )
         noise = zonotope.noise
-        low = noise.below[:, None] + torch.einsum("gpm,am->gap", noise.down, chosen)
-        high = noise.above[:, None] + torch.einsum("gpm,am->gap", noise.up, chosen)
+        low = noise.below[:, None] + torch.einsum("gpm,am->gap", noise.down, chosen[:, :met])
+        high = noise.above[:, None] + torch.einsum("gpm,am->gap", noise.up, chosen[:, :met])
         charge = torch.einsum("gpf,af->gap", noise.charge, happens[:, zonotope.flips.column])
         low, high = low + charge, high + charge
         onto, back = noise.onto.clamp(min=0.0), (-noise.onto).clamp(min=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.certification.options import CertifyOptions
@@ -14,8 +15,9 @@ from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
 # Seconds of `auto` without a time limit.
 AUTO_TIME = 120.0
-# Under a time limit a level is begun although it does not fit, if at least this share of its steps does.
-STARTED = 0.1
+# Under a time limit a level is begun although it does not fit, if at least this share of it does, or so many
+# steps; a zonotope before linear forms that get less than so many times as far.
+STARTED, FIRST_STEPS, FARTHER = 0.1, 3, 2
 # Seconds of a tree that `auto` gives each question, or the share of a time limit.
 AUTO_TREE, TREE_SHARE = 10.0, 0.3
 # What a zonotope may take of the memory: beside linear forms (a divisor), where it was asked for (a factor).
@@ -23,13 +25,14 @@ ZONOTOPE_SHARE, ZONOTOPE_OVER = 4, 2
 
 
 def choose_level(
-    sizes: Sizes, zonotope: tuple[float, int] | None, limit: float | None
+    sizes: Sizes, zonotope: tuple[Sequence[float], int] | None, limit: float | None
 ) -> tuple[Relaxation, Remarks, float]:
     """The tightest level below milp whose predicted time and memory fit, with the reason as a remark.
 
     Under a time limit the cheapest of the tighter levels of which a tenth fits into the time that is left
-    is taken instead: it ends where its next step does not fit, and cheaper ones go on from its boxes. Then
-    the last number is what it is predicted to take in all; else it is not a number.
+    is taken instead, or else one that gets through the first few steps: it ends where its next step does not
+    fit, and cheaper ones go on from its boxes. Then the last number is what it is predicted to take in all;
+    else it is not a number.
     """
     seconds, memory = AUTO_TIME if limit is None else limit, sizes.memory
     boxes = FLOAT * LIVE_BOXES * sizes.boxes * sizes.window
@@ -40,7 +43,7 @@ def choose_level(
         Relaxation.LP: 2 * boxes + 200 * sizes.rows,
     }
     if zonotope is not None:
-        predicted[Relaxation.ZONOTOPE], needed[Relaxation.ZONOTOPE] = zonotope
+        predicted[Relaxation.ZONOTOPE], needed[Relaxation.ZONOTOPE] = sum(zonotope[0]), zonotope[1]
     predicted = {level: predicted[level] for level in Relaxation if level in predicted}
     table = ", ".join(
         f"{r.value} {predicted[r]:.3g} s / {needed[r] / 2**20:.3g} MiB" for r in predicted
@@ -54,11 +57,22 @@ def choose_level(
     left = seconds - predicted[chosen]
     tighter = roomy[roomy.index(chosen) + 1 :]
     begun = [level for level in tighter if STARTED * predicted[level] <= left]
-    if limit is None or not begun:
+    best = min(begun, key=lambda level: predicted[level], default=None)
+    if best is None and limit is not None:
+        steps = {Relaxation.LINEAR: _fitting(sizes.linear, left)}
+        if zonotope is not None:
+            steps[Relaxation.ZONOTOPE] = FARTHER * _fitting(zonotope[0], left)
+        steps = {r: count for r, count in steps.items() if r in tighter and count >= FIRST_STEPS}
+        best = max(steps, key=lambda level: steps[level], default=None)
+    if limit is None or best is None:
         return chosen, Remarks(notes=(f"auto picked '{chosen.value}': {told}",)), math.nan
-    best = min(begun, key=lambda level: predicted[level])
     note = f"auto picked '{best.value}', as far as it gets, and '{chosen.value}' to the end: {told}"
     return best, Remarks(notes=(note,)), predicted[best]
+
+
+def _fitting(seconds: Sequence[float], left: float) -> int:
+    """How many of the first steps fit into the time that is left."""
+    return sum(total <= left for total in accumulate(seconds))
 
 
 def levels_of(

@@ -155,7 +155,7 @@ def make_plan(
     sizes = Sizes(step_graph, batch, exposed, training.has_momentum, steps, walked, solved, budget)
     moved = _moved(poison)
     refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
-    zonotope = sizes.zonotope(moved, not poison.static)
+    zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
     level, remarks, begun = Relaxation.INTERVAL, Remarks(), math.nan
     if options.relaxation == "auto":
         level, remarks, begun = choose_level(sizes, None if refused else zonotope, limit)
@@ -167,7 +167,8 @@ def make_plan(
     dear = linear_inner and options.inner_bounds is None and seconds > cheap
     linear_inner &= not dear
     allowed = max(cheap, seconds if linear_inner else 0.0)
-    levels, more = levels_of(level, refused, zonotope, allowed, budget, options.carried, on_rows)
+    carry = sum(zonotope[0]), zonotope[1]
+    levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
     remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
     if carried and options.inner_bounds is None and not level.uses_programs:
         linear_inner = dear = False  # linear forms gain little by them beside a zonotope
@@ -244,6 +245,18 @@ def _moved(poison: Poison) -> int:
     """Number of coefficients on the moves of one sample, plus 1 for its charge."""
     moves = ((poison.features, poison.feature_moves), (poison.labels, poison.label_moves))
     return 1 + sum(data[0].numel() for data, own in moves if own is not None)
+
+
+def _met(poison: Poison, batches: Sequence[Batch]) -> Sequence[int]:
+    """How many exposed samples have been met until each step; anew in each where data are poisoned anew."""
+    exposed, counts, known = poison.exposed.tolist(), [], set[int]()
+    count = 0
+    for batch in batches:
+        own = {int(sample) for sample in batch if exposed[int(sample)]} - known
+        known |= own if poison.static else set()
+        count += len(own)
+        counts.append(count)
+    return counts
 
 
 def _pays(sizes: Sizes, moved: int) -> bool:

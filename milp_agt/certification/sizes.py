@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from milp_agt.bounds.linear.intermediate import targets
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope.pieces import SHARE
@@ -35,8 +37,8 @@ LISTED_WORK = 0.35
 SETTLED = 0.25
 # Of listed data sets: elements of nodes that one core trains and bounds per second; how much more work
 # each is where runs carry boxes; copies of the states of all runs alive at once.
-TRAINED_PER_SECOND = 1.5e8
-DEARER_BOXES = 8.0
+TRAINED_PER_SECOND = 2.3e8
+DEARER_BOXES = 4.5
 LIVE_STATES = 4
 # Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9
@@ -105,10 +107,11 @@ class Sizes:
         numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
         return FLOAT * self.batch * numbers
 
-    def zonotope(self, moved: int, anew: bool) -> tuple[float, int]:
-        """Predicted seconds and bytes of a zonotope; ``moved`` are the coordinates of one sample's moves,
-        which have generators of their own in each step if data are poisoned ``anew``. Forms of all samples
-        of a batch are there at once as far as memory allows."""
+    def zonotope(self, moved: int, met: Sequence[int], anew: bool) -> tuple[Sequence[float], int]:
+        """Predicted seconds of each step and bytes of a zonotope; ``moved`` are the coordinates of one
+        sample's moves, which have generators of their own in each step if data are poisoned ``anew``;
+        ``met`` are the exposed samples met until each step. Forms of all samples of a batch are there
+        at once as far as memory allows."""
         forms = self.batch * self.made * self.state
         samples = min(self.exposed, self.batch) * self.steps if anew else self.exposed
         moves = samples * (moved + 4)
@@ -117,9 +120,9 @@ class Sizes:
         kept = moves if fit_in(self.state * samples * moved, self.memory) else 4 * samples
         numbers = self.state * (ZONOTOPE_SQUARES * self.state + noise + 3 * kept)
         numbers += ZONOTOPE_ROWS * moves
-        worked = forms + self.state * moves
         size = min(FLOAT * forms, self.memory // SHARE) + FLOAT * numbers
-        return self.steps * (0.02 + worked / FORMED_PER_SECOND), size
+        worked = [forms + self.state * count * (moved + 4) for count in met]
+        return [0.02 + each / FORMED_PER_SECOND for each in worked], size
 
     @property
     def pair(self) -> int:
@@ -127,9 +130,14 @@ class Sizes:
         return FLOAT * LIVE_COEFFICIENTS * (self.walked // self.batch + self.state + self.moved)
 
     @property
+    def walked_back(self) -> Sequence[int]:
+        """Steps of the backward passes from the ends of each step."""
+        return [min(t + 1, self.window) for t in range(self.steps)]
+
+    @property
     def walks(self) -> int:
-        """Steps of all backward passes from the ends of steps."""
-        return sum(min(t + 1, self.window) for t in range(self.steps))
+        """Those of all of them."""
+        return sum(self.walked_back)
 
     @property
     def rows(self) -> int:
@@ -143,13 +151,19 @@ class Sizes:
         return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
 
     @property
+    def linear(self) -> Sequence[float]:
+        """Predicted seconds of linear forms in each step."""
+        each = 4 * self.state * self.walked / WALKED_PER_SECOND
+        return [each * count for count in self.walked_back]
+
+    @property
     def seconds(self) -> dict[Relaxation, float]:
         """Predicted seconds of all steps, jointly for all selections."""
-        linear = 2 * self.state * self.walked * self.walks / WALKED_PER_SECOND
+        linear = sum(self.linear)
         return {
             Relaxation.INTERVAL: 2 * self.boxes * self.steps / BOUNDED_PER_SECOND,
-            Relaxation.LINEAR: 2 * linear,
-            Relaxation.LP: 3 * linear + 2 * self.state * self.steps * self.rows * SECONDS_PER_ROW,
+            Relaxation.LINEAR: linear,
+            Relaxation.LP: 1.5 * linear + 2 * self.state * self.steps * self.rows * SECONDS_PER_ROW,
         }
 
     def composed(self, moved: int) -> int:

@@ -20,7 +20,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.last_forms import branched_forms
 from milp_agt.properties.models import OutputForms, ReachableModels, both_ends
-from milp_agt.properties.question import Question, index_of, is_late
+from milp_agt.properties.question import Question, index_of
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class DecisionQuestion(Question):
         it finds lost or leaves open: candidates for attacks.
         """
         (known,), tree = super().bounds(models), models.tree
-        if tree is None or is_late(models):
+        if tree is None or models.is_late():
             return known, ()
         left = tree.seconds if models.deadline is None else min(tree.seconds, models.deadline.left)
         begun, cells = time.monotonic(), tree.cells

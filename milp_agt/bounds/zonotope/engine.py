@@ -48,7 +48,8 @@ class Effort:
 class ZonotopePass:
     """The set of states after some steps, and what is proved of it.
 
-    Every state that float64 training can reach, in any order of summation, is in ``zonotope``.
+    Every state that float64 training can reach, in any order of summation, is in ``zonotope``. It has the
+    generators of the samples met so far and in the next step; ``samples`` are those of all steps.
     """
 
     schedule: NodeOrder
@@ -56,6 +57,7 @@ class ZonotopePass:
     zonotope: HybridZonotope
     bounds: StateBounds
     effort: Effort
+    samples: SampleGenerators
     memory: int = MEMORY
     unprojected: Interval | None = None
 
@@ -86,10 +88,10 @@ class ZonotopePass:
         )
         samples = SampleGenerators.of(poison, batches, restriction)
         folded = not fit_in(samples.count * samples.width * len(lower), memory)
-        zonotope = HybridZonotope.of_box(samples, lower, upper, folded)
+        zonotope = HybridZonotope.of_box(samples.until(0), lower, upper, folded)
         effort = effort or Effort()
         bounds = StateBounds.of(zonotope, None, effort.state)
-        return ZonotopePass(schedule, layout, zonotope, bounds, effort, memory)
+        return ZonotopePass(schedule, layout, zonotope, bounds, effort, samples, memory)
 
     @property
     def is_bounded(self) -> bool:
@@ -108,6 +110,8 @@ class ZonotopePass:
     def advanced(self, step: Step, last: bool = False) -> ZonotopePass:
         """The set after one more step."""
         zonotope, work = self._moved(step)
+        if not last:
+            zonotope = zonotope.of_samples(self.samples.until(step.index + 1))
         box = None
         effort = self.effort.last if last else self.effort.state
         effort = work.steps(effort, 2 * zonotope.size, zonotope.flips)
@@ -221,7 +225,7 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
     )
     newest = with_flips(newest, most_flips(size, before.memory))
     noise = old.noise.carried(jacobian).joined(newest.noise)
-    if len(noise) > most_groups(size, old.samples.count, before.memory):
+    if len(noise) > most_groups(size, before.samples.count, before.memory):
         noise = noise.merged()
     return replace(newest, noise=noise)
 

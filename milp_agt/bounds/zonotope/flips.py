@@ -224,6 +224,11 @@ class Flips:
         parts = {name: getattr(self, name)[keep] for name in ("limited", "threshold", "cover")}
         return replace(self, **parts)
 
+    def of_samples(self, count: int) -> Flips:
+        """The same beside more sample generators, of which none is read."""
+        parts = {name: widened(getattr(self, name), count) for name in ("down", "up", "threshold")}
+        return replace(self, on_moves=more_samples(self.on_moves, count), **parts)
+
     def settled(self, charge: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Noise that is charged to the flips of some rows, (..., rows), as noise of samples, (..., m), and of
         everyone, (...)."""
@@ -233,6 +238,11 @@ class Flips:
         alone = charge.new_zeros(*charge.shape[:-1], self.threshold.shape[1])
         alone.index_add_(-1, self.own[columns][by_own], charge[..., by_own])
         return alone * grow, charge[..., ~by_own].sum(-1) * grow
+
+
+def more_samples(on_moves: Tensor, count: int) -> Tensor:
+    """Coefficients on moves, (r, m, width), for ``count`` samples, those of the further ones 0."""
+    return functional.pad(on_moves, (0, 0, 0, count - on_moves.shape[1]))
 
 
 def widened(on_flips: Tensor, count: int) -> Tensor:

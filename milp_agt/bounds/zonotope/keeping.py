@@ -33,8 +33,10 @@ def pack_forward(forward: ZonotopePass) -> dict[str, Any]:
 def unpack_forward(begun: ZonotopePass, plain: Mapping[str, Any]) -> ZonotopePass:
     """What :func:`pack_forward` packed, of a run that has just begun."""
     flips = Flips(**plain["flips"])
+    samples = begun.samples.first(plain["zonotope"]["on_moves"].shape[1])
     zonotope = replace(
         begun.zonotope,
+        samples=samples,
         flips=flips,
         noise=Noise(**plain["noise"]),
         **plain["zonotope"],

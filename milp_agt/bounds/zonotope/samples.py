@@ -36,13 +36,14 @@ class SampleGenerators:
 
     Attributes:
         poison: the moves of the generators, in their order.
-        columns: their samples of the data set, (m,).
+        columns: their samples of the data set, (m,), in the order of the steps that first meet them.
         numbers: the generator of each sample of the data set in each step, (steps or 1, N), -1 for
             samples that stay clean.
         unit: of each generator, (m,).
         members: units of each group, (groups, largest), padded with the number of units.
         known: mask of the units that are known to be poisoned, (units,).
         budget: how many units of a group are poisoned at most, the known ones among them.
+        met: how many of them the first steps meet together, for each step; empty if batches are not known.
     """
 
     poison: Poison
@@ -52,6 +53,7 @@ class SampleGenerators:
     members: Tensor
     known: Tensor
     budget: int
+    met: Sequence[int] = ()
 
     @staticmethod
     def of(
@@ -65,21 +67,24 @@ class SampleGenerators:
         open_ = poison.exposed & (poison.budget > 0)
         open_[torch.tensor(sorted(restriction.outside), dtype=torch.int64, device=device)] = False
         steps = [torch.as_tensor(batch, device=device) for batch in batches]
+        first = torch.full(open_.shape, len(steps), dtype=torch.int64, device=device)
+        for index in reversed(range(len(steps))):
+            first[steps[index]] = index
         if poison.static:
             columns = open_.nonzero()[:, 0]
+            columns = columns[first[columns].argsort(stable=True)]
             numbers = _numbered(open_, [columns])
+            met = [int((first[columns] <= index).sum()) for index in range(len(steps))]
         else:
-            met = [step[open_[step]] for step in steps]
-            columns = torch.cat(met)
-            numbers = _numbered(open_, met)
+            own = [step[open_[step]] for step in steps]
+            columns = torch.cat(own)
+            numbers = _numbered(open_, own)
+            met = [sum(map(len, own[: index + 1])) for index in range(len(steps))]
         unit, known = torch.arange(len(columns), device=device), torch.zeros_like(open_)
         if not poison.static and not poison.per_batch:
             chosen, unit = columns.unique(return_inverse=True)
             groups = torch.zeros_like(chosen)
         elif poison.per_batch and poison.static:
-            first = torch.full(open_.shape, len(steps), dtype=torch.int64, device=device)
-            for index in reversed(range(len(steps))):
-                first[steps[index]] = index
             groups = first[columns]
         elif poison.per_batch:
             sizes = [int(open_[step].sum()) for step in steps]
@@ -99,6 +104,30 @@ class SampleGenerators:
             _members(groups),
             known[sample_of],
             poison.budget,
+            tuple(met),
+        )
+
+    def until(self, index: int) -> SampleGenerators:
+        """The generators that the steps up to this one meet: no other is in any form of these steps, so
+        the states after them are the same. All, where batches are not known or units are known to be
+        poisoned.
+        """
+        known = not self.met or bool(self.known.any())
+        return self if known else self.first(self.met[min(index, len(self.met) - 1)])
+
+    def first(self, count: int) -> SampleGenerators:
+        """The first of them alone."""
+        if count == self.count:
+            return self
+        units, unit = self.unit[:count].unique(return_inverse=True)
+        return SampleGenerators(
+            self.poison.take(torch.arange(count, device=unit.device)),
+            self.columns[:count],
+            torch.where(self.numbers < count, self.numbers, -1),
+            unit,
+            _members(self._group[units]),
+            self.known[units],
+            self.budget,
         )
 
     def at(self, step: Step) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.dual import Directions
-from milp_agt.bounds.zonotope.flips import Flips, widened
+from milp_agt.bounds.zonotope.flips import Flips, more_samples, widened
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
 
@@ -288,6 +288,23 @@ class HybridZonotope:
             charge=noise.charge[..., keep],
         )
         return replace(self, flips=flips.with_rows(keep), noise=noise)
+
+    def of_samples(self, samples: SampleGenerators) -> HybridZonotope:
+        """The same set beside more generators, which nothing depends on yet."""
+        if samples.count == self.samples.count:
+            return self
+        down, up = (widened(part, samples.count) for part in (self.noise.down, self.noise.up))
+        if self.is_folded:
+            on_moves = self.on_moves[:, :1].expand(-1, samples.count, -1)
+        else:
+            on_moves = more_samples(self.on_moves, samples.count)
+        return replace(
+            self,
+            samples=samples,
+            flips=self.flips.of_samples(samples.count),
+            on_moves=on_moves,
+            noise=replace(self.noise, down=down, up=up),
+        )
 
     def terms(self) -> Tensor:
         """Sum of the sizes of all terms but the centre, the worst samples counting, (P,)."""
