@@ -127,7 +127,7 @@ class DecisionQuestion(Question):
             known = self._by_branching(models, known, share)
         if cells is None:
             return known, ()
-        return self._by_cells(cells, known, left - (time.monotonic() - begun))
+        return self._by_cells(models, cells, known, left - (time.monotonic() - begun))
 
     def _by_branching(self, models: ReachableModels, known: Interval, seconds: float) -> Interval:
         """Bounds ``known`` of the forms met with those that a tree over samples and phases proves of the
@@ -152,7 +152,7 @@ class DecisionQuestion(Question):
         return _met(known, points, found, "a form of the outputs by branching and by other bounds")
 
     def _by_cells(
-        self, cells: Cover, known: Interval, seconds: float
+        self, models: ReachableModels, cells: Cover, known: Interval, seconds: float
     ) -> tuple[Interval, tuple[Poisoned, ...]]:
         """The same by a search over selections and cells of moves, for points that nobody touches."""
         points, inputs = self.open_points([known]), self.decision.forms.inputs
@@ -161,6 +161,8 @@ class DecisionQuestion(Question):
         decision = self.decision.part(points)
         found = decide(cells, decision, Limits(seconds))
         proved = decision.margin(found.bounds).lower > 0.0
+        if found.limited and models.deadline is not None:
+            models.deadline.is_over()  # which it notes
         what = "a form of the outputs by a tree and by other bounds"
         return _met(known, points, found.bounds, what), _worst(cells, found, ~proved)
 

@@ -392,10 +392,11 @@ class Questions:
     def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
         """The answer with what the decider adds: points that are refuted, and what attacks reach."""
         models = self.models.asked_now
-        deadline, answer = models.deadline, question.answer(models, groups)
-        if self.decider is not None and (deadline is None or deadline.left > 0.0):
+        answer = question.answer(models, groups)
+        is_open = not answer.points.judged or not bool((answer.points.score_lower > 0).all())
+        if self.decider is not None and is_open and not models.is_late():
             answer = self._attacked(self.decider, models, question, answer)
-        missed = deadline is not None and deadline.missed
+        missed = models.deadline is not None and models.deadline.missed
         return replace(answer, limit_reached=True) if missed else answer
 
     @staticmethod
