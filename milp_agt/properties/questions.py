@@ -23,11 +23,11 @@ from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.collective import CollectiveQuestion
 from milp_agt.properties.decision import Decision, only
 from milp_agt.properties.decisions import Decider, decided, witness_of, worst_of_list
-from milp_agt.properties.functional import functional
+from milp_agt.properties.functional import AttackedFunctional, FunctionalQuestion, functional
 from milp_agt.properties.mean_loss import MeanLoss
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.predictions import Predictions
-from milp_agt.properties.property_table import PickedPoints, TableOfPoints
+from milp_agt.properties.property_table import PickedPoints, TableOfParameters, TableOfPoints
 from milp_agt.properties.question import Question, features_at, groups_of
 from milp_agt.properties.stable import StableQuestion
 from milp_agt.properties.targeted import Targets, targeted
@@ -299,6 +299,28 @@ class Questions:
         """
         return self._ask(self._question(asked, at), groups_of(at.groups, len(at.features)))
 
+    @own_modes()
+    def of_parameters(self, asked: TableOfParameters) -> Bounds:
+        """A property of a run file about the parameters; attacked where its threshold is not proved.
+
+        Raises:
+            InvalidInputError: names or shapes that do not fit the model.
+        """
+        models = self.models.asked_now
+        known, low = asked.bounds(models), asked.at_least is not None
+        open_ = [known.lower < t for t in (asked.at_least,) if t is not None]
+        open_ += [known.upper > t for t in (asked.at_most,) if t is not None]
+        late = models.deadline is not None and models.deadline.left <= 0.0
+        if self.decider is None or late or not any(open_):
+            return known
+        device = models.poison.features.device
+        question = FunctionalQuestion.of(models.step_graph, asked.arrays(), device)
+        worst = self.decider.worst_functional(question, known, low, models.deadline)
+        if worst is None:
+            return known
+        ends = known.lower, known.nominal, known.upper
+        return AttackedFunctional(*ends, reached=worst[0], shown=worst[1])
+
     def data_set(self, case: int) -> Poisoned:
         """What the adversary makes of the training data in a case of a listed threat.
 
@@ -370,10 +392,11 @@ class Questions:
     def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
         """The answer with what the decider adds: points that are refuted, and what attacks reach."""
         models = self.models.asked_now
-        deadline, answer = models.deadline, question.answer(models, groups)
-        if self.decider is not None and (deadline is None or deadline.left > 0.0):
+        answer = question.answer(models, groups)
+        is_open = not answer.points.judged or not bool((answer.points.score_lower > 0).all())
+        if self.decider is not None and is_open and not models.is_late():
             answer = self._attacked(self.decider, models, question, answer)
-        missed = deadline is not None and deadline.missed
+        missed = models.deadline is not None and models.deadline.missed
         return replace(answer, limit_reached=True) if missed else answer
 
     @staticmethod
