@@ -22,6 +22,7 @@ from milp_agt.attacks.unrolled import Pace, Unrolled
 from milp_agt.core import deadline as core_deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.decisions import Decisions, decided
+from milp_agt.properties.functional import AttackedFunctional
 from milp_agt.properties.witness import Witness, load_witness
 from milp_agt.runfile.run_file import parse_properties
 from milp_agt.runfile.verdicts import judge
@@ -147,6 +148,12 @@ def test_functionals_and_subgroups_are_decided_as_points_are(tmp_path: Path) -> 
         result, nobody, *parse_properties([{"kind": "functional", "coefficients": coefficients}])
     )
     assert (bare.status, bare.worst) == ("REPORTED", None)
+    rows = {name: np.stack([np.array(c), -np.array(c)]) for name, c in coefficients.items()}
+    found = result.functional(rows, at_least=min(values) + 1e-3)
+    assert isinstance(found[0], AttackedFunctional)
+    assert found[0].reached == pytest.approx(min(values), abs=1e-12)
+    assert found[1].reached == pytest.approx(-max(values), abs=1e-12)
+    assert all(each.reached is None for each in result.functional(rows))
     names = np.arange(len(TEST)) % 3
     answer = result.accuracy(TEST, LABELS, groups=names)
     right = torch.stack([margins(own) for own in models]) > 0

@@ -65,6 +65,12 @@ class FunctionalQuestion:
                 terms += products.shape[1]
         return FunctionalQuestion(coefficients, constant, gamma(2 * terms + 8) * size + TINY)
 
+    def row(self, number: int) -> FunctionalQuestion:
+        """One of the rows."""
+        part = slice(number, number + 1)
+        rows = {name: value[part] for name, value in self.coefficients.items()}
+        return FunctionalQuestion(rows, self.constant[part], self.error[part])
+
     def flat(self, graph: StepGraph) -> Tensor:
         """The coefficients of one row on all trainable parameters, one after the other, (P,)."""
         return torch.cat([self.coefficients[name].flatten() for name in graph.parameters])
