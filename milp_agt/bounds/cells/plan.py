@@ -38,7 +38,7 @@ class TreePlan:
         cells: the search over selections and cells of their moves; None where it has no rules, or there
             are too many selections. What the run carries as a zonotope is searched in any case.
         seconds: that each question may take.
-        workers: processes that branch on zonotopes.
+        workers: processes that directions of zonotopes and selections are dealt out to.
     """
 
     cells: Cover | None
