@@ -63,7 +63,7 @@ def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
         stored = steps.Stored(given.multipliers)
         run = given.initial, given.samples, given.poisoned, given.anew
-        forms = steps.train(given.problem, *run, stored)
+        forms = steps.train(given.problem, *run, stored, given.phases)
         stored.fits(stored.used == len(stored.values))
         return Reached(given.problem, forms.boxes(), forms)
 
