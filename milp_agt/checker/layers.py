@@ -138,7 +138,7 @@ class Problem:
 
     layers: tuple[Layer, ...]
     loss: str
-    batches: tuple[Array, ...]
+    batches: tuple[Array, ...]  # each (n,), or (cases, n)
     rules: tuple[Rule, ...]
     arithmetic: Arithmetic
 
@@ -155,7 +155,9 @@ class Samples:
     y: Box
 
     def at(self, samples: Array) -> Samples:
-        return Samples(self.x[:, samples], self.y[:, samples])
+        """Some of them; or of one case other samples for each of several, (cases, n)."""
+        key = (slice(None), samples) if samples.ndim == 1 else (0, samples)
+        return Samples(self.x[key], self.y[key])
 
 
 @dataclass(frozen=True)

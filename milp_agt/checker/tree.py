@@ -5,7 +5,7 @@ two nodes, which follow it, the first with all below it first. Of a node that as
 the samples that may be poisoned with numbers below ``what``, and the others; of one that asks WHERE, which
 has one such sample, those values of its features and labels whose entry ``what`` is at most ``value``, and at
 least that; of one that asks for a PHASE, the runs in which the argument of an activation, number ``value``
-(in the order of layers, samples of the batch and units) of those of step ``what``, is above 0, and the
+(in the order of layers, samples of the batch and units) of those of step ``what``, is at most 0, and the
 others. So the children of a node hold each of its runs, that on the data as given among them (it is one in
 which the sample, at its own values, is poisoned); by induction the leaves hold those of the root.
 In a leaf the run is bounded around the middle of its box: affine forms do not ask what was there before.
