@@ -51,6 +51,13 @@ def test_intervals_hold_float32_runs(problem: Problem, kernel: dict[str, bool]) 
     assert_holds(problem, result, boxes, kernel)
 
 
+@FEW
+@given(problem=float32_problems(), kernel=st.sampled_from(KERNELS))
+def test_zonotopes_hold_float32_runs(problem: Problem, kernel: dict[str, bool]) -> None:
+    result, boxes = certified(problem, relaxation="zonotope")
+    assert_holds(problem, result, boxes, kernel)
+
+
 @DRAWN
 @given(problem=float32_problems(), kernel=st.sampled_from(KERNELS), data=st.data())
 def test_linear_forms_hold_float32_runs(

@@ -252,6 +252,8 @@ BAD_FEATURES: dict[str, tuple[dict[str, Any], str]] = {
     "no samples": ({"samples": []}, "0 samples"),
     "samples that are no list": ({"samples": 3}, "samples"),
     "samples in words": ({"samples": "all"}, "samples"),
+    "an array without an axis": ({"samples": np.array(3)}, "array(3)"),
+    "ids without an axis": ({"ids": torch.tensor(3)}, "tensor(3)"),
 }
 
 

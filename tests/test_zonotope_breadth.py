@@ -176,20 +176,20 @@ def test_worst_cases_are_those_of_all_choices(
     for column in range(samples.count):
         if samples.known[samples.unit[column]]:
             continue
-        own = torch.full((4,), column)
+        own = torch.full((4, 1), column)
         mine = taken[:, column] > 0
         assert torch.allclose(clean[:, column], sums[:, ~mine].amax(1))
         assert torch.allclose(poisoned[:, column], sums[:, mine].amax(1))
         others, part = samples.others(drawn, own)
         assert torch.allclose(samples.worst(others), clean[:, column])
-        assert torch.allclose(part + samples.worst(others, own), poisoned[:, column])
+        assert torch.allclose(part[:, 0] + samples.worst(others, own), poisoned[:, column])
     assert torch.allclose((samples.chosen(drawn) * drawn).sum(1), sums.amax(1))
 
 
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_a_choice_too_few_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = room._largest
-    monkeypatch.setattr(room, "_largest", lambda reach, count: 0.97 * largest(reach, count))
+    largest = room.largest
+    monkeypatch.setattr(room, "largest", lambda reach, count: 0.97 * largest(reach, count))
     training = {"epochs": 3, "batch_size": 3}
     case, _, _ = problem(
         "mse", "features", training, (), budget=1, radius=0.02, **ADVERSARIES[name]

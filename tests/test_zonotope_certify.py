@@ -13,7 +13,7 @@ from problems import problem, tiny
 
 import milp_agt as agt
 from milp_agt.bounds.zonotope import Cause, charges, engine, least
-from milp_agt.certification import loop
+from milp_agt.certification import loop, planning
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyTable
@@ -191,24 +191,14 @@ def test_a_zonotope_that_explodes_leaves_the_rest_to_intervals(monkeypatch) -> N
     assert result.steps[-1].relaxation == "interval"
 
 
-@pytest.mark.parametrize(
-    ("threat", "training", "found"),
-    [
-        (agt.Removal(1), {}, "samples that are removed"),
-        (
-            agt.SeparatePoisoning(agt.FeaturePoisoning(1, 0.1), agt.LabelPoisoning(1)),
-            {},
-            "budgets of features and of labels apart",
-        ),
-    ],
-)
-def test_what_has_no_rule_is_refused_by_name(threat, training, found) -> None:
-    case = tiny(threat)
-    run = agt.Training(loss="bce", epochs=2, **training)
+def test_what_has_no_rule_is_refused_by_name() -> None:
+    case = tiny(agt.Removal(1))
+    run = agt.Training(loss="bce", epochs=2, batch_size=1)
+    data = case.features, case.labels
     with pytest.raises(UnsupportedOperationError) as caught:
-        agt.certify(case.model, (case.features, case.labels), run, threat, relaxation="zonotope")
+        agt.certify(case.model, data, run, case.threat, relaxation="zonotope")
     assert "zonotope" in caught.value.asked
-    assert found in caught.value.found
+    assert "batches that may lose all their samples" in caught.value.found
     assert "linear" in caught.value.remedy
 
 
@@ -271,10 +261,12 @@ def test_linear_forms_end_where_they_add_nothing(monkeypatch: pytest.MonkeyPatch
     assert "linear" in result.steps[-1].chains
 
 
-def test_where_it_has_no_rule_a_note_says_so_and_linear_forms_go_on() -> None:
-    case = tiny(agt.Removal(1))
-    result, _ = case.certify(relaxation="linear")
-    assert any("no zonotope is carried along" in note for note in result.notes)
+def test_where_it_has_no_rule_a_note_says_so_and_linear_forms_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning, "refusal", lambda *_: "lunar phases")
+    result, _ = tiny(agt.FeaturePoisoning(1, 0.1)).certify(relaxation="linear")
+    assert any("no rule for lunar phases" in note for note in result.notes)
     assert "zonotope" not in result.steps[-1].chains
     assert not result.fallbacks
 

@@ -58,30 +58,22 @@ class Refuter:
         precision: of the run that is certified, in which witnesses are trained.
         threat: in words.
         most: test points that are aimed at, those nearest to being wrong first.
-        seconds: that a question without a deadline may take; None for no limit.
     """
 
     attacker: Attacker
     precision: Precision
     threat: str
     most: int
-    seconds: float | None = None
 
     @staticmethod
-    def of(
-        attacker: Attacker,
-        precision: Precision,
-        threat: str,
-        thorough: bool,
-        seconds: float | None = None,
-    ) -> Refuter:
+    def of(attacker: Attacker, precision: Precision, threat: str, thorough: bool) -> Refuter:
         """Refutations by the search of the attacker, or by a quick one."""
         if thorough:
-            return Refuter(attacker, precision, threat, attacker.search.aims, seconds)
+            return Refuter(attacker, precision, threat, attacker.search.aims)
         each = attacker.unrolled.bytes_per_attack
         most = max(FEWEST_AIMS, min(AIMS, AIMS * QUICK_WORK // (QUICK_RUNS * max(1, each))))
         quicker = replace(attacker, search=quick(each))
-        return Refuter(quicker, precision, threat, int(most), seconds)
+        return Refuter(quicker, precision, threat, int(most))
 
     def decide(
         self,
@@ -110,7 +102,7 @@ class Refuter:
         near = np.flatnonzero(open_ & (points.score_nominal > 0))
         near = near[np.argsort(points.score_nominal[near], kind="stable")][: self.most]
         # Where all open points are wrong on the data as given, there is nothing left to attack.
-        time = QuestionTime.of(self.attacker.unrolled, self.seconds, deadline)
+        time = QuestionTime.of(self.attacker.unrolled, deadline)
         first = known.tried if listed is None else listed
         fits = time.fits(len(first) + (len(near) + 1 if listed is None else 0))
         if not fits:
@@ -147,7 +139,7 @@ class Refuter:
         """The largest mean loss that attacks reach, by data that are admissible exactly."""
         if known.upper - known.lower <= BEYOND_ROUNDING[self.precision.name] * known.upper:
             return None
-        time = QuestionTime.of(self.attacker.unrolled, self.seconds, deadline)
+        time = QuestionTime.of(self.attacker.unrolled, deadline)
         if not time.fits(1):
             return None
         features = question.on_outputs.inputs.lower[CLEAN]

@@ -100,6 +100,7 @@ class Answer(Bounds):
         witnesses: the poisoned data that refute points, see ``points.witness``.
         shown: the poisoned data of the run that shows ``reached``; None without one.
         tried: data sets that a tree trained on with the least margins of points that it did not prove.
+        limit_reached: whether the time of the question ended before all was bounded and attacked.
 
     ``reached`` is the worst mean that *one* real run shows. Each point may need poisoned data of its own,
     so that it can stay away from the certified end even where every point is decided.
@@ -110,6 +111,7 @@ class Answer(Bounds):
     witnesses: tuple[Witness, ...] = field(default=(), repr=False)
     shown: Witness | None = field(default=None, repr=False)
     tried: tuple[Poisoned, ...] = field(default=(), repr=False)
+    limit_reached: bool = field(default=False, repr=False)
 
 
 def summarise(

@@ -15,13 +15,20 @@ from milp_agt.core.rounding import TINY, gamma
 
 
 def least_of_forms(
-    forward: ZonotopePass, forms: Forms, state: State, rows: FinalZonotope | None = None
+    forward: ZonotopePass,
+    forms: Forms,
+    state: State,
+    rows: FinalZonotope | None = None,
+    until: float | None = None,
 ) -> Tensor:
-    """Lower bounds of forms over a hybrid zonotope, and by programs on its rows, (rows, 1)."""
+    """Lower bounds of forms over a hybrid zonotope, and by programs on its rows, (rows, 1).
+
+    Programs end by a time of ``time.monotonic``.
+    """
     found = least(forward, forms.coefficients)
-    return _with_rest(
-        found if rows is None else rows.least(forms.coefficients, found), forms, state
-    )
+    if rows is not None:
+        found = rows.least(forms.coefficients, found, until)
+    return _with_rest(found, forms, state)
 
 
 def branched_forms(

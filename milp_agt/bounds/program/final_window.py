@@ -68,6 +68,11 @@ class FinalWindow:
     notes: list[str] = field(default_factory=list)
     _ready: list[Ready] = field(default_factory=list, repr=False)
 
+    def by(self, deadline: float | None) -> FinalWindow:
+        """The same for a question that ends by a time of ``time.monotonic``; what is not solved by then has
+        its cheaper bounds. Reports and notes are shared."""
+        return replace(self, options=replace(self.options, deadline=deadline))
+
     def bound(self, asked: OutputObjectives, known: Interval) -> Interval:
         """Dual bounds of forms of the outputs over all runs through the window.
 

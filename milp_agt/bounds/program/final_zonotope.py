@@ -73,10 +73,13 @@ class FinalZonotope:
         options = replace(self.options, deadline=deadline)
         return bound_state(self.rows.window(), state, options, self.witness)
 
-    def least(self, coefficients: Mapping[str, Tensor], known: Tensor) -> Tensor:
+    def least(
+        self, coefficients: Mapping[str, Tensor], known: Tensor, deadline: float | None = None
+    ) -> Tensor:
         """Lower bounds of linear forms of the state, (rows,), nowhere below those ``known`` already.
 
-        Coefficients by tensor of the state, (rows, *shape). Those furthest below the centre come first.
+        Coefficients by tensor of the state, (rows, *shape). Those furthest below the centre come first;
+        those that are not solved by ``deadline``, a time of ``time.monotonic``, stay as known.
 
         Raises:
             EncodingError, SoundnessError: see :meth:`bound_state`.
@@ -92,7 +95,7 @@ class FinalZonotope:
                 lowest,
                 gain,
                 lambda: Objectives.of(program, forms.below, gain, batches),
-                self.options,
+                replace(self.options, deadline=deadline),
             )
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.append(f"{len(known)} forms were left to the dual of the zonotope: {error}")
