@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ from milp_agt.attacks.unrolled import Pace, Unrolled
 from milp_agt.core import deadline as core_deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.decisions import Decisions, decided
+from milp_agt.properties.functional import AttackedFunctional
 from milp_agt.properties.witness import Witness, load_witness
+from milp_agt.runfile.run_file import parse_properties
+from milp_agt.runfile.verdicts import judge
 from milp_agt.threats import ThreatModel
 from milp_agt.training.groups import ParameterGroup
 
@@ -118,6 +121,50 @@ def test_verdicts_are_the_truth_where_everything_can_be_listed(
     worst = (every > 0).double().mean(1).min()
     assert answer.reached == pytest.approx(float(worst), abs=1e-12)
     assert answer.lower <= float(worst)
+
+
+def test_functionals_and_subgroups_are_decided_as_points_are(tmp_path: Path) -> None:
+    """Both ends of a functional against every data set, with the data that show them; groups likewise."""
+    models, result = flipped(2), certified(agt.LabelPoisoning(2))
+    coefficients = {"0.bias": [1.0, -1.0, 0.0, 0.5], "2.weight": np.eye(2, 4).tolist()}
+
+    def value(state: Mapping[str, Tensor]) -> float:
+        parts = [(torch.tensor(c).double() * state[n]).sum() for n, c in coefficients.items()]
+        return float(sum(parts))
+
+    values = [value(own.state_dict()) for own in models]
+    nobody = agt.Dataset.of(X, Y)
+    for end, worst, sign in (("at_least", min(values), 1.0), ("at_most", max(values), -1.0)):
+        for beyond, status in ((-1e-3, "PROVED"), (1e-3, "REFUTED")):
+            asked = {"kind": "functional", "coefficients": coefficients, end: worst + sign * beyond}
+            (verdict,) = judge(result, nobody, *parse_properties([asked]))
+            assert verdict.status == status
+            if status == "REFUTED":
+                assert verdict.shown is not None
+                assert verdict.worst == pytest.approx(worst, abs=1e-12)
+                saved = load_witness(verdict.shown.save(tmp_path / "w.npz"))
+                assert value(result.replay(saved)) == pytest.approx(worst, abs=1e-12)
+    (bare,) = judge(
+        result, nobody, *parse_properties([{"kind": "functional", "coefficients": coefficients}])
+    )
+    assert (bare.status, bare.worst) == ("REPORTED", None)
+    rows = {name: np.stack([np.array(c), -np.array(c)]) for name, c in coefficients.items()}
+    found = result.functional(rows, at_least=min(values) + 1e-3)
+    assert isinstance(found[0], AttackedFunctional)
+    assert found[0].reached == pytest.approx(min(values), abs=1e-12)
+    assert found[1].reached == pytest.approx(-max(values), abs=1e-12)
+    assert all(each.reached is None for each in result.functional(rows))
+    names = np.arange(len(TEST)) % 3
+    answer = result.accuracy(TEST, LABELS, groups=names)
+    right = torch.stack([margins(own) for own in models]) > 0
+    for name, bounds in answer.groups.items():
+        among = torch.from_numpy(names == name)
+        truth = float(right[:, among].double().mean(1).min())
+        assert bounds.lower <= truth
+        assert bounds.reached == pytest.approx(truth, abs=1e-12)
+        own = model()
+        own.load_state_dict(result.replay(answer.shown_in[name]))
+        assert float((margins(own) > 0)[among].double().mean()) == pytest.approx(truth, abs=1e-12)
 
 
 @functools.cache

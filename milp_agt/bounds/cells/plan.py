@@ -38,7 +38,7 @@ class TreePlan:
         cells: the search over selections and cells of their moves; None where it has no rules, or there
             are too many selections. What the run carries as a zonotope is searched in any case.
         seconds: that each question may take.
-        workers: processes that branch on zonotopes.
+        workers: processes that directions of zonotopes and selections are dealt out to.
     """
 
     cells: Cover | None
@@ -108,9 +108,11 @@ def _missing(
     restriction: Restriction,
 ) -> str | None:
     """What has no rule, in words."""
-    found = refusal(schedule, poison, UNRESTRICTED, updates, batches)
+    found = refusal(schedule, poison, UNRESTRICTED, updates)
     if schedule.precision != FLOAT64:
         found = f"a run in {schedule.precision.name}"
+    if any(update.clip_total is not None for update in updates):
+        found = "clipping of the total norm (clip_total)"
     if poison.label_quota is not None:
         found = "budgets of features and of labels apart"
     if poison.whole is not None:
