@@ -226,13 +226,4 @@ def test_random_configurations(
         static=static,
         scope=scope,
     )
-    assert_sound(
-        case,
-        test,
-        labels,
-        attacks=24,
-        iterations=2,
-        seed=seed,
-        window=window,
-        **level,
-    )
+    assert_sound(case, test, labels, attacks=24, iterations=2, seed=seed, window=window, **level)
