@@ -20,6 +20,8 @@ from milp_agt.attacks import Search
 from milp_agt.bounds.adversary import joint, two_budgets, worst_case
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import window_bounds
+from milp_agt.bounds.zonotope import rows, sums, transformer
+from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.formulations import exchange
@@ -69,10 +71,20 @@ def _features_alone(honest: Any) -> Any:
     return box
 
 
+def _features_only(honest: Any) -> Any:
+    """Noise of a sample whose label is poisoned counts where its features are."""
+
+    def rule(ends: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+        base, added = honest(ends, parts)
+        return base, torch.cat([added[:1], 0.0 * added[1:]])
+
+    return rule
+
+
 def _separately_attacked(seed: int) -> None:
     case, test, labels = separate("mse", separately((1, 1), 0.05, loss="mse"), epochs=1)
     case = replace(case, model=nn.Sequential(nn.Linear(2, 2).double()))
-    assert_sound(case, test, labels, relaxation=("linear", "interval")[seed])
+    assert_sound(case, test, labels, relaxation=("linear", "interval", "zonotope")[seed])
 
 
 def _charged_separately(seed: int) -> None:
@@ -105,6 +117,14 @@ TWO_BUDGETS = [
             ("budget of labels", Poison, "budgets_given", _less_of_labels),
             ("both as one", worst_case, "_worst_within_two", _both_as_one),
             ("box of labels", Poison, "label_box", _features_alone),
+        )
+    ),
+    *(
+        Mutant(f"both budgets: {name} of a zonotope", rules, wrong,
+               lambda _: _separately_attacked(2), 1)
+        for name, rules, wrong in (
+            ("budgets", ((SampleGenerators, "_by_part"),), times(0.99)),
+            ("noise", ((sums, "by_part"), (rows, "by_part")), _features_only),
         )
     ),
     Mutant("both budgets: charges", (CHARGES,), nothing, _charged_separately, 8),
@@ -154,7 +174,12 @@ class _ShortNorms:
             return 0.99 * torch.linalg.vector_norm(tensor, dim=dim)
 
 
-ROOMS = (("interval", "joint"), ("linear", "joint"), ("linear", "enumerated"))
+ROOMS = (
+    ("interval", "joint"),
+    ("zonotope", "joint"),
+    ("linear", "joint"),
+    ("linear", "enumerated"),
+)
 WHOLE = [
     *(
         Mutant(f"exchange: others, {kind}, {level}, {selections}", ((Substitute, "others"),),
@@ -170,6 +195,9 @@ WHOLE = [
         for rule, selections in (("_least_mean", "joint"), ("_mean_of_case", "enumerated"))
         for factor in (0.8, 0.99)
     ),
+    Mutant("exchange: nobody in a zonotope", ((transformer, "selection_box"),),
+           lambda honest: lambda *given: honest(*given).each(torch.zeros_like),
+           _exchanged("removal", level="zonotope"), 1),
     Mutant("exchange: mean of the others, attacked", ((exchange, "_mean_of_case"),), times(0.99),
            unlisted(_attacked(agt.Removal(1), "enumerated")), 1),
     Mutant("exchange: new gradient, attacked", ((Substitute, "others"),), times(0.99),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,11 @@ from torch import nn
 
 import milp_agt as agt
 from milp_agt.attacks.refute import Refuter
-from milp_agt.bounds.cells.plan import _missing
+from milp_agt.bounds.cells import shared
+from milp_agt.bounds.cells.goals import Ends
+from milp_agt.bounds.cells.plan import Cover, _missing
+from milp_agt.bounds.cells.search import Decided, Limits
+from milp_agt.bounds.cells.tree import Kind
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyQuestion
@@ -164,6 +171,94 @@ def test_narrowed_sets_hold_every_training_and_little_more() -> None:
         assert (value <= narrow.reachable.upper[name]).all()
         widths.append((value.max(0) - value.min(0)).ravel())
     assert narrow.reachable.mean_width <= 1.06 * np.concatenate(widths).mean()
+
+
+def searches() -> tuple[Cover, Ends]:
+    """Two selections of a tiny run, and its first parameters as ends."""
+    case = tiny(agt.FeaturePoisoning(1, 0.1), epochs=4)
+    tree = case.certify(relaxation="interval", tree=1.0)[0].models.tree
+    assert tree is not None
+    assert tree.cells is not None
+    size = tree.cells.run.layout.size
+    rows = torch.eye(size, dtype=torch.float64)[:4]
+    return tree.cells, Ends(torch.cat([rows, -rows]), torch.full((8,), 0.01).double(), 0.5)
+
+
+def assert_same(found: Decided, alone: Decided, cover: Cover) -> None:
+    assert not found.limited
+    assert not found.open.any()
+    # What trainings reach lies between the two sides, each within a gap of it.
+    assert (found.bounds.lower[:, 0] <= alone.reached + 1e-12).all()
+    assert (alone.bounds.lower[:, 0] - 0.006 <= found.bounds.lower[:, 0]).all()
+    roots = [branch.what for branch in found.tree if branch.kind is Kind.SELECTION]
+    assert sorted(roots) == sorted(map(tuple, cover.selections.tolist()))
+    for number, branch in enumerate(found.tree):
+        assert branch.parent < number
+        if branch.parent >= 0:
+            assert branch.kind is not Kind.SELECTION
+
+
+def test_workers_share_selections_and_a_dead_one_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    joblib = pytest.importorskip("joblib", reason="joblib is not installed")
+    cover, goal = searches()
+    alone = shared.searched(cover, goal, Limits(), 1)
+    honest, deaths = shared._alone, [1]
+
+    def dies(*given: Any) -> Decided:
+        if 0 in given[2] and deaths[0]:
+            deaths[0] -= 1
+            raise OSError("a worker died")
+        return honest(*given)
+
+    monkeypatch.setattr(shared, "_alone", dies)
+    with joblib.parallel_config(backend="threading"):
+        assert_same(shared.searched(cover, goal, Limits(), 2), alone, cover)
+        assert deaths == [0]
+        deaths[0] = 99
+        left = shared.searched(cover, goal, Limits(), 2)
+    assert left.limited
+    assert left.open.all()
+    assert torch.isneginf(left.bounds.lower).all()
+    roots = [branch.what for branch in left.tree if branch.kind is Kind.SELECTION]
+    assert sorted(roots) == sorted(map(tuple, cover.selections.tolist()))
+
+
+@dataclass(frozen=True)
+class Deadly(Ends):
+    """A goal that kills the first process that asks for it."""
+
+    file: str
+
+    def bounded(self, *given: Any) -> Any:
+        if not Path(self.file).exists():
+            Path(self.file).touch()
+            os._exit(1)
+        return super().bounded(*given)
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_cluster_is_killed_and_nothing_is_lost(tmp_path: Path) -> None:
+    joblib = pytest.importorskip("joblib", reason="joblib is not installed")
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    cover, goal = searches()
+    alone = shared.searched(cover, goal, Limits(), 1)
+    deadly = Deadly(**vars(goal), file=str(tmp_path / "dead"))
+    with (
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            processes=True,
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        found = shared.searched(cover, deadly, Limits(), 2)
+    assert Path(deadly.file).exists()
+    assert_same(found, alone, cover)
 
 
 def test_results_without_a_tree_are_not_narrowed() -> None:

@@ -385,6 +385,30 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         assert all(action.help for action in command._actions), name
 
 
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("check", "nowhere"), "no such folder"),
+        (("report", ""), "no name"),
+        (("certify", "nowhere.toml", "--out", ""), "no name"),
+        (("certify", "nowhere.toml", "--out", "out"), "No such file"),
+        (("attack", "broken.toml", "--out", "out"), "not TOML"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_said_at_once(
+    arguments: tuple[str, ...], found: str, tmp_path: Path
+) -> None:
+    """With code 2, before anything large is imported, and nothing is written."""
+    (tmp_path / "broken.toml").write_text("[data", encoding="utf-8")
+    code = "import sys; from milp_agt.cli import main; code = main(); print('torch' in sys.modules)"
+    code += "; sys.exit(code)"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert found in done.stderr.partition("Found: ")[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.toml"]
+
+
 def test_a_full_disk_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

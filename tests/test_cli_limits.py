@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from run_texts import run_text, write_run
 
-from milp_agt.cli import main
+from milp_agt.cli import in_time, main
 from milp_agt.cli.progress import Lines, progress
+from milp_agt.runfile.run_file import load_config
 
 
 @pytest.fixture
@@ -60,6 +61,30 @@ def test_other_options_are_another_run_and_so_is_a_damaged_file(
     (out / "result.json").write_text("{", encoding="utf-8")
     assert main(call) == 2
     assert main([*call, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "waited", "kept"),
+    [(1000.0, 1.0, 50.0), (60.0, 1.0, 4.0), (60.0, 3.0, 12.0), (8.0, 3.0, 2.0)],
+)
+def test_a_time_limit_is_spent_from_the_start_of_the_process(
+    limit: float, waited: float, kept: float, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, questions, smaller threats and the certificate end one before the other, and files have time."""
+    loaded = load_config(run).build({"time_limit": limit, "relaxation": "linear"})
+    now = 100.0
+    monkeypatch.setattr(in_time, "monotonic", lambda: now)
+    monkeypatch.setattr(in_time, "process_time", lambda: (now - 99.0) / waited)
+    time = in_time.CommandTime(loaded, begun=99.0)
+    steps, attacked = (time.steps(attacks).options.time_limit for attacks in (False, True))
+    assert steps is not None
+    assert attacked is not None
+    left = limit - kept
+    assert steps == pytest.approx(left - (0.08 + 0.08 + 0.12) * limit)
+    assert attacked == pytest.approx(steps - 0.25 * limit)
+    assert time.for_certificate() == pytest.approx(left - 1.0)
+    resumed = in_time.CommandTime(loaded, begun=99.0, spent=0.5)
+    assert resumed.for_certificate() == pytest.approx(left - 1.5)
 
 
 def test_lines_for_logs_come_every_ten_seconds_and_with_each_phase(

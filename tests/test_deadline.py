@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from attacks import network
 from run_texts import certified, run_text
 
 import milp_agt as agt
+from milp_agt.bounds.cells.passing import passed
+from milp_agt.bounds.program import state_bounds
 from milp_agt.certification.time_limit import TimeLimit
 from milp_agt.core.deadline import Deadline
 from milp_agt.properties.models import ReachableModels
@@ -27,17 +30,17 @@ RUN = run_text(
 )
 
 
-def run(**options: object) -> agt.Result:
+def run(relaxation: str = "linear", radius: float = 0.05, **options: object) -> agt.Result:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, 2)), np.arange(6) % 2
     training = agt.Training(loss="bce", learning_rate=0.3, epochs=4)
-    threat = agt.FeaturePoisoning(budget=1, radius=0.05)
+    threat = agt.FeaturePoisoning(budget=1, radius=radius)
     return agt.certify(
         network((2, 2, 1), seed=1),
         (x, y),
         training,
         threat,
-        relaxation="linear",
+        relaxation=relaxation,
         selections="joint",
         **options,
     )  # type: ignore[arg-type]
@@ -61,8 +64,11 @@ def test_preparation_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(time_limit=1000.0)
     assert made[0].deadline is not None
     assert before + 1000.0 <= made[0].deadline <= before + 1000.5
-    # Questions asked from Python, whenever that is, are never cut short without a word.
+    # Each question that is asked from Python, whenever that is, has what the run left of its limit.
     assert result.models.deadline is None
+    assert result.models.seconds is not None
+    assert 990.0 < result.models.seconds < 1000.0
+    assert result.models.asked_now.deadline is not None
 
 
 def test_questions_in_time_are_the_same_as_without_a_limit() -> None:
@@ -91,8 +97,50 @@ def test_late_questions_hold_and_walk_no_more(monkeypatch: pytest.MonkeyPatch) -
     assert late.models.deadline.missed
 
 
+@pytest.mark.parametrize("relaxation", ["linear", "zonotope", "lp"])
+def test_a_question_has_a_time_of_its_own(relaxation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Late ones solve nothing, search nothing and hold; solvers are told what is left to the others."""
+    result, asked = run(relaxation, radius=0.5), list[float | None]()
+    plain = [result.accuracy(X, Y), result.loss(X, Y)]
+    solve = state_bounds._solve
+
+    def solved(*given: Any) -> Any:
+        asked.append(given[-1])
+        return solve(*given)
+
+    monkeypatch.setattr(state_bounds, "_solve", solved)
+    late, rich = result.within(0.0), result.within(1e6)
+    late.functional({"0.bias": [1.0, 0.0]})
+    for own, loose in zip(plain, (late.accuracy(X, Y), late.loss(X, Y)), strict=True):
+        assert loose.lower <= own.lower <= own.upper <= loose.upper
+        assert not own.limit_reached
+    assert loose.limit_reached
+    assert loose.reached is None
+    assert not asked
+    for own, same in zip(plain, (rich.accuracy(X, Y), rich.loss(X, Y)), strict=True):
+        assert (own.lower, own.upper, own.limit_reached) == (same.lower, same.upper, False)
+    if relaxation == "lp":
+        assert asked
+        assert all(seconds is not None and 0.0 < seconds < 1e6 for seconds in asked)
+    with pytest.raises(agt.errors.InvalidInputError):
+        result.within(-1.0)
+
+
+def test_a_pass_of_cells_ends_between_two_steps() -> None:
+    """Its leaves keep the bounds that they have, and the question is told that time was short."""
+    result = run("auto", radius=0.5, tree=1.0)
+    assert result.models.tree is not None
+    cells = result.models.tree.cells
+    assert cells is not None
+    origins = [cells.run.roots(cells.selections[:2])]
+    assert passed(cells.run, origins) is not None
+    assert passed(cells.run, origins, ends=monotonic()) is None
+    plain, short = result.accuracy(X, Y), result.within(0.05).accuracy(X, Y)
+    assert short.lower <= plain.lower <= plain.upper <= short.upper
+
+
 def test_questions_cut_short_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def over(self: Deadline) -> bool:
+    def over(self: Deadline, _grace: float = 0.0) -> bool:
         self.missed = True
         return True
 

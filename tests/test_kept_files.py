@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from run_texts import run_text, same_result, write_run
 
-from milp_agt.certification.checkpoint import Checkpoint
+from milp_agt.certification.checkpoint import Checkpoint, Snapshot
 from milp_agt.cli import main
 from milp_agt.io import files
 from milp_agt.runfile.run_file import LoadedRun
@@ -172,6 +172,7 @@ def test_a_disk_that_takes_nothing_is_one_error(
         ("certify", MemoryError(), 4, "MemoryError"),
         ("certify", RuntimeError("a case nobody thought of"), 2, "please report"),
         ("certify", KeyboardInterrupt(), 4, "nothing was written"),
+        ("certify --resume", KeyboardInterrupt(), 4, "were finished before are kept in"),
         ("compare", RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 EiB"), 4, "8 EiB"),
         ("compare", KeyboardInterrupt(), 4, "nothing was written"),
         ("sweep", RuntimeError("a case nobody thought of"), 2, "please report"),
@@ -192,8 +193,14 @@ def test_what_ends_a_command_has_its_code(
 
     monkeypatch.setattr(LoadedRun, "certify", ended)
     monkeypatch.setattr("milp_agt.experiments.compare.rows.certify", ended)
-    more = {"certify": [], "compare": [], "sweep": ["--budgets", "1"]}[command]
-    assert main([command, str(run), "--out", str(run.parent / "out"), *more]) == code
+    more = {"sweep": ["--budgets", "1"]}.get(command, [])
+    name, _, resume = command.partition(" ")
+    out = run.parent / "out"
+    if resume:
+        kept = Checkpoint(out / "checkpoint", {"run": str(run), "options": {}})
+        kept.step(Snapshot(1, {"records": []}))
+        kept.flush()
+    assert main([name, str(run), resume or "--out", str(out), *more]) == code
     assert said in capsys.readouterr().err
 
 

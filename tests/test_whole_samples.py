@@ -32,7 +32,7 @@ from whole_runs import (
 import milp_agt as agt
 from milp_agt.certification import planning
 from milp_agt.core.interval import Interval
-from milp_agt.errors import InvalidThreatModelError, MilpAgtError
+from milp_agt.errors import InvalidThreatModelError, MilpAgtError, UnsupportedOperationError
 from milp_agt.formulations.exchange import Remove
 from milp_agt.training import exchanged
 from milp_agt.training.training import Training
@@ -43,7 +43,9 @@ EXCHANGES = [
 ]
 
 
-@every_pair(exchange=EXCHANGES, budget=[1, 2], relaxation=["interval", "linear", "lp", "milp"])
+@every_pair(
+    exchange=EXCHANGES, budget=[1, 2], relaxation=["interval", "zonotope", "linear", "lp", "milp"]
+)
 def test_one_step_is_the_closed_form(
     exchange: tuple[str, str], budget: int, relaxation: str
 ) -> None:
@@ -92,6 +94,28 @@ def test_no_run_leaves_the_bounds(
     assert np.isfinite(result.reachable.mean_width)
 
 
+@every_pair(kind=list(KINDS), budget=[1, 2], name=list(RUNS))
+def test_no_run_leaves_the_zonotope_within_intervals(kind: str, budget: int, name: str) -> None:
+    run = of(kind, name)
+    case = problem(kind, budget, **run)
+    size = run.get("batch_size", 4)
+    if kind == "removal" and (4 % size or size) <= budget:
+        with refused("", "lose all", "linear", kind=UnsupportedOperationError):
+            case.certify(relaxation="zonotope")
+        run["batch_size"], run["epochs"] = 4, 4
+        case = problem(kind, budget, **run)
+    result, boxes = case.certify(relaxation="zonotope")
+    assert_inside(boxes, truth(case))
+    assert result.steps[-1].relaxation == "zonotope"
+    wide, _ = case.certify(relaxation="interval")
+    assert result.reachable.mean_width <= wide.reachable.mean_width
+    if (kind, budget) == (
+        "removal",
+        1,
+    ):  # one generator for what a removed sample takes away in all steps
+        assert result.reachable.mean_width < 0.85 * wide.reachable.mean_width
+
+
 @pytest.mark.parametrize("relaxation", ["lp", "milp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_run_leaves_the_programs(kind: str, relaxation: str) -> None:
@@ -104,7 +128,12 @@ def test_no_run_leaves_the_programs(kind: str, relaxation: str) -> None:
 @every_pair(
     static=[True, False],
     scope=["dataset", "batch"],
-    relaxation=["interval", "linear", pytest.param("milp", marks=pytest.mark.slow)],
+    relaxation=[
+        "interval",
+        "zonotope",
+        "linear",
+        pytest.param("milp", marks=pytest.mark.slow),
+    ],
 )
 def test_fresh_substitutes_in_every_step(static: bool, scope: str, relaxation: str) -> None:
     """An adaptive adversary sets in other samples in every step; per batch, in other places."""

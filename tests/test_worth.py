@@ -11,9 +11,11 @@ import pytest
 from run_texts import certified, run_text, write_run
 
 from milp_agt.certification.worth import BoxWorth, Worth
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import StepRecord
 from milp_agt.experiments import still_proved
 from milp_agt.reports import page, write_page
+from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.runfile.verdicts import Verdict
 
 
@@ -121,3 +123,29 @@ def test_the_largest_smaller_threat_that_still_proves(
     assert [run["properties"][0]["status"] for run in (near, far)] == ["PROVED", "OPEN"]
     assert under(labels, "--time-limit", "0")["still_proved"] is None
     assert under(labels | {"budget": 0})["still_proved"] is None
+    # A run that is late ends between two steps, and proves nothing.
+    seen: list[int] = []
+    certify = LoadedRun.certify
+
+    def late(self: LoadedRun, *given: Any, on_step: Any = None, **more: Any) -> Any:
+        def told(result: Any, step: int, steps: int) -> None:
+            seen.append(step)
+            on_step(result, step, steps)
+
+        return certify(self, *given, on_step=told, **more)
+
+    monkeypatch.setattr(LoadedRun, "certify", late)
+
+    class OnceInTime(Deadline):
+        """Lets the search begin."""
+
+        within = staticmethod(lambda _: OnceInTime(1e9))
+
+        def is_over(self, grace: float = 0.0) -> bool:
+            over, self.missed = self.missed, True
+            return over
+
+    monkeypatch.setattr(still_proved, "Deadline", OnceInTime)
+    found = under(labels)["still_proved"]
+    assert found["budget"][name] == {"proved": None, "unproved": 1}
+    assert seen[-1] == 1

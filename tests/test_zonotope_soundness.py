@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from attacks import assert_sound
+from pairs import every_pair
 from problems import problem, tiny
 from torch import nn
 from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
@@ -51,16 +52,14 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("radius", [0.02, 0.2])
-@pytest.mark.parametrize("name", RUNS)
-def test_attacks_stay_inside(name: str, radius: float) -> None:
+@every_pair(name=list(RUNS), radius=[0.02, 0.2], seed=[0, 1])
+def test_attacks_stay_inside(name: str, radius: float, seed: int) -> None:
     loss, kind, training, hidden, options = RUNS[name]
-    for seed in range(2):
-        case, _, _ = problem(loss, kind, training, hidden, seed=seed, radius=radius, **options)
-        passed = Passed.of(case)
-        for attacks in attacks_of(passed, seed):
-            assert_in_boxes(passed, attacks)
-            assert_generators(passed, attacks)
+    case, _, _ = problem(loss, kind, training, hidden, seed=seed, radius=radius, **options)
+    passed = Passed.of(case)
+    for attacks in attacks_of(passed, seed):
+        assert_in_boxes(passed, attacks)
+        assert_generators(passed, attacks)
 
 
 ACTIVATIONS = [nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU]

@@ -20,9 +20,9 @@ class QuestionTime:
     pace: Pace | None  # None without a limit
 
     @staticmethod
-    def of(unrolled: Unrolled, seconds: float | None, deadline: Deadline | None) -> QuestionTime:
-        """Until the deadline of the question; without one, so many seconds from now."""
-        ends = Deadline.within(seconds) if deadline is None else deadline
+    def of(unrolled: Unrolled, deadline: Deadline | None) -> QuestionTime:
+        """Until the deadline of the question, if there is one."""
+        ends = Deadline.within(None) if deadline is None else deadline
         return QuestionTime(ends, unrolled.pace() if math.isfinite(ends.at) else None)
 
     def _checking(self, runs: int) -> float:

@@ -295,6 +295,8 @@ def initial_state(step_graph: StepGraph, box: Mapping[str, Interval], momentum: 
 
 def union(states: Sequence[State]) -> State:
     """One box, (1, *shape) for each name, that contains all cases of all states."""
+    if len(states) == 1 and all(len(box.lower) == 1 for box in states[0].values()):
+        return states[0]
     hulls = {name: [state[name].hull() for state in states] for name in states[0]}
     return {
         name: Interval(

@@ -21,7 +21,7 @@ from milp_agt.properties.models import ReachableModels, Reached
 from milp_agt.training.tracing import StepGraph
 
 # Of the time, for branching on a zonotope where cells are searched, too.
-SHARE = 0.8
+SHARE = 0.3
 
 
 def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> ReachableSet:
@@ -55,7 +55,7 @@ def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> Re
         state = _met(state, found, "by a tree over samples and phases and by other bounds")
     left = seconds - (time.monotonic() - begun)
     if cells is not None:
-        found = box_of_parameters(cells, Limits(left), state)
+        found = box_of_parameters(cells, Limits(left), state, models.tree.workers)
         state = _met(state, found, "by a tree over cells and by other bounds")
     box = reachable_of(models.step_graph, state, models.nominal)
     lower = {name: np.maximum(box.lower[name], known.lower[name]) for name in box.lower}

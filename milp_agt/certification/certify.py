@@ -50,8 +50,6 @@ from milp_agt.training.training import Training
 
 # Predictions of more than so many seconds are logged before the first step.
 TOLD_FROM = 60.0
-# The attacks of a question that has no deadline of its own may take this share of a time limit.
-REFUTING = 0.15
 OnStep = Callable[[Result, int, int], None]
 
 
@@ -70,6 +68,7 @@ def certify(
     checkpoint: str | Path | Checkpoint | None = None,
     attack: bool | Search = False,
     solve_limits: Limits | None = None,
+    begun: float | None = None,
     options: CertifyOptions | None = None,
     **changes: Any,
 ) -> Result:
@@ -98,6 +97,7 @@ def certify(
             ``result.attack`` and ``result.sandwich`` show what an adversary really reaches (in
             float64, whose runs lie within the bounds of either precision).
         solve_limits: ``agt.Limits``, in place of the three ``solve_`` options.
+        begun: the time of ``time.monotonic`` from which ``time_limit`` counts: now, unless given.
         options: all options below as one object; options given by name replace its values.
 
     Raises:
@@ -105,7 +105,7 @@ def certify(
         SolverUnavailableError: see the message.
         SoundnessError, EncodingError: a bug; the run is stopped rather than certified.
     """
-    begun = monotonic()
+    begun = monotonic() if begun is None else begun
     model, given, training, threat, recorded = of_recording(model, data, training, threat)
     arrays, threat, origin = inputs.located(given, threat)
     inputs.check_run(model, arrays, training, threat)
@@ -210,13 +210,10 @@ def certify(
         result = _with_recording(result, nominal_check, recorded, restriction == UNRESTRICTED)
     if unrolled is None:
         return result
-    attacker = Attacker(
-        unrolled, attack if isinstance(attack, Search) else Search(), restriction, origin
-    )
+    search = (attack if isinstance(attack, Search) else Search()).within(result.models.seconds)
+    attacker = Attacker(unrolled, search, restriction, origin)
     if refutes and attacker.has_moves:
-        thorough, limit = options.refute == "thorough", options.time_limit
-        seconds = None if limit is None else REFUTING * limit
-        decider = Refuter.of(attacker, precision, task.claim, thorough, seconds)
+        decider = Refuter.of(attacker, precision, task.claim, options.refute == "thorough")
         result = replace(result, decider=decider)
     if attack is False:
         return result
@@ -267,12 +264,13 @@ def _finish(run: RunInProgress, keeper: Checkpoint | None, on_step: OnStep | Non
         for index in range(len(run.records), steps):
             with threads(one):
                 run.advance()
-            if isinstance(run, ListedRun) and run.gave_up is not None:
-                return None
-            if keeper is not None:
-                keeper.step(run.snapshot())
-            if on_step is not None:
-                on_step(run.result(), index + 1, steps)
+                if isinstance(run, ListedRun) and run.gave_up is not None:
+                    return None
+                if keeper is not None:
+                    keeper.step(run.snapshot())
+                result = None if on_step is None else run.result()
+            if on_step is not None and result is not None:
+                on_step(result, index + 1, steps)
     finally:
         if keeper is not None:
             keeper.flush()

@@ -35,7 +35,8 @@ def chosen(task: Task, plan: Plan) -> tuple[listed.ListedChoices | None, Remarks
     """The list of a finite threat, where the options leave it open or ask for it, and it fits.
 
     Below programs ``selections="enumerated"`` asks for it. By default it is taken at ``linear`` and
-    ``auto`` where it is predicted to take at most a minute, or half of the time limit if that is more.
+    ``auto`` where it is predicted to take at most a minute, or the time limit if there is one; its first
+    step tells whether that holds.
     """
     options, graph = task.options, task.traced
     asked = options.selections == "enumerated"
@@ -55,7 +56,7 @@ def chosen(task: Task, plan: Plan) -> tuple[listed.ListedChoices | None, Remarks
     seconds = count * nodes / TRAINED_PER_SECOND
     if listed.net_of(graph, task.updates) is None:
         seconds *= DEARER_BOXES
-    limit = LISTING_TIME if options.time_limit is None else options.time_limit / 2
+    limit = LISTING_TIME if options.time_limit is None else options.time_limit
     if asked and options.time_limit is None:
         limit = math.inf
     room = bytes_of(options.memory) // 2

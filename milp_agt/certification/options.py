@@ -109,8 +109,8 @@ class CertifyOptions(Table):
     )
     workers: Count = Field(
         default=1,
-        description="Processes that solve programs and branch on zonotopes, by joblib (extra `parallel` for "
-        "more than one); inside `joblib.parallel_config` its backend (dask, ray) spreads them over machines.",
+        description="Processes that solve programs and search trees, by joblib (extra `parallel` for more "
+        "than one); inside `joblib.parallel_config` its backend (dask, ray) spreads them over machines.",
     )
     device: str = Field(
         default="cpu",

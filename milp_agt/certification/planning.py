@@ -154,7 +154,8 @@ def make_plan(
     batch, exposed = max(len(b) for b in batches), int(poison.exposed.sum())
     sizes = Sizes(step_graph, batch, exposed, training.has_momentum, steps, walked, solved, budget)
     moved = _moved(poison)
-    refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
+    updates = training.update_rules(steps)
+    refused = refusal(sizes.schedule, poison, restriction, updates, batches)
     zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
     level, remarks, begun = Relaxation.INTERVAL, Remarks(), math.nan
     if options.relaxation == "auto":
@@ -169,7 +170,8 @@ def make_plan(
     allowed = max(cheap, seconds if linear_inner else 0.0)
     carry = sum(zonotope[0]), zonotope[1]
     levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
-    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
+    # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
+    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels and poison.whole is None
     if carried and options.inner_bounds is None and not level.uses_programs:
         linear_inner = dear = False  # linear forms gain little by them beside a zonotope
     if dear:

@@ -37,8 +37,8 @@ LISTED_WORK = 0.35
 SETTLED = 0.25
 # Of listed data sets: elements of nodes that one core trains and bounds per second; how much more work
 # each is where runs carry boxes; copies of the states of all runs alive at once.
-TRAINED_PER_SECOND = 1.5e8
-DEARER_BOXES = 8.0
+TRAINED_PER_SECOND = 2.3e8
+DEARER_BOXES = 4.5
 LIVE_STATES = 4
 # Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,9 @@ from milp_agt.threats.poison import Poison
 from milp_agt.training.run_words import run_in_words
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training, UpdateRule
+
+# Each question has what is left of a time limit, at least this share of it.
+QUESTIONS_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Task:
     @cached_property
     def updates(self) -> Sequence[UpdateRule]:
         return self.training.update_rules(len(self.batches))
+
+    @cached_property
+    def words(self) -> str:
+        """How the model is trained."""
+        return run_in_words(self.training, len(self.batches))
 
     @property
     def device(self) -> torch.device:
@@ -196,6 +204,10 @@ class RunInProgress(ABC):
 
     def _result(self, models: ReachableModels, helps: tuple[str, ...] = ()) -> Result:
         task, graph = self.task, models.step_graph
+        if self.deadline is not None:
+            limit = task.options.time_limit or 0.0
+            left = max(QUESTIONS_SHARE * limit, self.deadline - time.monotonic())
+            models = replace(models, seconds=left)
         return Result(
             reachable=reachable_of(graph, models.state, self.nominal),
             steps=tuple(self.records),
@@ -211,7 +223,7 @@ class RunInProgress(ABC):
             caution=task.caution,
             helps=helps,
             settings=settings(task.training, self.plan, graph.precision),
-            run=run_in_words(task.training, self.plan.steps),
+            run=task.words,
         )
 
 

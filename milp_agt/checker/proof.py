@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from milp_agt.checker import affine, questions, training
+from milp_agt.checker import questions, steps, training
 from milp_agt.checker.boxes import Array, Box
 from milp_agt.checker.files import Rejected
-from milp_agt.checker.forms import Form, Symbols
 from milp_agt.checker.layers import Problem, Samples
 from milp_agt.checker.statement import Question, Statement
 from milp_agt.checker.tree import leaves
@@ -34,22 +33,12 @@ class Reached:
 
     problem: Problem
     boxes: Mapping[str, Box]
-    forms: tuple[Mapping[str, Form], Symbols] | None = None
+    forms: steps.Final | None = None
 
-    def margins(self, x: Array, labels: Array) -> Box:
-        """See :func:`questions.margins`; by boxes and by forms."""
-        found = questions.margins(self.problem, self.boxes, x, labels)
-        if self.forms is None:
-            return found
-        other = questions.margins_of_forms(self.problem, *self.forms, x, labels)
-        return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
-
-    def outputs(self, x: Array) -> Box:
-        found = questions.outputs(self.problem, self.boxes, x)
-        if self.forms is None:
-            return found
-        other = questions.ranges_at(*questions.outputs_of_forms(self.problem, *self.forms, x))
-        return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
+    def rows(self, x: Array, rows: Array) -> Box:
+        """See :func:`questions.of_rows`; by boxes and by forms."""
+        found = questions.of_rows(self.problem, self.boxes, x, rows)
+        return found if self.forms is None else found.met(self.forms.rows(x, rows))
 
 
 def reached(given: Statement, jobs: int = 1) -> list[Reached]:
@@ -72,9 +61,11 @@ def reached(given: Statement, jobs: int = 1) -> list[Reached]:
 
 def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
+        stored = steps.Stored(given.multipliers)
         run = given.initial, given.samples, given.poisoned, given.anew
-        forms, symbols = affine.train(given.problem, *run)
-        return Reached(given.problem, affine.boxes(forms, symbols), (forms, symbols))
+        forms = steps.train(given.problem, *run, stored)
+        stored.fits(stored.used == len(stored.values))
+        return Reached(given.problem, forms.boxes(), forms)
 
 
 def _each(work: Callable[[Any], Reached], parts: Iterable[Any], jobs: int) -> Iterator[Reached]:
@@ -99,17 +90,18 @@ def answer(asked: Question, cases: Sequence[Reached]) -> tuple[float, float]:
 
 
 def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
-    pieces = []
+    pieces, count = [], case.boxes[case.problem.layers[-1].weight].lo.shape[1]
+    squares = asked.kind == "loss" and case.problem.loss == "mse"
     for start in range(0, len(asked.x), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        x, labels = asked.x[part], asked.labels[part]
-        if asked.kind == "loss" and case.problem.loss == "mse":
-            pieces.append(questions.losses_of_outputs(case.outputs(x), asked.encoded[part]))
-            continue
-        margin = case.margins(x, labels)
-        if asked.kind == "loss":
-            margin = questions.losses_of_margins(case.problem.loss, margin)
-        pieces.append(margin)
+        rows = questions.differences(asked.labels[part], count)
+        rows = np.broadcast_to(np.eye(count), (len(rows), count, count)) if squares else rows
+        found = case.rows(asked.x[part], rows)
+        if squares:
+            found = questions.losses_of_outputs(found, asked.encoded[part])
+        elif asked.kind == "loss":
+            found = questions.losses_of_margins(case.problem.loss, found)
+        pieces.append(found)
     whole = Box(
         np.concatenate([b.lo for b in pieces], 1), np.concatenate([b.hi for b in pieces], 1)
     )

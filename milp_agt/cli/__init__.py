@@ -14,13 +14,16 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
 from typing import TextIO
 
 import milp_agt
-from milp_agt.cli import attack, bench, certify, compare, show, sweep
+from milp_agt.cli import attack, bench, certify, common, compare, show, sweep
 from milp_agt.cli.common import BAD_INPUT, EXIT_CODES, LIMIT_REACHED, PROVED
 from milp_agt.cli.parser import Parser
 from milp_agt.errors import MilpAgtError
+from milp_agt.runfile.reading import read_tables
 
 COMMANDS = (
     certify.add,
@@ -37,9 +40,15 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors become one message on stderr."""
-    parser = _parser()
+    # A time limit counts from the start of the process, or from now where a program calls this.
+    begun = common.LOADED if argv is None else monotonic()
+    parser, arguments = _parser(), argparse.Namespace()
     try:
         arguments = parser.parse_args(argv)
+        arguments.begun = begun
+        for path in (vars(arguments).get(name) for name in ("run", "case")):
+            if path is not None:
+                read_tables(path)  # before anything large is imported
         if arguments.command is None:
             parser.print_help(sys.stderr)
             return BAD_INPUT
@@ -63,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
     except KeyboardInterrupt:
-        print("milp-agt: interrupted before the first result; nothing was written", file=sys.stderr)
+        common.tell(f"interrupted before the first result; {_kept(arguments)}")
         return LIMIT_REACHED
     except Exception as error:
         if not _is_lack_of_memory(error):
@@ -84,6 +93,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
         return LIMIT_REACHED
+
+
+def _kept(arguments: argparse.Namespace) -> str:
+    """What is there after an interrupt that came before anything new."""
+    given = vars(arguments)
+    folder: Path | None = given.get("resume") or given.get("out")
+    if folder is None or not (folder / common.CHECKPOINT).exists():
+        return "nothing was written"
+    return (
+        f"the steps that were finished before are kept in {folder}; go on with: milp-agt certify "
+        f"--resume {folder}"
+    )
 
 
 @contextmanager

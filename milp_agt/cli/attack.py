@@ -29,7 +29,9 @@ def add(commands: common.Commands) -> None:
         example="attack examples/moons.toml --out runs/attack",
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, help=common.RUN_FILE)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
+    parser.add_argument(
+        "--out", metavar="DIR", type=common.folder, required=True, help="result folder"
+    )
     parser.add_argument(
         "--seed", metavar="N", type=int, help="seed of the search, in place of the file's"
     )
@@ -50,7 +52,7 @@ def _attack(arguments: argparse.Namespace) -> int:
     search = run.search
     if arguments.seed is not None:
         search = replace(search, seed=arguments.seed)
-    deadline = Deadline.within(arguments.time_limit)
+    deadline = Deadline.within(common.time_left(arguments))
     folder = AttackFolder(arguments.out, config, run.dataset, search, force=arguments.force)
     aims = _aims(run)
     found: dict[str, Attack] = {}

@@ -29,7 +29,7 @@ def add(commands: common.Commands) -> None:
         example="bench --windows T,1 --steps 10,20 --out runs/bench",
     )
     argument = parser.add_argument
-    argument("--out", metavar="DIR", type=Path, required=True, help="result folder")
+    argument("--out", metavar="DIR", type=common.folder, required=True, help="result folder")
     argument("--case", metavar="RUN.toml", type=Path, help="measure this run instead")
     argument("--relaxations", metavar="A,B", type=common.relaxations, help="as in certify")
     argument("--windows", metavar="T,1", type=common.many(_window), help="T is the whole run")
@@ -94,7 +94,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             advance(done, total, row.method)
 
         try:
-            found = bench(sweep, on_row, within=arguments.time_limit)
+            found = bench(sweep, on_row, within=common.time_left(arguments))
         except KeyboardInterrupt:
             if not rows:
                 raise

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from milp_agt.cli import common, in_time
+from milp_agt.cli import common
+from milp_agt.cli.in_time import CommandTime
 from milp_agt.cli.progress import progress
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SHOWN_STEPS = 40
 REPLAYED = ("shown by a run", "points proved/refuted/open")
-CHECKPOINT = "checkpoint"  # folder inside the result folder, while the run is not at its end
 
 
 def add(commands: common.Commands) -> None:
@@ -37,11 +36,11 @@ def add(commands: common.Commands) -> None:
     )
     parser.add_argument("run", metavar="RUN.toml", type=Path, nargs="?", help=common.RUN_FILE)
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--out", metavar="DIR", type=Path, help="result folder")
+    where.add_argument("--out", metavar="DIR", type=common.folder, help="result folder")
     where.add_argument(
         "--resume",
         metavar="DIR",
-        type=Path,
+        type=common.folder,
         help="go on with the run that was cut off in this result folder",
     )
     parser.add_argument(
@@ -74,7 +73,7 @@ def _job(arguments: argparse.Namespace) -> tuple[Path, Path, dict[str, Any]]:
         return arguments.run, arguments.out, given
     from milp_agt.certification.checkpoint import Checkpoint
 
-    stored = Checkpoint(resumed / CHECKPOINT).manifest
+    stored = Checkpoint(resumed / common.CHECKPOINT).manifest
     if stored is None:
         done = (resumed / "result.json").exists()
         raise InvalidInputError(
@@ -99,11 +98,12 @@ def _certify(arguments: argparse.Namespace) -> int:
     from milp_agt.reports.result_folder import ResultFolder, check_same_run, run_header
     from milp_agt.runfile.run_file import load_config
 
-    begun = monotonic()
     path, place, options = _job(arguments)
     config = load_config(path)
     run = config.build(options)
-    checkpoint = Checkpoint(place / CHECKPOINT, {"run": str(path.absolute()), "options": options})
+    checkpoint = Checkpoint(
+        place / common.CHECKPOINT, {"run": str(path.absolute()), "options": options}
+    )
     before = (checkpoint.manifest or {"step": 0})["step"]
     header = run_header(config, run.dataset) | {
         "options": run.options.model_dump(exclude_none=True)
@@ -127,19 +127,22 @@ def _certify(arguments: argparse.Namespace) -> int:
             if attack is not False and len(result.steps) == steps:
                 advance(0, 0, "", "attacks")
 
-        attack = in_time.search_of(run) if run.options.attack or arguments.attack else False
+        begun: float = arguments.begun
+        whole = CommandTime(run, begun)
+        attack = whole.search() if run.options.attack or arguments.attack else False
         try:
-            result = in_time.steps_of(run, attack is not False).certify(
-                on_step=on_step, checkpoint=checkpoint, attack=attack
+            result = whole.steps(attack is not False).certify(
+                on_step=on_step, checkpoint=checkpoint, attack=attack, begun=begun
             )
             spent = sum(step.seconds for step in result.steps[:before])
+            whole = CommandTime(run, begun, spent)
             result = result.watched(
                 lambda done, points: advance(done, points, "", "questions: test points")
             )
-            result, verdicts = in_time.judged(run, result, begun - spent)
+            result, verdicts = whole.judged(result)
             found = _suspects(result) if arguments.suspects else None
             advance(0, 0, "", "smaller threats")
-            result, smaller = in_time.searched(run, result, verdicts, begun - spent)
+            result, smaller = whole.searched(result, verdicts)
             plain = None if smaller is None else smaller.plain()
             folder.save(result, verdicts, complete=True, suspects=found, smaller=plain)
         except KeyboardInterrupt:
@@ -153,8 +156,7 @@ def _certify(arguments: argparse.Namespace) -> int:
             return common.LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
         advance(0, 0, "", "certificate")
-        seconds = in_time.for_certificate(run, begun - spent)
-        certificate = place / certificates.FOLDER
+        certificate, seconds = place / certificates.FOLDER, whole.for_certificate()
         written.append(certificates.write(certificate, run, result, verdicts, seconds))
         if not arguments.no_report:
             advance(0, 0, "", "report")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
+from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from milp_agt.core.relaxation import levels
@@ -12,7 +14,6 @@ from milp_agt.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
-    from pathlib import Path
 
     from milp_agt.cli.parser import Parser
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 else:
     Commands = argparse._SubParsersAction
 
+LOADED = monotonic()  # when the process began, but for the start of the interpreter
 PROVED, NOT_PROVED, BAD_INPUT, REJECTED, LIMIT_REACHED = 0, 1, 2, 3, 4
 # Every command keeps this table; README shows it.
 EXIT_CODES = {
@@ -29,6 +31,7 @@ EXIT_CODES = {
     REJECTED: "of check: the certificate states more than its evidence shows, or is damaged",
     LIMIT_REACHED: "a limit came first (time, memory, an interrupt); what was finished is saved and holds",
 }
+CHECKPOINT = "checkpoint"  # folder inside a result folder, while its run is not at its end
 Read = TypeVar("Read")
 OPTION = "option_"  # before the names of options among the arguments
 
@@ -66,11 +69,24 @@ def add_time_limit(parser: Parser, then: str) -> None:
     )
 
 
+def time_left(arguments: argparse.Namespace) -> float | None:
+    """What is left of the time limit of a command; None without one."""
+    limit: float | None = arguments.time_limit
+    return None if limit is None else max(0.0, arguments.begun + limit - monotonic())
+
+
 def _seconds(text: str) -> float:
     value = _value(text)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
         return float(value)
     raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds, 0 or more")
+
+
+def folder(text: str) -> Path:
+    """A folder; no name at all would be the one that the command runs in."""
+    if not text:
+        raise argparse.ArgumentTypeError("no name; give '.' for the folder that you are in")
+    return Path(text)
 
 
 def window(text: str) -> int | str:

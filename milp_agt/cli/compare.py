@@ -44,7 +44,9 @@ def add(commands: common.Commands) -> None:
         "--solvers", metavar="A,B", type=common.names, help="for relaxations that solve programs"
     )
     parser.add_argument("--attack", action="store_true", help="how far is each row from attacks?")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
+    parser.add_argument(
+        "--out", metavar="DIR", type=common.folder, help="folder for the table as files"
+    )
     common.add_time_limit(
         parser,
         "each row has an equal share of what is left, within that of the file; rows after it are left out",
@@ -85,7 +87,7 @@ def _compare(arguments: argparse.Namespace) -> int:
                 y_test=dataset.y_test if len(dataset.x_test) else None,
                 solvers=arguments.solvers or (options.solver,),
                 attack=arguments.attack,
-                within=arguments.time_limit,
+                within=common.time_left(arguments),
                 options=options,
                 on_row=on_row,
             )

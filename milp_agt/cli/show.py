@@ -7,7 +7,6 @@ import difflib
 import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milp_agt.checker import __main__ as checker
@@ -29,7 +28,7 @@ def add_check(commands: common.Commands) -> None:
         "check the certificate of a result folder",
         description="Prove what a certificate states anew, with nothing of what made it: numpy alone. "
         "A result folder keeps what came of it, for milp-agt report. "
-        "Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 3 REJECTED.",
+        "Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 2 no folder there, 3 REJECTED.",
         example="check runs/iris",
     )
     checker.add_arguments(parser)
@@ -38,6 +37,12 @@ def add_check(commands: common.Commands) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from milp_agt.reports import audit
 
+    if not arguments.folder.is_dir():
+        raise InvalidInputError(
+            f"Check the certificate in {arguments.folder}",
+            "a file" if arguments.folder.exists() else "no such folder",
+            "give the result folder of milp-agt certify, or the folder certificate in it",
+        )
     report = checker.checked(arguments)
     print(checker.in_words(report))
     if (arguments.folder / "result.json").exists():
@@ -58,7 +63,7 @@ def add_report(commands: common.Commands) -> None:
         "are there, evidence.npz and sweep.json. Nothing is computed again.",
         example="report runs/iris",
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="as written by certify")
+    parser.add_argument("folder", metavar="DIR", type=common.folder, help="as written by certify")
 
 
 def _report(arguments: argparse.Namespace) -> int:

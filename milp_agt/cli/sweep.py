@@ -57,7 +57,9 @@ def add(commands: common.Commands) -> None:
     parser.add_argument(
         "--points", action="store_true", help="with --largest: every test point too"
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for the table as files")
+    parser.add_argument(
+        "--out", metavar="DIR", type=common.folder, help="folder for the table as files"
+    )
     common.add_time_limit(
         parser,
         "each certificate has an equal share of what is left, within that of the file; none is made after it",
@@ -96,7 +98,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         save(Sweep(tuple(cells)))
 
     with progress("steps", quiet=False) as advance:
-        certify = _certifier(run, advance, limits, _runs(arguments), arguments.time_limit)
+        certify = _certifier(run, advance, limits, _runs(arguments), common.time_left(arguments))
         try:
             if arguments.largest is None:
                 found: Sweep | Largest = _curves(run, arguments, certify, on_cell)
@@ -209,7 +211,7 @@ def _curves(
         ask,
         budgets=budgets,
         radii=arguments.radii,
-        within=arguments.time_limit,
+        within=common.time_left(arguments),
         on_cell=on_cell,
     )
 
@@ -241,7 +243,7 @@ def _largest(
         return found
 
     low, high = arguments.between
-    within = arguments.time_limit
+    within = common.time_left(arguments)
     if arguments.largest == "budget":
         budgets = int(low), int(high)
         return largest(certify, run.threat, holds, budgets=budgets, within=within)

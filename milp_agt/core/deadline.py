@@ -36,9 +36,9 @@ class Deadline:
             raise InvalidInputError("A time limit in seconds", f"{seconds}", "give 0 or more")
         return Deadline(monotonic() + seconds)
 
-    def is_over(self) -> bool:
-        """Whether the time is over; whoever asks is ended early then."""
-        over = monotonic() >= self.at
+    def is_over(self, grace: float = 0.0) -> bool:
+        """Whether the time, and so many seconds more, are over; whoever asks is ended early then."""
+        over = monotonic() >= self.at + grace
         self.missed |= over
         return over
 

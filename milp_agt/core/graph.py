@@ -6,9 +6,9 @@ An operation defines its gradient as nodes of the same graph, so graph and opera
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import networkx as nx
 import torch
@@ -22,6 +22,9 @@ from milp_agt.errors import EncodingError, UnsupportedOperationError
 if TYPE_CHECKING:
     from milp_agt.core.encoder import Encoder
     from milp_agt.core.expression import Expression, Expressions
+
+
+Carried = TypeVar("Carried")
 
 
 @dataclass(frozen=True)
@@ -212,8 +215,21 @@ def evaluate(nodes: Iterable[Node], leaves: Mapping[str, Tensor]) -> dict[str, T
     Parameters have shape (..., *shape), features and labels (..., samples, *shape), with the same
     leading axes.
     """
-    values = dict(leaves)
+    return _carried(nodes, leaves, lambda op: op.value)
+
+
+def boxes_of(nodes: Iterable[Node], leaves: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Boxes of ``nodes`` (in topological order) and of ``leaves``, by name: each from those of its inputs."""
+    return _carried(nodes, leaves, lambda op: op.interval)
+
+
+def _carried(
+    nodes: Iterable[Node],
+    leaves: Mapping[str, Carried],
+    rule: Callable[[Operation], Callable[..., Carried]],
+) -> dict[str, Carried]:
+    known = dict(leaves)
     for node in nodes:
-        if node.name not in values:
-            values[node.name] = node.op.value(*(values[name] for name in node.inputs))
-    return values
+        if node.name not in known:
+            known[node.name] = rule(node.op)(*(known[name] for name in node.inputs))
+    return known

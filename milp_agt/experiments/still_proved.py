@@ -28,6 +28,10 @@ EACH = 0.7  # of the time that is left, for one run
 BOXES = "boxes that are narrower than the parameters are large"
 
 
+class _TimeIsOver(Exception):
+    """Ends a run between two steps."""
+
+
 @dataclass(frozen=True)
 class StillProved:
     """What smaller threats still prove of what a run left open.
@@ -94,11 +98,24 @@ def still_proved(
     deadline = Deadline.within(seconds)
 
     def certify(threat: ThreatModel) -> Result:
+        """Up to the last step, or to the first one after the time is over."""
         own = {"relaxation": level.value, "time_limit": max(0.1, EACH * deadline.left)}
         plain = {"selections": None, "solver": None, "refute": "none", "tree": 0.0}
-        return run._replace(options=run.options.changed(own | plain)).certify(threat)
+        smaller, found = run._replace(options=run.options.changed(own | plain)), list[Result]()
+
+        def on_step(result: Result, _step: int, _steps: int) -> None:
+            found[:] = [result]
+            if deadline.is_over():
+                raise _TimeIsOver
+
+        try:
+            return smaller.certify(threat, on_step=on_step)
+        except _TimeIsOver:
+            return found[0]
 
     def holds(found: Result) -> dict[str, bool | str]:
+        if len(found.steps) < found.total_steps:
+            return dict.fromkeys(wanted, False)
         known = _statements(found, judged(found))
         return {name: known[name] for name in wanted}
 

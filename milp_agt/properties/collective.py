@@ -73,6 +73,8 @@ def _most(
     decision = question.decision
     forms, groups = decision.forms.part(points), decision.unsafe_of[points]
     most = len(points)
+    if models.is_late():
+        return most
     found, adversary = sample_influences(models, forms), models.reached[0].adversary
     if found is not None:
         # What is proved of a form alone holds as well.
@@ -84,7 +86,8 @@ def _most(
         )
     if models.program is not None:
         box = Interval(known.lower[:, points], known.upper[:, points])
-        most = min(most, models.program.most_at_once(models.asked(forms), groups, box))
+        program = models.program.by(models.deadline)
+        most = min(most, program.most_at_once(models.asked(forms), groups, box))
     return most
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from milp_agt.bounds.cells.goals import Asked
 from milp_agt.bounds.cells.plan import Cover
-from milp_agt.bounds.cells.search import Decided, Limits, Search
+from milp_agt.bounds.cells.search import Decided, Limits
+from milp_agt.bounds.cells.shared import searched
 from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.interval import Interval
 from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.last_forms import branched_forms
 from milp_agt.properties.models import OutputForms, ReachableModels, both_ends
-from milp_agt.properties.question import Question, index_of, is_late
+from milp_agt.properties.question import Question, index_of
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class DecisionQuestion(Question):
         it finds lost or leaves open: candidates for attacks.
         """
         (known,), tree = super().bounds(models), models.tree
-        if tree is None or is_late(models):
+        if tree is None or models.is_late():
             return known, ()
         left = tree.seconds if models.deadline is None else min(tree.seconds, models.deadline.left)
         begun, cells = time.monotonic(), tree.cells
@@ -127,7 +128,11 @@ class DecisionQuestion(Question):
             known = self._by_branching(models, known, share)
         if cells is None:
             return known, ()
-        return self._by_cells(cells, known, left - (time.monotonic() - begun))
+        left -= time.monotonic() - begun
+        found, tried, limited = self._by_cells(cells, tree.workers, known, left)
+        if limited and models.deadline is not None:
+            models.deadline.is_over()  # which it notes
+        return found, tried
 
     def _by_branching(self, models: ReachableModels, known: Interval, seconds: float) -> Interval:
         """Bounds ``known`` of the forms met with those that a tree over samples and phases proves of the
@@ -152,17 +157,20 @@ class DecisionQuestion(Question):
         return _met(known, points, found, "a form of the outputs by branching and by other bounds")
 
     def _by_cells(
-        self, cells: Cover, known: Interval, seconds: float
-    ) -> tuple[Interval, tuple[Poisoned, ...]]:
-        """The same by a search over selections and cells of moves, for points that nobody touches."""
+        self, cells: Cover, workers: int, known: Interval, seconds: float
+    ) -> tuple[Interval, tuple[Poisoned, ...], bool]:
+        """The same by a search over selections and cells of moves, for points that nobody touches; and
+        whether it came to its limit."""
         points, inputs = self.open_points([known]), self.decision.forms.inputs
         if not len(points) or not torch.equal(inputs.lower, inputs.upper):
-            return known, ()
+            return known, (), False
         decision = self.decision.part(points)
-        found = decide(cells, decision, Limits(seconds))
+        found = decide(cells, decision, Limits(seconds), workers)
         proved = decision.margin(found.bounds).lower > 0.0
-        what = "a form of the outputs by a tree and by other bounds"
-        return _met(known, points, found.bounds, what), _worst(cells, found, ~proved)
+        met = _met(
+            known, points, found.bounds, "a form of the outputs by a tree and by other bounds"
+        )
+        return met, _worst(cells, found, ~proved), found.limited
 
 
 def _worst(cells: Cover, found: Decided, points: Tensor) -> tuple[Poisoned, ...]:
@@ -179,14 +187,14 @@ def _worst(cells: Cover, found: Decided, points: Tensor) -> tuple[Poisoned, ...]
     )
 
 
-def decide(cells: Cover, decision: Decision, limits: Limits) -> Decided:
+def decide(cells: Cover, decision: Decision, limits: Limits, workers: int = 1) -> Decided:
     """Search until the prediction at every point is proved safe, lost to a real training, or a limit comes.
 
     Nobody touches the points: ``decision.forms.inputs`` has one value for each of them.
     """
     forms = decision.forms
     asked = Asked(forms.inputs.lower[0], forms.coefficients, forms.constant, decision.margin)
-    return Search(cells.run, asked, cells.selections, limits).run()
+    return searched(cells, asked, limits, workers)
 
 
 def _met(known: Interval, points: Tensor, found: Interval, what: str) -> Interval:

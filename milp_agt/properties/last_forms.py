@@ -11,17 +11,25 @@ from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.program import FinalZonotope
 from milp_agt.bounds.step import State
 from milp_agt.bounds.zonotope import ZonotopePass, least, least_by_branching, least_by_sample
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.rounding import TINY, gamma
 
 
 def least_of_forms(
-    forward: ZonotopePass, forms: Forms, state: State, rows: FinalZonotope | None = None
+    forward: ZonotopePass,
+    forms: Forms,
+    state: State,
+    rows: FinalZonotope | None = None,
+    deadline: Deadline | None = None,
 ) -> Tensor:
-    """Lower bounds of forms over a hybrid zonotope, and by programs on its rows, (rows, 1)."""
+    """Lower bounds of forms over a hybrid zonotope, and by programs on its rows, (rows, 1).
+
+    Programs end by the deadline.
+    """
     found = least(forward, forms.coefficients)
-    return _with_rest(
-        found if rows is None else rows.least(forms.coefficients, found), forms, state
-    )
+    if rows is not None:
+        found = rows.least(forms.coefficients, found, deadline)
+    return _with_rest(found, forms, state)
 
 
 def branched_forms(

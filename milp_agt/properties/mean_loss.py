@@ -21,7 +21,7 @@ from milp_agt.formulations.loss import LossFunction, LossPlanes
 from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.models import OutputForms, ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
-from milp_agt.properties.question import Question, index_of, is_late
+from milp_agt.properties.question import Question, index_of
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class MeanLoss(Question):
         over the reachable models, each sum bounded as one form of their parameters: effects on single
         points that no model has together cancel. The table of the points is that of single points.
         """
-        late = is_late(models)
+        late = models.is_late()
         bounds = (models.bound_in_box if late else models.bound)(self.on_outputs)
         answer = self.summary(models, [bounds], groups)
         answer = replace(answer, points=replace(answer.points, judged=False))
-        if late or models.reached[0].single_runs:
+        if models.is_late() or models.reached[0].single_runs:
             return answer  # the mean of one model is that of its points
         names = list(answer.groups)
         parts = np.array([np.ones(len(self.index), dtype=bool), *(groups == n for n in names)])

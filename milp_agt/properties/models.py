@@ -19,7 +19,7 @@ from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.deadline import Deadline
-from milp_agt.core.graph import Node, evaluate
+from milp_agt.core.graph import Node, boxes_of, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.properties.last_forms import least_of_forms, on_state
@@ -29,6 +29,8 @@ from milp_agt.training.tracing import FEATURES, StepGraph
 # Test points, forms of the parameters, and numbers of all their coefficients that share one pass.
 POINTS_AT_ONCE, ROWS_AT_ONCE = 64, 256
 NUMBERS_AT_ONCE = 2**23
+# Seconds after the end of its time that a question may spend on the boxes of the parameters.
+GRACE = 0.5
 Watch = Callable[[int, int], None]  # told how many test points of how many are bounded
 
 
@@ -101,7 +103,8 @@ class ReachableModels:
     ``program`` holds every run through its window; None where the run was not bounded by programs.
     ``beside`` is a set that holds every reachable model as well, found in another way: bounds over it and
     over ``reached`` are met. ``rows`` is the most rows of a walk that memory has room for; None for no
-    limit. ``watch`` is told how a question gets on. ``box`` holds the parameters.
+    limit. ``watch`` is told how a question gets on. ``box`` holds the parameters. Questions end by the
+    ``deadline``, or each after ``seconds``: what is not bounded by then has bounds from boxes.
     """
 
     step_graph: StepGraph
@@ -113,12 +116,24 @@ class ReachableModels:
     beside: Reached | None = None
     watch: Watch | None = None
     box: State | None = None
-    deadline: Deadline | None = None  # questions after it are answered from boxes
+    deadline: Deadline | None = None
+    seconds: float | None = None
     tree: TreePlan | None = None  # searches what all bounds leave open
 
     @property
     def poison(self) -> Poison:
         return self.reached[0].adversary.poison
+
+    @property
+    def asked_now(self) -> ReachableModels:
+        """The same for a question that is asked now, with its deadline."""
+        if self.deadline is not None or self.seconds is None:
+            return self
+        return replace(self, deadline=Deadline.within(self.seconds))
+
+    def is_late(self, grace: float = 0.0) -> bool:
+        """Whether the time of the question, and so many seconds more, are over."""
+        return self.deadline is not None and self.deadline.is_over(grace)
 
     @property
     def state(self) -> State:
@@ -168,15 +183,18 @@ class ReachableModels:
         bounds = self._bounded(self.reached, forms, self.beside)
         if self.program is None:
             return bounds
-        solved = self.program.bound(self.asked(forms), bounds)
+        solved = self.program.by(self.deadline).bound(self.asked(forms), bounds)
         return bounds.meet(solved, "a form of the outputs by linear forms and by program")
 
     def bound_in_box(self, forms: OutputForms) -> Interval:
-        """The same from the boxes of the parameters alone, by intervals and linear forms: no walk."""
+        """The same from the boxes of the parameters alone, by intervals and linear forms: no walk.
+
+        Points that are not reached within ``GRACE`` seconds after the deadline have bounds by intervals.
+        """
         if any(all(box.is_whole for box in r.state.values()) for r in self.reached):
             return Interval.point(self.at_nominal(forms).unsqueeze(0)).forgotten()
         bare = [replace(r, window=(), past=(), forward=None, rows=None) for r in self.reached]
-        return self._bounded(bare, forms)
+        return self._bounded(bare, forms, grace=GRACE)
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
         """Bounds ``known`` from boxes, with those of some points as :meth:`bound` has them."""
@@ -196,13 +214,20 @@ class ReachableModels:
         return self.reached if self.beside is None else (*self.reached, self.beside)
 
     def _bounded(
-        self, where: Sequence[Reached], forms: OutputForms, beside: Reached | None = None
+        self,
+        where: Sequence[Reached],
+        forms: OutputForms,
+        beside: Reached | None = None,
+        grace: float = 0.0,
     ) -> Interval:
-        """Bounds by intervals and linear forms, some points at once; met with those over ``beside``."""
+        """Bounds by intervals and, until the deadline, by linear forms and met with those over ``beside``."""
         found: list[Interval] = []
         walked = any(reached.keeps_forms for reached in where)
         for part in self.parts(forms):
             some = forms.part(part)
+            if self.is_late(grace):
+                found.append(_joined([self._by_intervals(r.boxes, some) for r in where], 0))
+                continue
             box = _joined([self._bound_piece(reached, some) for reached in where], 0)
             if beside is not None:
                 wider = self._bound_piece(beside, some).expand_states(len(box.lower))
@@ -245,9 +270,10 @@ class ReachableModels:
         if self.program is None:
             return walked
         nominal = self.at_nominal(forms)
-        return torch.maximum(
-            walked, self.program.bound_sums(self.asked(forms), weights, known, nominal)
+        solved = self.program.by(self.deadline).bound_sums(
+            self.asked(forms), weights, known, nominal
         )
+        return torch.maximum(walked, solved)
 
     def _summed(self, reached: Reached, forms: OutputForms, weights: Tensor) -> Forms:
         """Forms on the state that are at most the weighted sums."""
@@ -287,7 +313,7 @@ class ReachableModels:
             bounds = bounds.meet(wider, "a functional of the parameters by two chains")
         if self.program is None:
             return bounds
-        solved = self.program.bound_parameters(coefficients, bounds)
+        solved = self.program.by(self.deadline).bound_parameters(coefficients, bounds)
         what = "a functional of the parameters by linear forms and by program"
         return bounds.meet(solved, what)
 
@@ -300,13 +326,17 @@ class ReachableModels:
         """The best lower bounds of forms of the final state, (rows, cases): on its box, or through
         the window."""
         best = start.concretise(reached.state, torch.zeros_like(start.constant))
-        if reached.forward is not None:
-            found = least_of_forms(reached.forward, start, reached.state, reached.rows)
+        if reached.forward is not None and not self.is_late():
+            found = least_of_forms(
+                reached.forward, start, reached.state, reached.rows, self.deadline
+            )
             return torch.maximum(best, found)
         if not reached.window:
             return best
 
         def bound(rows: Tensor) -> Tensor:
+            if self.is_late():
+                return best.new_full((len(rows), best.shape[1]), -torch.inf)
             return bound_forms(
                 self.schedule,
                 reached.window,
@@ -344,10 +374,7 @@ class ReachableModels:
         return self.reached if all(r.forward is not None for r in self.reached) else ()
 
     def _by_intervals(self, state: State, forms: OutputForms) -> Interval:
-        boxes = dict(state) | {FEATURES: forms.inputs}
-        for node in self.forward:
-            if node.name not in boxes:
-                boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
+        boxes = boxes_of(self.forward, dict(state) | {FEATURES: forms.inputs})
         output = boxes[self.step_graph.output]
         low, high = output.lower[:, :, None], output.upper[:, :, None]
         positive = forms.coefficients.clamp(min=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any, ClassVar
 
 import numpy.typing as npt
@@ -70,27 +71,24 @@ class Question(ABC):
 
         Points whose quantity follows from the box of the parameters are not walked: the quantity cannot
         become tighter, and the ends of their score are those of the box. Where there is a time limit,
-        some points at a time until it is over.
+        some points at a time until it is over, or less is left than the last of them took.
         """
         boxed = [models.bound_in_box(forms) for forms in self.forms]
         open_ = self.open_points(boxed)
-        size = len(open_) if models.deadline is None else POINTS_AT_ONCE
+        size, spent = len(open_) if models.deadline is None else POINTS_AT_ONCE, 0.0
         for which, forms in enumerate(self.forms):
             for some in open_.split(max(1, size)):
-                if len(some) and is_late(models):
+                if len(some) and models.is_late(-spent):
                     break
+                begun = monotonic()
                 boxed[which] = models.refine(forms, boxed[which], some)
+                spent = monotonic() - begun
         return boxed
 
     def open_points(self, bounds: Sequence[Interval]) -> Tensor:
         """Positions of the points whose quantity is not settled in some case."""
         value = self.evaluate(bounds).value
         return (~(value.lower == value.upper)).any(0).nonzero()[:, 0]
-
-
-def is_late(models: ReachableModels) -> bool:
-    """Whether the time limit is over, so that bounds come from boxes alone."""
-    return models.deadline is not None and models.deadline.is_over()
 
 
 def index_of(features: Tensor) -> Tensor:

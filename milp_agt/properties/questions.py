@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from milp_agt.bounds.listed import ListedData, Poisoned
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.interval import Interval
-from milp_agt.core.reachable import Bounds
 from milp_agt.core.torch_modes import own_modes
 from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.properties.about_parameters import QuestionsAboutParameters
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.collective import CollectiveQuestion
+from milp_agt.properties.decision import Decision, only
 from milp_agt.properties.decisions import Decider, decided, witness_of, worst_of_list
-from milp_agt.properties.functional import functional
 from milp_agt.properties.mean_loss import MeanLoss
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.predictions import Predictions
 from milp_agt.properties.property_table import PickedPoints, TableOfPoints
-from milp_agt.properties.question import Question, features_at, groups_of, is_late
+from milp_agt.properties.question import Question, features_at, groups_of
 from milp_agt.properties.stable import StableQuestion
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import BallTrigger, Trigger, Values, check_trigger
@@ -37,19 +39,31 @@ from milp_agt.training.precision import rounded_to
 Groups = ArrayLike | Sequence[str | int]
 
 
-class Questions:
+class Questions(QuestionsAboutParameters):
     """Every question holds for all reachable models at once: for every admissible poisoning.
 
     Test points that the box of the parameters decides are not walked through training; the ends of their
     scores in ``answer.points`` are bounds from the box, those of all others as tight as :meth:`margins`.
+
+    Of a run with a ``time_limit`` each question has what the run left of it, at least a quarter, for bounds,
+    trees and attacks; :meth:`within` gives it another time. What is not bounded by then has bounds from the
+    boxes of the parameters, which hold as well, and stays OPEN where they do not decide it:
+    ``answer.limit_reached`` says so.
 
     Attributes:
         models: the reachable models.
         decider: attacks test points that bounds leave open; None where nobody does.
     """
 
-    models: ReachableModels
-    decider: Decider | None
+    def within(self, seconds: float | None) -> Self:
+        """A copy each of whose questions takes at most so many seconds; None for no limit.
+
+        Raises:
+            InvalidInputError: a negative number, or none at all.
+        """
+        Deadline.within(seconds)
+        models = replace(self.models, deadline=None, seconds=seconds)
+        return replace(self, models=models)  # type: ignore[type-var]
 
     @own_modes()
     def accuracy(
@@ -96,10 +110,44 @@ class Questions:
             InvalidInputError: as :meth:`accuracy`.
         """
         x, y = self._test_data(features, labels, "margins")
-        question, models = AccuracyQuestion.of(self.models, x, y), self.models
-        bound = models.bound_in_box if is_late(models) else models.bound
+        question, models = AccuracyQuestion.of(self.models, x, y), self.models.asked_now
+        bound = models.bound_in_box if models.is_late() else models.bound
         points = question.summary(models, [bound(forms) for forms in question.forms]).points
         return points.score_lower, points.score_upper
+
+    @own_modes()
+    def leads(self, lower: ArrayLike, upper: ArrayLike) -> npt.NDArray[np.float64]:
+        """Lower bounds of the score of each class less the best other one over boxes of inputs, (n, classes).
+
+        Boxes are [lower, upper], (n, *shape) each. Where a lead is above 0, every reachable model predicts
+        this class at every input of the box.
+
+        Raises:
+            InvalidInputError: a regression loss, features that do not fit, or ends that are crossed.
+        """
+        self._classification("leads")
+        low, high = self._features(lower), self._features(upper)
+        if low.shape != high.shape or bool((low > high).any()):
+            raise InvalidInputError(
+                "Boxes of inputs",
+                f"ends of shapes {tuple(low.shape)} and {tuple(high.shape)}, or crossed",
+                "give lower <= upper of one shape (n, *shape)",
+            )
+        models, boxes = self.models.asked_now, Interval(low.unsqueeze(0), high.unsqueeze(0))
+        bound = models.bound_in_box if models.is_late() else models.bound
+        count = models.step_graph.loss.classes(models.step_graph.outputs)
+
+        def margin(label: int) -> Interval:
+            own = torch.full((len(low),), label, device=low.device)
+            decision = Decision.of(models, boxes, ~only(own, count))
+            return decision.margin(bound(decision.forms))
+
+        if count == 2:  # one margin is minus the other
+            found = margin(1)
+            leads = [-found.upper.amax(0), found.lower.amin(0)]
+        else:
+            leads = [margin(label).lower.amin(0) for label in range(count)]
+        return np.asarray(torch.stack(leads, -1).cpu().numpy())
 
     @own_modes()
     def loss(
@@ -222,21 +270,7 @@ class Questions:
         Raises:
             InvalidInputError: features that do not fit.
         """
-        return Predictions.of(self.models, self._features(features))
-
-    @own_modes()
-    def functional(self, coefficients: Mapping[str, ArrayLike]) -> tuple[Bounds, ...]:
-        """Bounds of linear functionals of the parameters, one for each row of coefficients.
-
-        ``coefficients`` holds arrays by the names of ``model.state_dict()``: of the shape of the
-        parameter for one functional, or (rows, *shape); parameters that are not named have
-        coefficient 0. The forms are walked through the window, so that the bounds are at least as
-        tight as the box.
-
-        Raises:
-            InvalidInputError: an unknown parameter, or a shape that does not fit.
-        """
-        return functional(self.models, coefficients)
+        return Predictions.of(self.models.asked_now, self._features(features))
 
     @own_modes()
     def ask(self, asked: TableOfPoints, at: PickedPoints) -> Answer:
@@ -317,21 +351,24 @@ class Questions:
 
     def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
         """The answer with what the decider adds: points that are refuted, and what attacks reach."""
-        answer, decider = question.answer(self.models, groups), self._in_time
-        if decider is None:
-            return answer
-        if isinstance(question, MeanLoss):
-            worst = decider.worst_loss(question, answer, self.models.deadline)
-            return answer if worst is None else replace(answer, reached=worst[0], shown=worst[1])
-        listed = worst_of_list(self.models, question, answer)
-        found = decider.decide(question, answer, listed, self.models.deadline)
-        return decided(answer, found, question.counts_harm)
+        models = self.models.asked_now
+        answer = question.answer(models, groups)
+        is_open = not answer.points.judged or not bool((answer.points.score_lower > 0).all())
+        if self.decider is not None and is_open and not models.is_late():
+            answer = self._attacked(self.decider, models, question, answer)
+        missed = models.deadline is not None and models.deadline.missed
+        return replace(answer, limit_reached=True) if missed else answer
 
-    @property
-    def _in_time(self) -> Decider | None:
-        """The decider, as long as the questions have time."""
-        deadline = self.models.deadline
-        return self.decider if deadline is None or deadline.left > 0.0 else None
+    @staticmethod
+    def _attacked(
+        decider: Decider, models: ReachableModels, question: Question, answer: Answer
+    ) -> Answer:
+        if isinstance(question, MeanLoss):
+            worst = decider.worst_loss(question, answer, models.deadline)
+            return answer if worst is None else replace(answer, reached=worst[0], shown=worst[1])
+        listed = worst_of_list(models, question, answer)
+        found = decider.decide(question, answer, listed, models.deadline)
+        return decided(answer, found, question.counts_harm)
 
     def _features(self, features: ArrayLike) -> Tensor:
         x = features_at(features, self.models.step_graph)

@@ -121,9 +121,10 @@ class ClassRow:
 
 
 class Map(NamedTuple):
-    """A grid over two features: scores of the classes, and their leads over the others.
+    """Cells over two features: scores of the classes at their centres, and leads over the others.
 
-    Where ``lead[..., k] > 0``, every reachable model predicts class k.
+    ``x`` and ``y`` are the edges of the cells. Where ``lead[..., k] > 0``, every reachable model predicts
+    class k everywhere in the cell.
     """
 
     names: Sequence[str]

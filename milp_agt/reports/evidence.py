@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
 NAME = "evidence.npz"
-MAPS = (31, 21, 15, 11)  # points of the map in each direction, the first that is cheap enough
+MAPS = (31, 21, 15, 11)  # cells of the map in each direction, the first that is cheap enough
 MAP_SHARE, MAP_SECONDS = 0.2, 2.0  # of the time of the steps; and what is always granted
 POINTS = 1000  # test points that are bounded unasked
 ENDS = ("lower", "nominal", "upper")
@@ -45,10 +45,10 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
     ``points/refuted``: which points a real poisoned run gets wrong, (n,). Where the run was attacked,
     ``points/reached_lower, reached_upper`` (or ``outputs/...``) are the ends of the margins (or
     predictions) of the models that attacks trained. With two features and classes ``map/names`` (2,),
-    ``map/x, y`` (m,), ``map/scores`` (m, m, classes) of the nominal model and ``map/lower``
-    (m, m, classes): where it is above 0, every reachable model predicts this class; and
-    ``train/x, label`` and ``test/x, label``, some of the
-    data. ``pictures``: the first inputs as (n, height, width) or (n, height, width, 3).
+    ``map/x, y``, the edges of cells (m + 1,), ``map/scores`` (m, m, classes) of the nominal model at their
+    centres and ``map/lower`` (m, m, classes): where it is above 0, every reachable model predicts this class
+    everywhere in the cell; and ``train/x, label`` and ``test/x, label``, some of the data. ``pictures``: the
+    first inputs as (n, height, width) or (n, height, width, 3).
 
     Raises:
         InvalidInputError: a nominal loss that is not finite.
@@ -186,21 +186,25 @@ def _check_inside(arrays: Arrays, of: str) -> None:
 
 
 def _map(result: Result, dataset: Dataset) -> dict[str, Array]:
-    """Scores and certified leads of each class at the points of a grid around the data."""
+    """Scores at the centres of cells around the data, and leads of each class over the cells."""
     points = np.concatenate([dataset.x_train, dataset.x_test])
     low, high = points.min(0), points.max(0)
     pad = 0.12 * (high - low) + 1e-9
     cells = _affordable(result, dataset)
-    axes = [np.linspace(a - p, b + p, cells) for a, b, p in zip(low, high, pad, strict=True)]
-    grid = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2)
-    scores = _scores(result, grid)
+    axes = [np.linspace(a - p, b + p, cells + 1) for a, b, p in zip(low, high, pad, strict=True)]
+
+    def grid(ends: Sequence[Array]) -> Array:
+        return np.stack(np.meshgrid(*ends), -1).reshape(-1, 2)
+
+    scores = _scores(result, grid([0.5 * (axis[:-1] + axis[1:]) for axis in axes]))
     square = (cells, cells, scores.shape[1])
+    leads = result.leads(grid([axis[:-1] for axis in axes]), grid([axis[1:] for axis in axes]))
     return {
         "map/names": np.array(dataset.feature_names),
         "map/x": axes[0],
         "map/y": axes[1],
         "map/scores": scores.reshape(square),
-        "map/lower": _leads(result, grid, scores.shape[1]).reshape(square),
+        "map/lower": leads.reshape(square),
         "train/x": dataset.x_train[:SHOWN_TRAINING],
         "train/label": dataset.y_train[:SHOWN_TRAINING],
         "test/x": dataset.x_test[:SHOWN_TRAINING],
@@ -209,26 +213,13 @@ def _map(result: Result, dataset: Dataset) -> dict[str, Array]:
 
 
 def _affordable(result: Result, dataset: Dataset) -> int:
-    """Points of the map in each direction, by the time that some training points take."""
-    x, y = dataset.x_train[:32], dataset.y_train[:32]
+    """Cells of the map in each direction, by the time that some training points take."""
+    x = dataset.x_train[:32]
     begun = time.perf_counter()
-    result.margins(x, y)
+    result.leads(x, x)
     each = (time.perf_counter() - begun) / len(x)
-    calls = 1 if result.models.step_graph.outputs <= 2 else result.models.step_graph.outputs
     granted = max(MAP_SECONDS, MAP_SHARE * sum(step.seconds for step in result.steps))
-    return next((n for n in MAPS if n * n * calls * each <= granted), MAPS[-1])
-
-
-def _leads(result: Result, x: Array, classes: int) -> Array:
-    """Lower bounds of the score of each class less the best other one, (n, classes)."""
-
-    def margins(label: int) -> tuple[Array, Array]:
-        return result.margins(x, np.full(len(x), label))
-
-    if classes == 2:
-        lower, upper = margins(1)
-        return np.stack([-upper, lower], -1)
-    return np.stack([margins(label)[0] for label in range(classes)], -1)
+    return next((n for n in MAPS if n * n * each <= granted), MAPS[-1])
 
 
 def _pictures(x: Array, names: tuple[str, ...]) -> Array | None:

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -20,8 +20,6 @@ from milp_agt.reports.content import Content, Property
 from milp_agt.reports.points import margins, predictions
 from milp_agt.reports.words import between
 
-# Area of a square of the map, in points.
-SQUARE = 30.0
 FALLING = ("accuracy", "collective", "stable")  # certified from below; other questions from above
 STYLE: Any = {
     "font.size": 10.0,
@@ -213,19 +211,19 @@ def _map(content: Content) -> tuple[Figure, str] | None:
         lead = found.lead[..., k]
         if lead.max() > 0:
             tint = tuple(0.65 + 0.35 * part for part in to_rgb(COLOURS[k % len(COLOURS)]))
-            rows, columns = np.nonzero(lead > 0)
-            look: Any = {"marker": "s", "s": SQUARE, "color": tint, "linewidth": 0}
-            axes.scatter(found.x[columns], found.y[rows], **look)
+            sure = np.ma.masked_where(~(lead > 0), np.zeros_like(lead))
+            axes.pcolormesh(found.x, found.y, sure, cmap=ListedColormap([tint]), linewidth=0)
             axes.fill_between([], [], [], facecolor=tint, label=f"surely class {k}")
+    centres = [0.5 * (edges[:-1] + edges[1:]) for edges in (found.x, found.y)]
     for k in range(classes):
         lead = found.scores[..., k] - np.delete(found.scores, k, -1).max(-1)
         if lead.min() < 0 < lead.max():
-            axes.contour(found.x, found.y, lead, levels=[0.0], colors=BLACK, linewidths=1.4)
+            axes.contour(*centres, lead, levels=[0.0], colors=BLACK, linewidths=1.4)
     axes.fill_between([], [], [], label="open", **OPEN)
     for (points, own), filled in ((found.train, True), (found.test, False)):
         for label in np.unique(own):
             color, marker = (each[int(label) % len(each)] for each in (COLOURS, MARKERS))
-            look = {"s": 26, "facecolor": color, "edgecolor": BLACK, "linewidth": 0.6}
+            look: Any = {"s": 26, "facecolor": color, "edgecolor": BLACK, "linewidth": 0.6}
             if not filled:
                 look = {"s": 40, "facecolor": "white", "edgecolor": color, "linewidth": 1.6}
             look["label"] = f"class {label}, {'training' if filled else 'test'}"
@@ -236,8 +234,8 @@ def _map(content: Content) -> tuple[Figure, str] | None:
     share = np.floor(1000 * (found.lead.max(-1) > 0).mean()) / 10  # never rounded up to the whole
     return figure, (
         "Map of the two input features. The black line parts the classes that the model trained on the "
-        f"given data predicts; at the coloured squares, {share:g} % of the points of a grid, "
-        "no admissible poisoning changes the prediction; elsewhere it is open."
+        f"given data predicts; in the coloured cells, {share:g} % of the map, no admissible poisoning "
+        "changes the prediction at any point; elsewhere it is open."
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+import milp_agt
 from milp_agt.certificates.folder import clear
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
@@ -25,7 +26,9 @@ from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace_arrays, replace_text, writing
 from milp_agt.io.tables import json_text, plain
+from milp_agt.io.versioned import author_of, commit_of
 from milp_agt.properties.suspects import Suspects
+from milp_agt.properties.witness import Witness
 from milp_agt.runfile.run_file import RunConfig
 from milp_agt.runfile.verdicts import Verdict
 
@@ -152,16 +155,16 @@ class ResultFolder:
         """``witness-1.npz`` and so on, each named with its words beside its property."""
         for old in self.folder.glob("witness-*.npz"):
             old.unlink()
-        count = 0
+        names: dict[Witness, str] = {}  # of those that are written, each once
         for verdict, entry in zip(verdicts, properties, strict=True):
             refuted = verdict.status == "REFUTED"
             worst = [verdict.shown] if refuted and verdict.shown is not None else []
             found: list[dict[str, Any]] = []
             for witness in (*verdict.witnesses, *(w for w in worst if w not in verdict.witnesses)):
-                name: str | None = None  # the data as given need no file
-                if witness.changes:
-                    count += 1
-                    name = witness.save(self.folder / f"witness-{count}.npz").name
+                if witness.changes and witness not in names:
+                    path = self.folder / f"witness-{len(names) + 1}.npz"
+                    names[witness] = witness.save(path).name
+                name = names.get(witness)  # the data as given need no file
                 found.append(
                     {
                         "file": name,
@@ -183,11 +186,19 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 def run_header(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     """What a file says of the run file that it is about."""
     run = config.model_dump(by_alias=True, exclude_none=True, mode="json")
-    return header(run, {"config": config.sha256}, dataset)
+    return header(run, {"config": config.sha256}, dataset, config.path)
 
 
-def header(run: Mapping[str, Any], sha256: Mapping[str, str], dataset: Dataset) -> dict[str, Any]:
-    """What a file says of the run that it is about: as it was asked for, on what, and with what."""
+def header(
+    run: Mapping[str, Any],
+    sha256: Mapping[str, str],
+    dataset: Dataset,
+    run_file: Path | None = None,
+) -> dict[str, Any]:
+    """What a file says of the run that it is about: as it was asked for, on what, by whom and with what.
+
+    Commits are those of the run file and of this package, as far as git knows them.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "run": dict(run),
@@ -204,7 +215,10 @@ def header(run: Mapping[str, Any], sha256: Mapping[str, str], dataset: Dataset) 
         "hardware": hardware(),
         "made": {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "by": author_of(Path.cwd() if run_file is None else run_file.parent),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "run_commit": None if run_file is None else commit_of(run_file),
+            "package_commit": commit_of(Path(milp_agt.__file__).parent),
         },
     }
 

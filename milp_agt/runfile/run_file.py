@@ -7,7 +7,6 @@ are reported at once. Paths inside the file are relative to it.
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -29,6 +28,7 @@ from milp_agt.properties.property_table import PROPERTIES, PropertyTable
 from milp_agt.recording import RecordedRun
 from milp_agt.runfile.networks import dense_network, factory_network, load_state
 from milp_agt.runfile.problems import explain, out_of_range
+from milp_agt.runfile.reading import read_tables
 from milp_agt.runfile.tables import (
     GROUP,
     AttackTable,
@@ -84,8 +84,12 @@ class LoadedRun(NamedTuple):
         on_step: OnStep | None = None,
         checkpoint: Checkpoint | None = None,
         attack: bool | Search = False,
+        begun: float | None = None,
     ) -> Result:
-        """Certify the run with its options, under another threat if there is one."""
+        """Certify the run with its options, under another threat if there is one.
+
+        A time limit counts from ``begun``, a time of ``time.monotonic``; from now on unless given.
+        """
         threat = self.threat if threat is None else threat
         run: tuple[Any, ...] = (self.model, self.dataset, self.training, threat)
         return certify(
@@ -94,6 +98,7 @@ class LoadedRun(NamedTuple):
             on_step=on_step,
             checkpoint=checkpoint,
             attack=attack,
+            begun=begun,
         )
 
 
@@ -265,17 +270,7 @@ def load_config(path: str | Path) -> RunConfig:
     """
     path = Path(path)
     asked = f"Read the run file {path}"
-    try:
-        raw = path.read_bytes()
-        tables = tomllib.loads(raw.decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigurationError(
-            asked, error.strerror or str(error), "give the path of a RUN.toml"
-        ) from error
-    except ValueError as error:
-        raise ConfigurationError(
-            asked, f"a file that is not TOML ({error})", "correct the syntax there"
-        ) from error
+    raw, tables = read_tables(path)
     if problems := [*out_of_range(tables)]:
         raise ConfigurationError.of(asked, problems)
     try:

@@ -111,7 +111,9 @@ class Chosen(Budgeted):
         if not given:
             return None
         ((way, values),) = given.items()
-        chosen = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+        is_list = isinstance(values, Iterable) and not isinstance(values, str)
+        is_list &= getattr(values, "ndim", 1) > 0
+        chosen = list(values) if is_list else []
         if way == "ids" and chosen and origin is None:
             raise InvalidThreatModelError(
                 f"{name} with ids=",
@@ -136,7 +138,9 @@ class Chosen(Budgeted):
                 f"{name} needs distinct {rows} out of 0..{count - 1}",
                 f"{twice[0]} more than once"
                 if twice
-                else f"{len(chosen)} {way}, no index of the data: {bad[:5]}",
+                else f"{len(chosen)} {way}, no index of the data: {bad[:5]}"
+                if is_list
+                else f"{type(values).__name__} {values!r:.60}",
                 f"give {way}=np.flatnonzero(mask)" if mask else f"correct {way}=, a list",
             )
         if origin is None or way != "samples":

@@ -66,7 +66,7 @@ def test_every_picture_has_a_text_and_a_file(name: str, request: pytest.FixtureR
 
 
 def test_what_an_auditor_asks_stands_on_the_page(classes: Path) -> None:
-    """Network, training, budget as a share, what was resolved, when and by what; a map of points."""
+    """Network, training, budget as a share, what was resolved, when and by what; a map of cells."""
     text, about = html.unescape(page(classes)), document(classes)
     budget, samples = about["run"]["threat"]["budget"], about["data"]["train"][0]
     layers = about["run"]["model"]["layers"]
@@ -79,7 +79,8 @@ def test_what_an_auditor_asks_stands_on_the_page(classes: Path) -> None:
         about["made"]["at"],
         about["made"]["command"],
         f"<dt>inner bounds</dt><dd>{about['resolved']['inner_bounds']}</dd>",
-        "nothing is claimed about the space between them",
+        "cells was bounded as a whole",
+        "<dt>commit of the run file</dt>",
     ):
         assert said in text, said
 

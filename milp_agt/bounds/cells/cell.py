@@ -177,9 +177,13 @@ class Cells:
             slack = SLACK * plain
             return -along.amin(-1) + slack, along.amax(-1) + slack
         if not self.offsets.shape[1]:
-            grown = plain * (1.0 + SLACK)
-            return grown, grown
+            return self.reach_of_box(directions)
         return self._dual(-directions, plain), self._dual(directions, plain)
+
+    def reach_of_box(self, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`reach`, of the boxes around the cells."""
+        grown = (directions.abs() @ self.radius[..., None])[..., 0] * (1.0 + SLACK)
+        return grown, grown
 
     def _dual(self, directions: Tensor, plain: Tensor) -> Tensor:
         """Supports by two rounds of the best multiplier of one more half-space, breakpoints all tried."""

@@ -250,17 +250,33 @@ class States:
         total = moved + self.noise.abs().sum(-1)
         return total * (1.0 + gamma(self.operations)) + TINY
 
-    def reach_of(self, form: Form) -> tuple[Tensor, Tensor]:
-        """How far a node lies below and above its centre, (B, [n], *shape) each."""
+    def reach_of(self, form: Form, kink: bool = False) -> tuple[Tensor, Tensor]:
+        """How far a node lies below and above its centre, (B, [n], *shape) each.
+
+        At a ``kink`` only numbers that boxes of moves leave on both sides of 0 are held against half-spaces.
+        """
         shape = form.centre.shape
         moves = self.moves_of(form)
-        down, up = self.cells.reach(moves)
+        down, up = self.cells.reach_of_box(moves) if kink else self.cells.reach(moves)
         spread = form.radius.reshape(down.shape)
         if form.on_state is not None and self.noise.shape[2]:
             spread = spread + self._noise_of(form)
         error = (gamma(self.operations) + SLACK) * form.size.reshape(down.shape) + TINY
         spread = spread + error
+        if kink:
+            down, up = self._near(form, moves, down, up, spread)
         return (down + spread).reshape(shape), (up + spread).reshape(shape)
+
+    def _near(
+        self, form: Form, moves: Tensor, down: Tensor, up: Tensor, spread: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What moves add below and above, (B, M), by all that is known of cells where 0 is in reach."""
+        centre, away = form.centre.reshape(down.shape), form.away.reshape(down.shape)
+        low = centre - torch.minimum(down + spread, away)
+        high = centre + torch.minimum(up + spread, away)
+        at = ((low <= 0.0) & (high > 0.0)).nonzero(as_tuple=True)
+        less, more = self.cells.take(at[0]).reach(moves[at][:, None])
+        return down.index_put(at, less[:, 0]), up.index_put(at, more[:, 0])
 
     def moves_of(self, form: Form) -> Tensor:
         """Coefficients of a node on the moves, those through the state included, (B, M, K)."""

@@ -15,6 +15,8 @@ from milp_agt.core.interval import Interval
 
 # A margin of a real training counts as lost below this: far beyond what two orders of summation differ.
 LOST = -1e-8
+# An end is as loose as its loosest leaf: leaves count for it that are looser than this share of that one.
+LEVEL = 0.6
 
 
 class Goal(Protocol):
@@ -48,8 +50,12 @@ class Goal(Protocol):
         """What forms of some items are measured in, (items,)."""
         ...
 
-    def urgency(self, margins: Tensor) -> float:
-        """How soon a leaf is split whose open items have these margins, the least first."""
+    def level(self, margins: Tensor) -> Tensor:
+        """Margins below which items are split for, (n,), from those of all leaves, (leaves, n)."""
+        ...
+
+    def urgency(self, margins: Tensor, level: Tensor) -> Tensor:
+        """How soon leaves are split, (leaves,), the least first."""
         ...
 
     def weight(self, gap: Tensor, effect: Tensor) -> Tensor:
@@ -105,8 +111,11 @@ class Asked:
     def unit(self, items: Tensor) -> Tensor:
         return torch.ones_like(self.constant[items, 0])
 
-    def urgency(self, margins: Tensor) -> float:
-        return float(margins.min())
+    def level(self, margins: Tensor) -> Tensor:
+        return torch.zeros_like(margins[0])
+
+    def urgency(self, margins: Tensor, level: Tensor) -> Tensor:
+        return margins.amin(1)
 
     def weight(self, gap: Tensor, effect: Tensor) -> Tensor:
         return 1.0 / (gap + 0.2 * effect)
@@ -157,8 +166,11 @@ class Ends:
     def unit(self, items: Tensor) -> Tensor:
         return self.scale[items]
 
-    def urgency(self, margins: Tensor) -> float:
-        return float(margins.clamp(max=0.0).sum())
+    def level(self, margins: Tensor) -> Tensor:
+        return LEVEL * margins.amin(0).clamp(max=0.0)
+
+    def urgency(self, margins: Tensor, level: Tensor) -> Tensor:
+        return (margins - level).clamp(max=0.0).sum(1)
 
     def weight(self, gap: Tensor, effect: Tensor) -> Tensor:
         return torch.ones_like(gap)

@@ -13,6 +13,7 @@ from milp_agt.bounds.cells.passing import Run
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.bounds.zonotope.supported import refusal
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.channel_bias import ChannelBias
 from milp_agt.formulations.convolution import Convolution
@@ -37,7 +38,7 @@ class TreePlan:
         cells: the search over selections and cells of their moves; None where it has no rules, or there
             are too many selections. What the run carries as a zonotope is searched in any case.
         seconds: that each question may take.
-        workers: processes that branch on zonotopes.
+        workers: processes that directions of zonotopes and selections are dealt out to.
     """
 
     cells: Cover | None
@@ -107,7 +108,13 @@ def _missing(
     restriction: Restriction,
 ) -> str | None:
     """What has no rule, in words."""
-    found = refusal(schedule, poison, UNRESTRICTED, updates)
+    found = refusal(schedule, poison, UNRESTRICTED, updates, batches)
+    if schedule.precision != FLOAT64:
+        found = f"a run in {schedule.precision.name}"
+    if poison.label_quota is not None:
+        found = "budgets of features and of labels apart"
+    if poison.whole is not None:
+        found = f"samples that are {poison.whole.value}"
     if not poison.static:
         found = "an adversary that poisons anew in every step"
     if poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,8 +31,8 @@ from milp_agt.bounds.cells.tree import (
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
 
-# Cells that share a pass.
-BATCH = 16
+# Cells that share a pass: 16, and more while a node of a step has fewer numbers than this in all of them.
+LEAST, MOST, NUMBERS = 16, 64, 2**13
 # Two orders of summation differ by less, relative to 1 + the form.
 ROUNDED = 1e-9
 # Numbers of the states that waiting leaves keep to go on from.
@@ -87,7 +86,7 @@ class Search:
     limits: Limits
     known: Interval | None = None
     tree: list[Branch] = field(default_factory=list)
-    heap: list[tuple[float, int, Leaf]] = field(default_factory=list)
+    waiting: list[Leaf] = field(default_factory=list)
     kept: int = 0
 
     def __post_init__(self) -> None:
@@ -98,6 +97,10 @@ class Search:
             like.new_full((points, forms), torch.inf), like.new_full((points, forms), -torch.inf)
         )
         self.reached = like.new_full((points,), torch.inf)
+        self.level = like.new_zeros(points)
+        size = max(step.size for step in self.training.steps)
+        widest = max(node.signature.size for node in self.training.forward if node.batched)
+        self.batch = max(LEAST, min(MOST, NUMBERS // (size * widest)))
         size = self.selections.shape[1]
         self.samples = self.selections.new_full((points, size), -1)
         self.moves = like.new_zeros(points, size * self.training.moves.width)
@@ -117,20 +120,21 @@ class Search:
             SoundnessError: a real training outside the bounds of its own cell.
         """
         limited = False
-        waiting = self._roots()
-        while waiting or self.heap:
+        fresh = self._roots()
+        while fresh or self.waiting:
             if self.is_over():
                 limited = True
                 break
-            batch, waiting = waiting[:BATCH], waiting[BATCH:]
+            batch, fresh = fresh[: self.batch], fresh[self.batch :]
             if not batch:
-                leaves = [self._pop() for _ in range(min(BATCH // 2, len(self.heap)))]
-                leaves = [leaf for leaf in leaves if self._keeps(leaf)]
-                waiting = split(self.training, leaves, self._grow)
+                leaves = [leaf for leaf in self._pop(self.batch) if self._keeps(leaf)]
+                fresh = split(self.training, leaves, self._grow)
+                # A batch takes all steps from its first one on.
+                fresh.sort(key=lambda leaf: 0 if leaf.origin is None else leaf.origin[0])
                 continue
             for leaf in self._bounded(batch):
                 self._push(leaf)
-        for leaf in (*waiting, *(leaf for _, _, leaf in self.heap)):
+        for leaf in (*fresh, *self.waiting):
             self._close(leaf)
         lower, upper = self.closed.lower, self.closed.upper
         bounds = Interval(lower, upper)
@@ -201,17 +205,27 @@ class Search:
         if leaf.doubt is None and is_thin(self.training, leaf):
             self._close(leaf)
             return
-        worst = self.asked.urgency(self._margin(leaf.bounds)[self._open(leaf)])
         size = _size_of(leaf)
         if self.kept + size > MOST_KEPT:  # halved from the first step on instead
             leaf, size = replace(leaf, doubt=None), 0
         self.kept += size
-        heapq.heappush(self.heap, (worst, -leaf.number, leaf))
+        self.waiting.append(leaf)
 
-    def _pop(self) -> Leaf:
-        leaf = heapq.heappop(self.heap)[2]
-        self.kept -= _size_of(leaf)
-        return leaf
+    def _pop(self, count: int) -> list[Leaf]:
+        """The leaves to split next, and what to split them for."""
+        self.waiting.sort(key=lambda leaf: -leaf.number)  # the deepest of equals first
+        lower = torch.stack([leaf.bounds.lower for leaf in self.waiting])
+        upper = torch.stack([leaf.bounds.upper for leaf in self.waiting])
+        margins = self.asked.margin(Interval(lower, upper), self.reached)
+        margins = torch.where(self.lost, torch.inf, margins)
+        closed = self._margin(self.closed)[None]
+        self.level = self.asked.level(torch.cat([margins, closed]))
+        order = self.asked.urgency(margins, self.level).argsort(stable=True)[:count].tolist()
+        found = [self.waiting[number] for number in order]
+        chosen = set(order)
+        self.waiting = [leaf for k, leaf in enumerate(self.waiting) if k not in chosen]
+        self.kept -= sum(map(_size_of, found))
+        return found
 
     def _bounded(self, leaves: Sequence[Leaf]) -> list[Leaf]:
         """Leaves with bounds of their own, and what to split them by."""
@@ -222,7 +236,9 @@ class Search:
             return list(leaves)
         origins, order = origins_of(self.training, leaves)
         ordered = [replace(leaves[number], origin=None) for number in order]
-        done = passed(self.training, origins)
+        done = passed(self.training, origins, self.begun + self.limits.seconds)
+        if done is None:
+            return list(leaves)  # with the bounds that they have
         if not len(done.rows):
             return self._doubted(self._tightened(ordered, done, None, points), done, {})
         found = self.asked.bounded(self.training, done.states, points)
@@ -253,8 +269,9 @@ class Search:
         used = self.training.layout.parameters
         margins = torch.stack([self._open(leaves[row])[points] for row in done.rows.tolist()])
         position = {row: at for at, row in enumerate(done.rows.tolist())}
-        open_ = (margins[:, :, None] & ~(lower > 0.0)).flatten(1)  # (B, n * forms)
-        gap = (-lower).clamp(min=1e-9).flatten(1)
+        level = self.level[points, None]
+        open_ = (margins[:, :, None] & ~(lower > level)).flatten(1)  # (B, n * forms)
+        gap = (level - lower).clamp(min=1e-9).flatten(1)
         unit = self.asked.unit(points).repeat_interleave(self.asked.shape[1])
         on_moves = found.on_moves / unit[:, None]
         found = replace(found, on_state=found.on_state / unit[:, None])

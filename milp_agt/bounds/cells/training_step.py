@@ -139,7 +139,7 @@ class Passage:
         """The range of a node in each cell, (B, [n], *shape), forced phases taken into account."""
         if name not in self.boxes:
             form = self.forms[name]
-            down, up = self.states.reach_of(self.whole(form))
+            down, up = self.states.reach_of(self.whole(form), name in self.sources)
             down, up = torch.minimum(down, form.away), torch.minimum(up, form.away)
             error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
             box = Interval(form.centre - down, form.centre + up).widen(error)

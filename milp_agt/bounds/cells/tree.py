@@ -55,6 +55,10 @@ class Branch:
     side: int = 0
     value: float = 0.0
 
+    def moved(self, first: int) -> Branch:
+        """The same node where its tree begins at number ``first``."""
+        return self if self.parent < 0 else replace(self, parent=self.parent + first)
+
 
 @dataclass(frozen=True)
 class Doubt:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.frozen.patches import moves_within, refined, walked
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, boxes_of, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.rounding import TINY, gamma
@@ -74,17 +74,11 @@ class Body:
 
     def value(self, features: Tensor) -> Tensor:
         """Outputs of the layers, (n, *shape)."""
-        values = {FEATURES: features}
-        for node in self.nodes[1:]:
-            values[node.name] = node.op.value(*(values[i] for i in node.inputs))
-        return values[self.output.name]
+        return evaluate(self.nodes, {FEATURES: features})[self.output.name]
 
     def boxes(self, features: Interval) -> dict[str, Interval]:
         """Boxes of all nodes."""
-        boxes = {FEATURES: features}
-        for node in self.nodes[1:]:
-            boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
-        return boxes
+        return boxes_of(self.nodes, {FEATURES: features})
 
     def rounding(self, boxes: Mapping[str, Interval]) -> Tensor:
         """How far the float64 output may be from exact arithmetic at any point of the box, (n, *shape).

@@ -11,7 +11,7 @@ from torch import Tensor
 from milp_agt.bounds.adversary.model import AdversaryModel, SampleSum, SumOfProducts
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import NodeOrder, State, Step
-from milp_agt.core.graph import Node
+from milp_agt.core.graph import Node, boxes_of
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.bilinear import Einsum
@@ -113,10 +113,7 @@ def propagate(
     """
     size = sample_chunk or step.size
     ranges = Ranges()
-    fixed: dict[str, Interval] = dict(state)
-    for node in schedule.before:
-        if not node.batched and node.name not in fixed:
-            fixed[node.name] = node.op.interval(*(fixed[i] for i in node.inputs))
+    fixed = boxes_of((node for node in schedule.before if not node.batched), state)
     pieces: dict[str, list[Interval]] = {}
     totals = {node.name: adversary.total(step) for node in schedule.sums}
     terms = {node.name: node.inputs[0] for node in schedule.sums}
@@ -152,9 +149,7 @@ def propagate(
         del parts
     for node in schedule.sums:
         ranges.boxes[node.name], ranges.sums[node.name] = _summed(node, totals[node.name])
-    for node in schedule.after:
-        inputs = [ranges.boxes[i] for i in node.inputs]
-        ranges.boxes[node.name] = node.op.interval(*inputs)
+    ranges.boxes = boxes_of(schedule.after, ranges.boxes)
     return ranges
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from milp_agt.bounds.step import State, Step, velocity_of
-from milp_agt.core.graph import Graph, Node
+from milp_agt.core.graph import Graph, Node, boxes_of
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.formulations.clip import Clip
@@ -78,11 +78,7 @@ class UpdateGraph:
 
     def boxes(self, state: State, ranges: Mapping[str, Interval]) -> dict[str, Interval]:
         """Boxes of the old state, of the sums in ``ranges``, and of all nodes before projection."""
-        known = {**ranges, **state}
-        for node in self.nodes:
-            inputs = [known[name] for name in node.inputs]
-            known[node.name] = node.op.interval(*inputs)
-        return known
+        return boxes_of(self.nodes, {**ranges, **state})
 
     def projected(self, state: State) -> State:
         """The box of the next state from its box before projection: exact, entry by entry."""

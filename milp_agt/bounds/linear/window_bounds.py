@@ -17,7 +17,7 @@ from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.signed_entries import count_of, entry_boxes, forms_in_pieces
 from milp_agt.bounds.step import NodeOrder, State
-from milp_agt.core.graph import Node
+from milp_agt.core.graph import Node, boxes_of
 from milp_agt.core.interval import CLEAN, POISONED, Interval
 from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import gamma
@@ -179,14 +179,13 @@ def forms_of_outputs(
         features: boxes of the inputs, (1, n, *shape); points if inputs are not perturbed.
         coefficients: on the model's outputs, (forms, n, outputs).
     """
-    boxes = dict(state) | {FEATURES: features}
-    planes: dict[str, LinearBounds] = {}
-    for node in nodes:
-        if node.name in boxes:
-            continue
-        inputs = [boxes[i] for i in node.inputs]
-        boxes[node.name] = node.op.interval(*inputs)
-        planes[node.name] = node.op.relax(*inputs)
+    leaves = dict(state) | {FEATURES: features}
+    boxes = boxes_of(nodes, leaves)
+    planes: dict[str, LinearBounds] = {
+        node.name: node.op.relax(*(boxes[i] for i in node.inputs))
+        for node in nodes
+        if node.name not in leaves
+    }
     centre = features.centre[CLEAN]
     radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
     radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from milp_agt.bounds.step import State
 from milp_agt.core.expression import Expression, add
-from milp_agt.core.graph import Node, evaluate
+from milp_agt.core.graph import Node, boxes_of, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.training.tracing import FEATURES
@@ -45,11 +45,7 @@ class OutputObjectives:
 
     def boxes(self, state: State) -> dict[str, Interval]:
         """Ranges of all nodes of the forward pass over a box of the parameters."""
-        boxes = dict(state) | {FEATURES: self.inputs}
-        for node in self.forward:
-            if node.name not in boxes:
-                boxes[node.name] = node.op.interval(*(boxes[i] for i in node.inputs))
-        return boxes
+        return boxes_of(self.forward, dict(state) | {FEATURES: self.inputs})
 
     def at(self, states: Mapping[str, Tensor], output: str) -> tuple[Tensor, Tensor]:
         """Values for models (models, *shape) at the centres of the inputs, (models, n, forms).

@@ -20,7 +20,9 @@ from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Noise, fit_i
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.rounding import FLOAT64, TINY, Precision, gamma
+from milp_agt.formulations.optimiser_step import OptimiserStep
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.threats.poison import Poison
 from milp_agt.training.training import Batch
 
@@ -157,6 +159,7 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
     place = torch.zeros(size, dtype=torch.int64, device=scale.device)
     magnitude = old.centre.abs() + bounds.terms
     rounding, penalty = torch.zeros_like(scale), torch.zeros_like(scale)
+    reduced = torch.zeros_like(scale)
     for name in gradients:
         part = layout.slices[name]
         own = torch.arange(part.start, part.stop, device=scale.device)
@@ -177,6 +180,10 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
             if step.update.l1:
                 penalty[at] = scalars[-1]
                 rounding[at] += abs(of_terms[-1])
+            sizes = [*(magnitude[source] for source in sources), gradient.size[own]]
+            sizes += [torch.ones_like(sizes[0])] * (len(scalars) - len(sizes))
+            kept = 1.0 if at is own else 0.0
+            reduced[at] = _reduced(before.schedule.precision, scalars, of_terms, kept, sizes)
     jacobian = carry.clone()
     jacobian[:, :used] += scale[:, None] * gradient.on_state[place]
     sign = scale > 0
@@ -194,6 +201,7 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
         penalty.abs() * torch.where(rises, first[place], second[place])
         for first, second in ((under, over), (over, under))
     )
+    error = error + reduced
     grow = 1.0 + gamma(8)
     new = Noise(
         torch.eye(size, dtype=scale.dtype, device=scale.device)[None],
@@ -228,6 +236,22 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
     if len(noise) > most_groups(size, before.samples.count, before.memory):
         noise = noise.merged()
     return replace(newest, noise=noise)
+
+
+def _reduced(
+    precision: Precision,
+    scalars: tuple[float, ...],
+    of_terms: tuple[float, ...],
+    kept: float,
+    sizes: Sequence[Tensor],
+) -> Tensor:
+    """What a run of reduced precision rounds in one tensor of the next state, from the sizes of what it
+    reads: the old state, the sums of the gradients, the sign."""
+    if precision == FLOAT64:
+        return torch.zeros_like(sizes[0])
+    rounding = RunRounding(OptimiserStep.of(scalars, of_terms, 1, kept), precision)
+    boxes = [Interval(-size[None], size[None]) for size in sizes]
+    return rounding.error(boxes[0], *boxes)[0]
 
 
 def _on_new(scale: Tensor, on_flips: Tensor, before: int) -> Tensor:

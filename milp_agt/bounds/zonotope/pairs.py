@@ -32,13 +32,13 @@ SHARE, FEWEST, NOISY = 4, 8, 0.03
 # Products that are looked at one by one at most.
 MOST_PAIRS = 2**20
 
-# How far numbers of some samples (r,) lie below and above their centres, clean or poisoned, (2, r) each.
+# How far numbers of some samples (r,) lie below and above their centres, (states, r) each.
 ReachOf = Callable[[Form, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor: its form, the range of its deviation, (2, n, *shape), and the letters of that, n first."""
+    """A factor: its form, the range of its deviation, (states, n, *shape), and the letters of that."""
 
     form: Form
     away: Interval
@@ -51,7 +51,8 @@ class Factor:
 
     @property
     def is_moved(self) -> bool:
-        return self.form.on_state is not None
+        """Whether the state moves it, in a range of its own for each sample."""
+        return self.form.on_state is not None and self.letters.startswith("n")
 
     def chosen(self, full: str, shape: torch.Size, at: Tensor) -> Form:
         """The deviations in some products, in units of their ranges, as numbers of the samples ``at[0]``.
@@ -81,7 +82,7 @@ class Factor:
         parts = (form.on_moves, form.on_phase, form.on_bend, form.charge)
         return Form(
             torch.zeros_like(by),
-            Interval(low, high).expand_states(2),
+            Interval(low, high).expand_states(len(self.away.lower)),
             taken(form.size, 0) * by,
             rows * by,
             *(None if part is None else taken(part) * by for part in parts),
