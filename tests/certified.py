@@ -14,7 +14,7 @@ import numpy as np
 from attacks import Problem, Replay
 
 from milp_agt import certificates
-from milp_agt.checker import affine, training
+from milp_agt.checker import affine, steps, training
 from milp_agt.checker.boxes import Box
 from milp_agt.checker.files import CLAIM, SEAL, Certificate, Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Rule, Samples
@@ -238,4 +238,9 @@ def boxes_of(given: Problem, activation: str, method: str) -> dict[str, Box]:
         return dict(training.train(own, initial, samples, poisoned))
     assert affine.covers(own)
     anew = not poison.static or poison.per_batch
-    return dict(affine.boxes(*affine.train(own, initial, samples, poisoned, anew)))
+    return forms_of(own, initial, samples, poisoned, anew).boxes()
+
+
+def forms_of(*run: Any, multipliers: Sequence[float] = ()) -> steps.Final:
+    """What a run of the checker ends with by forms."""
+    return steps.train(*run, steps.Stored(np.array(multipliers)))

@@ -20,6 +20,8 @@ from milp_agt.attacks import Search
 from milp_agt.bounds.adversary import joint, two_budgets, worst_case
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import window_bounds
+from milp_agt.bounds.zonotope import engine, rows, sums, total_norm, transformer
+from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.formulations import exchange
@@ -69,10 +71,20 @@ def _features_alone(honest: Any) -> Any:
     return box
 
 
+def _features_only(honest: Any) -> Any:
+    """Noise of a sample whose label is poisoned counts where its features are."""
+
+    def rule(ends: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+        base, added = honest(ends, parts)
+        return base, torch.cat([added[:1], 0.0 * added[1:]])
+
+    return rule
+
+
 def _separately_attacked(seed: int) -> None:
     case, test, labels = separate("mse", separately((1, 1), 0.05, loss="mse"), epochs=1)
     case = replace(case, model=nn.Sequential(nn.Linear(2, 2).double()))
-    assert_sound(case, test, labels, relaxation=("linear", "interval")[seed])
+    assert_sound(case, test, labels, relaxation=("linear", "interval", "zonotope")[seed])
 
 
 def _charged_separately(seed: int) -> None:
@@ -107,6 +119,14 @@ TWO_BUDGETS = [
             ("box of labels", Poison, "label_box", _features_alone),
         )
     ),
+    *(
+        Mutant(f"both budgets: {name} of a zonotope", rules, wrong,
+               lambda _: _separately_attacked(2), 1)
+        for name, rules, wrong in (
+            ("budgets", ((SampleGenerators, "_by_part"),), times(0.99)),
+            ("noise", ((sums, "by_part"), (rows, "by_part")), _features_only),
+        )
+    ),
     Mutant("both budgets: charges", (CHARGES,), nothing, _charged_separately, 8),
 ]  # fmt: skip
 
@@ -137,9 +157,12 @@ def _attacked(threat: Any, selections: str, **run: Any) -> Check:
     return check
 
 
-def _emptied(_: int) -> None:
-    case = exchanged("removal", 2, samples=3, batch_size=1, epochs=1)
-    assert_inside(case.certify()[1], truth(case))
+def _emptied(level: str) -> Check:
+    def check(_: int) -> None:
+        case = exchanged("removal", 2, samples=3, batch_size=1, epochs=1)
+        assert_inside(case.certify(relaxation=level)[1], truth(case))
+
+    return check
 
 
 class _ShortNorms:
@@ -154,7 +177,12 @@ class _ShortNorms:
             return 0.99 * torch.linalg.vector_norm(tensor, dim=dim)
 
 
-ROOMS = (("interval", "joint"), ("linear", "joint"), ("linear", "enumerated"))
+ROOMS = (
+    ("interval", "joint"),
+    ("zonotope", "joint"),
+    ("linear", "joint"),
+    ("linear", "enumerated"),
+)
 WHOLE = [
     *(
         Mutant(f"exchange: others, {kind}, {level}, {selections}", ((Substitute, "others"),),
@@ -170,6 +198,11 @@ WHOLE = [
         for rule, selections in (("_least_mean", "joint"), ("_mean_of_case", "enumerated"))
         for factor in (0.8, 0.99)
     ),
+    Mutant("exchange: nobody in a zonotope", ((transformer, "selection_box"),),
+           lambda honest: lambda *given: honest(*given).each(torch.zeros_like),
+           _exchanged("removal", level="zonotope"), 1),
+    Mutant("exchange: skipped step of a zonotope", ((engine, "unless_emptied"),),
+           lambda _: lambda zonotope, *ends: zonotope, _emptied("zonotope"), 1),
     Mutant("exchange: mean of the others, attacked", ((exchange, "_mean_of_case"),), times(0.99),
            unlisted(_attacked(agt.Removal(1), "enumerated")), 1),
     Mutant("exchange: new gradient, attacked", ((Substitute, "others"),), times(0.99),
@@ -177,7 +210,7 @@ WHOLE = [
     Mutant("exchange: ball", ((window_bounds, "torch"),), lambda _: _ShortNorms(),
            lambda _: assert_form_meets_the_ball("substitution", "norm"), 1),
     Mutant("exchange: skipped step", ((Joint, "emptied"),), lambda _: lambda own, step: None,
-           _emptied, 1),
+           _emptied("linear"), 1),
 ]  # fmt: skip
 
 
@@ -196,6 +229,17 @@ def _classifier(seed: int) -> None:
     case, test, labels = problem("bce", "features", run, (4,), seed=seed, radius=0.5)
     _, boxes = case.certify(relaxation="linear")
     assert not caught(case, boxes, test, labels)
+
+
+def _clipped_in_all(_: int) -> None:
+    run = {"clip_total": 0.1, "epochs": 1, "learning_rate": 1.0}
+    case, test, labels = problem("mse", "features", run, (), radius=0.3, budget=6)
+    _, boxes = case.certify(relaxation="zonotope")
+    assert not caught(case, boxes, test, labels)
+
+
+def _without_rest(honest: Any) -> Any:
+    return lambda mean, factor, along, rest: honest(mean, factor, along, 0.0 * rest)
 
 
 def _turned_gradient(_: int) -> None:
@@ -247,16 +291,23 @@ def _blind(honest: Any) -> Any:
     return residual
 
 
-def _clipped_in_total(_: int) -> None:
-    run = {"clip_total": 0.3, "momentum": 0.5, "weight_decay": 0.1, "learning_rate": 0.5}
-    case, _, _ = problem("cross_entropy", "features", run, (3,), nn.Tanh, radius=1e-6, budget=1)
-    case.certify(relaxation="interval")
+def _clipped_in_total(level: str) -> Check:
+    def check(_: int) -> None:
+        run = {"clip_total": 0.3, "momentum": 0.5, "weight_decay": 0.1, "learning_rate": 0.5}
+        case, _, _ = problem("cross_entropy", "features", run, (3,), nn.Tanh, radius=1e-6, budget=1)
+        case.certify(relaxation=level)
+
+    return check
 
 
 ATTACKED = [
     Mutant("attacked: budget", ((worst_case, "worst_sum"), (joint, "worst_sum")), one_less,
            _regression, 1),
     Mutant("attacked: charges", (CHARGES,), nothing, _classifier),
+    Mutant("total norm: rest", ((total_norm, "_mapped"),), _without_rest, _clipped_in_all, 1),
+    Mutant("total norm: whole gradients", ((engine, "shortened"),),
+           lambda honest: lambda mean, box, clip: honest(mean, box, 0.99 * clip),
+           _clipped_in_total("zonotope"), 1),
     Mutant("clipping: cap", ((Shorten, "interval"),), _capped, _turned_gradient, 1),
     *(
         Mutant(f"penalty: {level}", ((Sign, "interval"), (Sign, "residual")), times(0.99),
@@ -266,7 +317,7 @@ ATTACKED = [
     Mutant("projection: planes", ((Clip, "residual"),), _blind, _projected, 1),
     *(
         Mutant(f"clip_total: factor times {factor}", ((ClipFactor, "interval"),), times(factor),
-               _clipped_in_total, 1)
+               _clipped_in_total("interval"), 1)
         for factor in (0.99, 1.01)
     ),
 ]  # fmt: skip

@@ -175,7 +175,7 @@ def _best_of_batch(
     return best
 
 
-OUTPUTS = {"mse": 2, "bce": 1, "cross_entropy": 3}
+OUTPUTS = {"mse": 2, "bce": 1, "hinge": 1, "cross_entropy": 3}
 
 
 def problem(loss: str, threat: Any, count: int = 6, seed: int = 0, **run: Any) -> Any:

@@ -72,7 +72,7 @@ def by_milp(zonotope: HybridZonotope, d: Any) -> np.ndarray:
         (flips.quiet - flips.margin + flips.above).numpy(),
         (flips.margin + flips.below).numpy(),
         np.zeros(flips.limits + len(alone) + f),
-        [samples.budget],
+        samples.budgets.numpy(),
         np.zeros(2 * m * w),
     ]
     table = np.concatenate([first, second, third, own, bent, budget, moved])

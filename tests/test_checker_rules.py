@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Replay
-from certified import boxes_of, data_of, run_of
+from certified import boxes_of, data_of, forms_of, run_of
 from problems import problem
 
 from milp_agt.checker import affine, forms, functions, layers, training
@@ -181,9 +181,8 @@ def test_fractions_agree_with_floats(activation: str, loss: str) -> None:
     given = run_of(loss, *bent, batches=[range(4), range(1, 4)], rules=[rule])
     samples, poisoned = data_of(x, y, 1, moved_x=0.05)
     nothing: tuple[Any, ...] = ()
-    floats = Statement(
-        given, initial, {}, {}, {}, samples, poisoned, None, "", nothing, nothing, nothing
-    )
+    what = samples, poisoned, None, "", nothing, nothing, nothing, False, np.zeros(0), None, False
+    floats = Statement(given, *what, initial, {}, {}, {})
     fractions = floats.exactly()
     near = training.train(given, floats.initial, floats.samples, floats.poisoned)
     true = training.train(given, fractions.initial, fractions.samples, fractions.poisoned)
@@ -205,7 +204,7 @@ def test_rounding_of_affine_forms_under_any_dampening(dampening: float) -> None:
         return forms.Form(zero + value, np.zeros((1, 1, 0)), zero, zero, np.zeros((1, 1, 1)))
 
     symbols = forms.Symbols.none(0, 0).with_slots(np.zeros((1, 0)), np.zeros((1, 0)))
-    step = affine.Pass(given, symbols, np.arange(1))
+    step = affine.Pass(given, symbols, np.arange(1), {})
     state = {"w": form(1.0), "velocity of w": form(0.0)}
     for new in step.updated(rule, "w", state, form(100.0), 1).values():
         assert (new.low < 0).all()
@@ -239,7 +238,7 @@ def test_runs_whose_factors_underflow_lie_in_the_boxes(name: str) -> None:
         w = w - rule.rate * v
     first = {"w": np.zeros((1, 2))}
     own, threat = data_of(x, y, 1, moved_x=(x, moved), open_=[True, False])
-    by_forms = affine.boxes(*affine.train(given, first, own, threat, False))
+    by_forms = forms_of(given, first, own, threat, False).boxes()
     for box in (by_forms["w"], training.train(given, first, own, threat)["w"]):
         assert (box.lo[0] <= w).all()
         assert (w <= box.hi[0]).all()

@@ -11,11 +11,14 @@ import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
 from pairs import every_pair
-from separate_runs import admissible, problem, separately
+from separate_runs import admissible, bound_poison, problem, separately
+from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
 
 import milp_agt as agt
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.adversary.enumerated import Enumerated, count_cases, list_selections
+from milp_agt.bounds.zonotope.dual import Bound
+from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.experiments.sweep import resized
@@ -25,13 +28,13 @@ from milp_agt.experiments.sweep import resized
     loss=["mse", "bce", "cross_entropy"],
     static={"static": True, "adaptive": False},
     scope=["dataset", "batch"],
-    relaxation=["interval", "linear"],
+    relaxation=["interval", "zonotope", "linear"],
 )
 def test_attacks_stay_inside(loss: str, static: bool, scope: str, relaxation: str) -> None:
     threat = separately((2, 1), loss=loss, static=static, scope=scope)
     run = {"batch_size": 4, "epochs": 2, "shuffle_seed": 1}
     case, test, labels = problem(loss, threat, **run)
-    inner = None if relaxation == "interval" else "linear"
+    inner = "linear" if relaxation == "linear" else None
     assert_sound(case, test, labels, relaxation=relaxation, inner_bounds=inner)
 
 
@@ -136,6 +139,53 @@ def every_poisoning(case: Problem, corners: int = 4) -> Attacks:
     return Attacks(unrolled, poisoning, unrolled.start(len(xs)))
 
 
+@pytest.mark.parametrize("loss", ["mse", "hinge"])
+def test_generators_of_both_parts_are_what_runs_have(loss: str) -> None:
+    """Forms, flips and rows, with hinges that labels flip as well as features."""
+    threat = separately((2, 1), 0.1, loss=loss)
+    case, _, _ = problem(loss, threat, learning_rate=0.1, batch_size=4)
+    passed = Passed.of(case)
+    for attacks in attacks_of(passed):
+        assert_in_boxes(passed, attacks)
+        assert_generators(passed, attacks)
+    samples = passed.last.zonotope.samples
+    assert samples.states == 4
+    assert sorted(samples.columns.tolist()) == sorted(2 * list(range(6)))
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("scope", ["dataset", "batch"])
+def test_a_zonotope_spends_either_budget_on_its_own_part(static: bool, scope: str) -> None:
+    """Worst cases, and those given one unit, against every choice."""
+    poison = bound_poison((2, 1), static, scope)
+    samples = SampleGenerators.of(poison, [np.array(b) for b in ([0, 1, 2], [3, 4], [2, 0, 4])])
+    drawn = torch.rand(3, samples.count, generator=torch.Generator().manual_seed(0)).double()
+    most = samples.budgets
+    chosen = [
+        c
+        for c in itertools.product((0, 1), repeat=len(samples.known))
+        if bool((samples._members_of(torch.tensor(c)).sum(-1) <= most).all())
+    ]
+    taken = torch.tensor(chosen)[:, samples.unit].double()
+    sums = drawn @ taken.T
+    assert torch.allclose(samples.worst(drawn), sums.amax(1))
+    assert torch.allclose((samples.chosen(drawn) * drawn).sum(1), sums.amax(1))
+    clean, poisoned = samples.conditional(drawn)
+    for column in range(samples.count):
+        mine = taken[:, column] > 0
+        assert torch.allclose(clean[:, column], sums[:, ~mine].amax(1))
+        assert torch.allclose(poisoned[:, column], sums[:, mine].amax(1))
+    bound = Bound(torch.zeros(3).double(), drawn, torch.zeros(3).double())
+    for own in torch.cartesian_prod(*(torch.arange(samples.count),) * 2):
+        if samples.part[own].tolist() != [0, 1]:
+            continue
+        given = bound.given(samples, own.expand(3, 2))
+        for state in range(3):
+            alike = (taken[:, own[0]] == (state & 1)) & (taken[:, own[1]] == (state >> 1))
+            assert (given[state] >= sums[:, alike].amax(1)).all()
+        assert torch.allclose(given[3], sums.amax(1))
+
+
 @pytest.mark.parametrize("selections", ["joint", "enumerated"])
 @pytest.mark.parametrize("budgets", [(1, 1), (1, 2), (2, 1)], ids=str)
 def test_every_poisoning_of_a_tiny_run_is_inside(budgets: tuple[int, int], selections: str) -> None:
@@ -145,6 +195,7 @@ def test_every_poisoning_of_a_tiny_run_is_inside(budgets: tuple[int, int], selec
     states = Replay(case).run(everything)
     result, boxes = case.certify(selections=selections, inner_bounds="linear")
     assert_inside(boxes, states)
+    assert_inside(case.certify(relaxation="zonotope")[1], states)
     flat = torch.cat([states[-1][n].flatten(1) for n in sorted(result.reachable.lower)], 1)
     reached = float((flat.amax(0) - flat.amin(0)).mean())
     if selections == "enumerated":  # each case has one set of labels, and small moves

@@ -96,8 +96,6 @@ def reached(question: str, result: Any, states: dict[str, Tensor], replay: Repla
     return result.backdoor(x, y, 0.3), hits.double().mean(-1)
 
 
-# What hybrid zonotopes have no rule for; refused by name.
-WITHOUT_ZONOTOPE = ("SeparatePoisoning", "Substitution", "Removal", "Insertion")
 CELLS = [
     pytest.param(
         threat.__name__,
@@ -108,14 +106,7 @@ CELLS = [
     for threat in THREATS
     for level in Relaxation
     for question in PROPERTIES.all()
-    if not (level is Relaxation.ZONOTOPE and threat.__name__ in WITHOUT_ZONOTOPE)
 ]
-
-
-@pytest.mark.parametrize("threat", WITHOUT_ZONOTOPE)
-def test_what_zonotopes_have_no_rule_for_is_refused(threat: str) -> None:
-    with pytest.raises(agt.errors.UnsupportedOperationError, match="Relaxation 'zonotope'"):
-        certified(threat, "zonotope")
 
 
 @pytest.mark.parametrize(("threat", "question", "relaxation"), CELLS)

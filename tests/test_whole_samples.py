@@ -43,7 +43,9 @@ EXCHANGES = [
 ]
 
 
-@every_pair(exchange=EXCHANGES, budget=[1, 2], relaxation=["interval", "linear", "lp", "milp"])
+@every_pair(
+    exchange=EXCHANGES, budget=[1, 2], relaxation=["interval", "zonotope", "linear", "lp", "milp"]
+)
 def test_one_step_is_the_closed_form(
     exchange: tuple[str, str], budget: int, relaxation: str
 ) -> None:
@@ -92,6 +94,20 @@ def test_no_run_leaves_the_bounds(
     assert np.isfinite(result.reachable.mean_width)
 
 
+@every_pair(kind=list(KINDS), budget=[1, 2], name=list(RUNS))
+def test_no_run_leaves_the_zonotope_within_intervals(kind: str, budget: int, name: str) -> None:
+    run = of(kind, name)
+    case = problem(kind, budget, **run)
+    result, boxes = case.certify(relaxation="zonotope")
+    assert_inside(boxes, truth(case))
+    assert result.steps[0].relaxation == "zonotope"
+    wide, _ = case.certify(relaxation="interval")
+    assert result.reachable.mean_width <= wide.reachable.mean_width
+    if (kind, budget) == ("removal", 1) and "batch_size" not in run:
+        # One generator for what a removed sample takes away in all steps.
+        assert result.reachable.mean_width < 0.85 * wide.reachable.mean_width
+
+
 @pytest.mark.parametrize("relaxation", ["lp", "milp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_run_leaves_the_programs(kind: str, relaxation: str) -> None:
@@ -104,7 +120,12 @@ def test_no_run_leaves_the_programs(kind: str, relaxation: str) -> None:
 @every_pair(
     static=[True, False],
     scope=["dataset", "batch"],
-    relaxation=["interval", "linear", pytest.param("milp", marks=pytest.mark.slow)],
+    relaxation=[
+        "interval",
+        "zonotope",
+        "linear",
+        pytest.param("milp", marks=pytest.mark.slow),
+    ],
 )
 def test_fresh_substitutes_in_every_step(static: bool, scope: str, relaxation: str) -> None:
     """An adaptive adversary sets in other samples in every step; per batch, in other places."""
@@ -179,12 +200,15 @@ def test_an_emptied_batch_skips_its_step() -> None:
         assert "may lose all their samples" in note
         assert "step 1" in note
     assert share(case, result) >= 0.99
+    boxes = case.certify(relaxation="zonotope")[1]
+    assert_inside(boxes, truth(case))
 
 
 def test_everything_may_be_removed() -> None:
     case = problem("removal", 3, samples=3, projection=(-0.2, 0.2))
     for relaxation, selections in (
         ("interval", "joint"),
+        ("zonotope", "joint"),
         ("linear", "enumerated"),
         ("lp", "joint"),
     ):

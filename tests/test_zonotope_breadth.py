@@ -12,6 +12,7 @@ import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_sound
 from golden_runs import behind, convolution, frozen_convolution
+from pairs import every_pair
 from problems import data, problem, threat, tiny
 from zonotope_runs import Passed, assert_in_boxes, attacks_of
 
@@ -110,9 +111,7 @@ ADVERSARIES = {
 }
 
 
-@pytest.mark.parametrize("batch", [None, 3])
-@pytest.mark.parametrize("name", ADVERSARIES)
-@pytest.mark.parametrize("kind", ["features", "labels", "both"])
+@every_pair(kind=["features", "labels", "both"], name=list(ADVERSARIES), batch=[None, 3])
 def test_other_adversaries_stay_inside(name: str, kind: str, batch: int | None) -> None:
     training = {"epochs": 3, "batch_size": batch, "shuffle_seed": 1}
     case, test, labels = problem("bce", kind, training, (4,), budget=1, **ADVERSARIES[name])
@@ -176,20 +175,20 @@ def test_worst_cases_are_those_of_all_choices(
     for column in range(samples.count):
         if samples.known[samples.unit[column]]:
             continue
-        own = torch.full((4,), column)
+        own = torch.full((4, 1), column)
         mine = taken[:, column] > 0
         assert torch.allclose(clean[:, column], sums[:, ~mine].amax(1))
         assert torch.allclose(poisoned[:, column], sums[:, mine].amax(1))
         others, part = samples.others(drawn, own)
         assert torch.allclose(samples.worst(others), clean[:, column])
-        assert torch.allclose(part + samples.worst(others, own), poisoned[:, column])
+        assert torch.allclose(part[:, 0] + samples.worst(others, own), poisoned[:, column])
     assert torch.allclose((samples.chosen(drawn) * drawn).sum(1), sums.amax(1))
 
 
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_a_choice_too_few_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = room._largest
-    monkeypatch.setattr(room, "_largest", lambda reach, count: 0.97 * largest(reach, count))
+    largest = room.largest
+    monkeypatch.setattr(room, "largest", lambda reach, count: 0.97 * largest(reach, count))
     training = {"epochs": 3, "batch_size": 3}
     case, _, _ = problem(
         "mse", "features", training, (), budget=1, radius=0.02, **ADVERSARIES[name]

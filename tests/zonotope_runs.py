@@ -120,6 +120,7 @@ class Generators:
         if samples.poison.label_moves is not None:
             parts.append(labels - replay.poison.labels)
         moves = torch.cat(parts, -1)[:, samples.columns]
+        moves = moves * (samples.reach > 0)  # of two parts, each has its own coordinates
         chosen = (moves != 0).any(-1).to(moves)
         path = [attacks.start, *replay.run(attacks)]
         beyond = _beyond(passed, path, features, labels)  # (attacks, f)

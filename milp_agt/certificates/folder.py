@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from milp_agt.certificates.ascent import ascended
 from milp_agt.certificates.asked import Asked, Files, question, questions_of
 from milp_agt.certificates.covered import (
     CHECKED,
@@ -47,6 +49,7 @@ Array = npt.NDArray[Any]
 # by a share of each width, and by a share of the size of each number.
 SLACK = {"float64": (2.0**-20, 2.0**-38), "float32": (2.0**-9, 2.0**-26)}
 ROUNDING = (2.0**-8, 2.0**-30)  # by which the checker may go beyond a result, as shares of the same
+NEAR = 1.02  # times the width of a result, up to which no multipliers are looked for
 WIDEST = 4.0  # times the width of a result that a certificate may claim
 
 
@@ -85,7 +88,8 @@ def write_result(
 
     The claim is that of the result where the checker proves it. Where the result is tighter, by a
     relaxation that the checker has no rules for, the claim is what the checker proves; where that is more
-    than ``WIDEST`` times as wide, the relaxation stands in the claim as not covered.
+    than ``WIDEST`` times as wide, the relaxation stands in the claim as not covered. Multipliers that make
+    the bounds of the checker tighter are looked for where these are more than ``NEAR`` times as wide.
 
     Args:
         folder: made if it is not there; arrays and claims of an earlier certificate in it are removed.
@@ -150,25 +154,37 @@ def _drafts(given: _Given) -> list[_Draft]:
     # Where rounding is most of a width, as it may be in float32, the checker may grant more of it.
     trust = trust and result.models.poison.whole is None and result.precision == FLOAT64.name
     methods = ("interval",) if trust else methods_of(result.models.poison)
-    found = []
+    found: list[_Draft] = []
     for method in methods:
-        try:
-            draft = _draft(given, method, trust=trust)
-        except (Unbounded, Rejected):  # the checker proves nothing by this method
-            continue
-        if draft.width <= WIDEST * result.reachable.mean_width:
-            found.append(draft)
-    return found
+        for climb in (False, True):
+            if climb and (method != "affine" or _suffices(found, result)):
+                continue
+            with suppress(Unbounded, Rejected):  # the checker proves nothing by this method
+                found.append(_draft(given, method, trust=trust, climb=climb))
+    return [draft for draft in found if draft.width <= WIDEST * result.reachable.mean_width]
 
 
-def _draft(given: _Given, method: str, *, trust: bool) -> _Draft:
-    """``trust``: the box of the result is the claim, but for rounding, for the checker to judge."""
+def _suffices(found: Sequence[_Draft], result: Result) -> bool:
+    """Whether some draft is as good as it gets: then multipliers are not worth their room."""
+    return any(
+        draft.claim["tree"] is not None or draft.width <= NEAR * result.reachable.mean_width
+        for draft in found
+    )
+
+
+def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
+    """``trust``: the box of the result is the claim, but for rounding, for the checker to judge.
+    ``climb``: with multipliers.
+    """
     files, result = Files(), given.result
     claim = _claim(files, given, method)
     stated = _stated(claim, files)
     if not affordable(stated, method, given.seconds):
         raise Unbounded("a check that would take long")
-    if method == "affine" and result.models.tree is not None:
+    if climb:
+        claim["multipliers"] = files.add("multipliers", ascended(stated, given.seconds), np.uint16)
+        stated = _stated(claim, files)
+    elif method == "affine" and result.models.tree is not None:
         tree = grown(stated, leaves_of(stated, given.seconds))
         if tree is not None:
             claim["tree"] = files.add("tree", tree)
@@ -248,6 +264,7 @@ def _claim(files: Files, given: _Given, method: str) -> dict[str, Any]:
         "training": _training(files, given.training, len(features), graph.parameters),
         "threat": _threat(files, result, method),
         "questions": questions,
+        "multipliers": None,
         "tree": None,
     }
 

@@ -169,7 +169,8 @@ def make_plan(
     allowed = max(cheap, seconds if linear_inner else 0.0)
     carry = sum(zonotope[0]), zonotope[1]
     levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
-    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels
+    # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
+    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels and poison.whole is None
     if carried and options.inner_bounds is None and not level.uses_programs:
         linear_inner = dear = False  # linear forms gain little by them beside a zonotope
     if dear:

@@ -21,7 +21,7 @@ def proposals(
     the bounds of a zonotope.
 
     A zonotope behind frozen layers moves what comes out of them: it proposes nothing for the data in front
-    of them.
+    of them, and nothing where whole samples change, which have no such moves.
     """
     attacked = attacker.unrolled.poison
     found: list[Sequence[Incumbents] | Favoured] = []
@@ -33,7 +33,8 @@ def proposals(
         if reached.forward is None:
             continue
         samples = reached.forward.zonotope.samples
-        if not samples.count or models.poison.features.shape != attacked.features.shape:
+        seen = models.poison.features.shape == attacked.features.shape
+        if not samples.count or not seen or models.poison.whole is not None:
             continue
         moves, worth = favoured_by_ends(reached.forward, MOST_ENDS)
         on_x, on_y = moves.split([samples.on_features, samples.width - samples.on_features], -1)
@@ -43,5 +44,5 @@ def proposals(
             else data.new_zeros(len(moves), *data.shape)
             for part, data in ((on_x, attacked.features), (on_y, attacked.labels))
         )
-        found.append(Favoured(features, labels, worth.unsqueeze(-1)))
+        found.append(Favoured(features, labels, worth))
     return found

@@ -1,9 +1,9 @@
 """The checker of certificates: numpy and the standard library, and nothing of what made them.
 
 Read it in this order: ``boxes`` (numbers and their rounding), ``functions`` (exp and its kin), ``layers``
-(the run), ``training`` (one step against the adversary), ``forms`` and ``affine`` (the same by affine
-forms), ``tree`` (by cells of who is poisoned and how), ``questions`` and ``proof`` (everything a run can
-end with, and what such models do), ``files``, ``statement`` and ``reading`` (what a certificate says),
+(the run), ``training`` (one step against the adversary), ``forms``, ``affine`` and ``steps`` (the same by
+affine forms), ``tree`` (by cells of who is poisoned and how), ``questions`` and ``proof`` (everything a run
+can end with, and what such models do), ``files``, ``statement`` and ``reading`` (what a certificate says),
 ``check`` (the verdict). ``README.md`` beside them specifies the format and names what stays outside.
 """
 

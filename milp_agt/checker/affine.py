@@ -9,28 +9,18 @@ on with its sign. All that rounding may do, in the run and here, goes into the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
-from milp_agt.checker import functions
-from milp_agt.checker.boxes import SPARE, TINY, Array, Box, U, Unbounded, down, up
-from milp_agt.checker.forms import (
-    Form,
-    Symbols,
-    far,
-    granted,
-    magnitude,
-    own_ranges,
-    plus,
-    reach,
-    wide,
-)
-from milp_agt.checker.layers import VELOCITY, Layer, Poisoned, Problem, Rule, Samples
+from milp_agt.checker import forms, functions
+from milp_agt.checker.boxes import SPARE, TINY, Array, Box, Unbounded, down, up
+from milp_agt.checker.forms import Form, Symbols, granted, magnitude, own_ranges, plus, wide
+from milp_agt.checker.layers import VELOCITY, Layer, Problem, Rule
 
 
 def _split(weights: Array, low: Array, high: Array) -> tuple[Array, Array]:
@@ -39,6 +29,12 @@ def _split(weights: Array, low: Array, high: Array) -> tuple[Array, Array]:
     low, high = low[..., None], high[..., None]
     ends = positive @ low + negative @ high, positive @ high + negative @ low
     return ends[0][..., 0], ends[1][..., 0]
+
+
+def mixed(rows: Array, f: Form) -> Form:
+    """``rows`` (n, r, width) times forms of samples, up to rounding."""
+    low, high = _split(rows, f.low, f.high)
+    return Form((rows @ f.c[..., None])[..., 0], rows @ f.s, low, high)
 
 
 def as_classes(f: Form) -> Form:
@@ -58,6 +54,10 @@ class Flipped:
     alone: Array
 
 
+# Of each layer: the derivative of an activation at its centres, and where it flips.
+Slopes = list[tuple[Array, Flipped] | None]
+
+
 @dataclass
 class Pass:
     """One step: its rules, and the symbols, of which flips and noise become more on the way.
@@ -68,6 +68,9 @@ class Pass:
     problem: Problem
     symbols: Symbols
     own: Array  # slots of the samples, -1 for those that nobody poisons
+    given: Mapping[str, Array]  # multipliers for the parameters, (2, *shape, flips)
+    forced: Mapping[int, bool] = field(default_factory=dict)  # phases by number, in their order
+    met: int = 0  # kinks so far
     known: dict[int, tuple[Form, Box, Array]] = field(default_factory=dict)
 
     def knows(self, form: Form, box: Box) -> None:
@@ -82,7 +85,8 @@ class Pass:
 
     def far(self, form: Form) -> Array:
         """How far the forms lie from their centres."""
-        return far(form, self.box(form))
+        box = self.box(form)
+        return up(np.maximum(box.hi - form.c, form.c - box.lo))
 
     def size(self, form: Form) -> Array:
         """The magnitude of a form whose range was asked for."""
@@ -116,50 +120,93 @@ class Pass:
         error = second * SPARE + self.off(2 * width + 8, width + 1, size)
         return Form(c, s, low - error, high + error)
 
-    def activated(self, layer: Layer, z: Form) -> tuple[Form, Array, Flipped]:
+    def carried(
+        self, state: Mapping[str, Form], values: list[Form], slopes: Slopes, at: Array, rows: Array
+    ) -> Array:
+        """Multipliers for ``rows`` (r, width) times the last values of the samples ``at``, (2, r, flips):
+        those of the parameters, by the derivatives at the centres. Whatever they are, bounds with them hold.
+        """
+        found = np.zeros((2, len(at), len(self.symbols.flips)))
+        for place in range(len(slopes) - 1, -1, -1):
+            layer, slope = self.problem.layers[place], slopes[place]
+            if slope is not None:
+                rows = rows * slope[0][at]
+                continue
+            moves = rows[:, :, None] * values[place].c[at][:, None]
+            for name, each in ((layer.weight, moves), (layer.bias, rows)):
+                if name and self.given:
+                    j, own = each.reshape(len(at), -1), self.given[name]
+                    own = own.reshape(2, j.shape[1], own.shape[-1])
+                    found += wide(
+                        np.maximum(j, 0.0) @ own + np.maximum(-j, 0.0) @ own[::-1], found.shape[-1]
+                    )
+            rows = rows @ state[layer.weight].c
+        return found
+
+    def activated(
+        self, layer: Layer, z: Form, carried: Callable[[Array, Array], Array]
+    ) -> tuple[Form, Array, Flipped]:
         """relu or leaky relu, and its derivative: ``at`` at the centre, and what flips make of it.
 
         Let y be how far z lies beyond the kink, seen from its centre: z if that is off, -z if it is on. Off,
         the value is ``slope z + (1 - slope) max(0, y)``; on, ``z + (1 - slope) max(0, y)``. Where y may
         be 0 or more, a flip says so: phi is 1 where the derivative is not that of the centre, which needs
-        y >= 0, and rho is max(0, y), which is 0 where phi is 0.
+        y >= 0, and rho is max(0, y), which is 0 where phi is 0. A phase that a leaf of a tree forces takes
+        the place of that of the centre: y <= 0 there, so that its flip, which does not happen, costs nothing,
+        and its second row is the half-space that the leaf lies in.
         """
         slope = layer.slope if layer.kind == "leaky_relu" else 0.0
-        box, size = self.box(z), self.size(z)
-        on = z.c > 0
-        at = np.where(on, 1.0, slope)
-        beyond = np.where(on, -box.lo, box.hi)
-        place: Any = np.nonzero((beyond >= 0).any(0))
-        some = z[place]
-        first, symbols = len(self.symbols.flips), self.symbols
-        most = np.maximum(beyond.max(0)[place], TINY)
-        alone = (beyond[0] < 0)[place]
-        self.symbols = symbols.with_flips(
-            most, *self._shares(some, on[place], self.own[place[0]], alone)
-        )
+        n, width = z.c.shape
+        phase: Array = np.zeros(n * width)
+        for number, above in self.forced.items():
+            if 0 <= number - self.met < phase.size:
+                phase[number - self.met] = 1.0 if above else -1.0
+        self.met, phase = self.met + phase.size, phase.reshape(n, width)
+        on = np.where(phase == 0, z.c, phase) > 0
+        sign = np.where(on, -1.0, 1.0)
+        given = carried(np.repeat(np.arange(n), width), np.tile(np.eye(width), (n, 1)))
+        given = given.reshape(2, n, width, -1)
+        box = own_ranges(z, self.symbols, self.own, given)
+        box = box.met(Box(np.where(phase > 0, 0.0, box.lo), np.where(phase < 0, 0.0, box.hi)))
+        self.knows(z, box)
+        at, size = np.where(on, 1.0, slope), self.size(z)
+        place: Any = np.nonzero((np.where(on, -box.lo, box.hi) >= 0).any(0) | (phase != 0))
+        y, own, first = z[place].scaled(sign[place]), self.own[place[0]], len(self.symbols.flips)
+        given = np.where(sign[..., None] < 0, given[::-1], given)[:, *place]
+        beyond = np.where(on, -box.lo, box.hi)[:, *place]
+        least = np.maximum(np.where(on, box.hi, -box.lo)[:, *place], 0.0)
+        most, alone = np.maximum(beyond.max(0), TINY), (beyond[0] < 0) & (own >= 0)
+        shares, cover = self._shares(y, own, alone, given)
+        shares[phase[place] != 0] = cover[phase[place] != 0] = 0.0
+        quiet = np.where(alone, least[0], least.max(0))
+        more = np.maximum([y.high[1] - y.high[0], y.low[0] - y.low[1]], 0.0)
+        more[0] += least.max(0) - quiet
+        pays = np.zeros((len(own), 2, len(self.symbols.low)))
+        pays[np.arange(len(own)), :, own] = np.where(own < 0, 0.0, up(more)).T
+        y = replace(y, low=y.low[0], high=y.high[0])
+        own_parts = {"most": most, "shares": shares, "cover": cover, "pays": pays}
+        self.symbols = self.symbols.with_flips(y, least.max(0), quiet, **own_parts)
         error = self.off(8, 2 if slope else 0, size + box.size.max(0))
         h = z.scaled(at).widened(error)
         h = replace(h, s=wide(h.s, self.symbols.count))
         h.s[*place, self.symbols.flips[first:, 1]] = 1.0 - slope
         low, high = (np.maximum(end, slope * end) for end in (box.lo, box.hi))
-        self.knows(h, _around(low, high, error))
-        turned = np.where(on[place], slope - 1.0, 1.0 - slope)
+        self.knows(h, Box(low, high).widened(error))
+        turned = (1.0 - slope) * sign[place]
         return h, at, Flipped(place, np.arange(first, first + len(most)), turned, alone)
 
-    def _shares(self, z: Form, on: Array, own: Array, alone: Array) -> tuple[Array, Array]:
+    def _shares(self, y: Form, own: Array, alone: Array, given: Array) -> tuple[Array, Array]:
         """Shares of flips and what they cover.
 
         From ``y <= -m + b + sum of d_i over the poisoned slots`` with ``b < m``, and from ``y >= 0``, follows
         ``1 <= sum of d_i / (m - b)``. As phi is 0 or 1, slots that are in no set whose shares add up to 1
         need none. Where a flip needs its own sample to be poisoned, that is the share.
         """
-        symbols, each = self.symbols, np.arange(len(on))
-        side, margin = np.where(on, 0, 1), abs(z.c)
-        base = np.where(on, -z.low[0], z.high[0])
-        more = np.maximum(np.where(on, z.low[0] - z.low[1], z.high[1] - z.high[0]), 0.0)
-        best, cover = np.zeros((len(on), len(symbols.low))), np.full(len(on), np.inf)
-        for rest, dev in reach(z, symbols):
-            more_if, room = dev[side, each], down(margin - up(up(rest[side, each] + base)))
+        symbols, each = self.symbols, np.arange(len(own))
+        more = np.maximum(y.high[1] - y.high[0], 0.0)
+        best, cover = np.zeros((len(own), len(symbols.low))), np.full(len(own), np.inf)
+        for rest, dev in forms.reach(y, symbols, given):
+            more_if, room = dev[1], down(-y.c - up(up(rest[1] + y.high[0])))
             more_if[each, own] += np.where(own < 0, 0.0, more)
             share = up(up(more_if) / np.where(room > 0, room, 1.0)[:, None]) * SPARE
             share = np.minimum(share, 1.0)
@@ -167,9 +214,8 @@ class Pass:
             covers = np.where(room > 0, symbols.worst(share), np.inf)
             best = np.where((covers < cover)[:, None], share, best)
             cover = np.minimum(covers, cover)
-        sole = alone & (own >= 0)
-        best[sole] = np.arange(len(symbols.low)) == own[sole, None]
-        return best, np.where(sole, 1.0, cover)
+        best[alone] = np.arange(len(symbols.low)) == own[alone, None]
+        return best, np.where(alone, 1.0, cover)
 
     def pulled(self, delta: Form, at: Array, flipped: Flipped) -> Form:
         """``delta f'``, where ``f' = at + turned phi``: of ``phi (delta - c)`` nothing is known but that it
@@ -192,7 +238,7 @@ class Pass:
         other = np.stack([at, at])
         other[states] += np.stack([np.where(flipped.alone, 0.0, flipped.turned), flipped.turned])
         ends = [e * f for e in vars(self.box(delta)).values() for f in (at[None], other)]
-        self.knows(found, _around(np.min(ends, 0), np.max(ends, 0), error))
+        self.knows(found, Box(np.min(ends, 0), np.max(ends, 0)).widened(error))
         return found
 
     def loss(self, f: Form, y: Form) -> Form:
@@ -223,8 +269,8 @@ class Pass:
         error = 2.0 * SPARE * count * unsure * (1.0 + spread)
         error = error + self.off(4 * count + 8, 8, size + spread + 1.0)
         error = error + self.problem.arithmetic.off(1, share * np.ones_like(p))
-        low, high = _split(jacobian, f.low, f.high)
-        found = Form(p, jacobian @ f.s, low - fall, high + rise)
+        found = mixed(jacobian, f)
+        found = replace(found, c=p, low=found.low - fall, high=found.high + rise)
         return found.widened(error)[:, -count:] - y
 
     def summed(self, delta: Form, x: Form) -> Form:
@@ -250,18 +296,19 @@ class Pass:
         error = self.off(2 * n + 8, n + 2, 4.0 * size.sum(0))
         return Form(c, s, low[0].sum(0) - error, high[0].sum(0) + error, owned)
 
-    def forward(
-        self, state: Mapping[str, Form], x: Form
-    ) -> tuple[list[Form], list[tuple[Array, Flipped] | None]]:
+    def forward(self, state: Mapping[str, Form], x: Form) -> tuple[list[Form], Slopes]:
         """The input of each layer and the output; and the derivatives of the activations."""
-        values, slopes = [x], list[tuple[Array, Flipped] | None]()
+        values, slopes = [x], Slopes()
+        for name, given in self.given.items():
+            self.knows(state[name], own_ranges(state[name], self.symbols, self.own, given))
         for layer in self.problem.layers:
             if layer.kind == "dense":
                 bias = state[layer.bias] if layer.bias else None
                 values.append(self.dense(state[layer.weight], values[-1], bias))
                 slopes.append(None)
             else:
-                h, at, flipped = self.activated(layer, values[-1])
+                carried = partial(self.carried, state, values, slopes)
+                h, at, flipped = self.activated(layer, values[-1], carried)
                 values.append(h)
                 slopes.append((at, flipped))
         return values, slopes
@@ -301,17 +348,10 @@ class Pass:
             pairs = list(zip(parts, scales, strict=True))
             size = sum(abs(f) * each for f, each in zip(scales, sizes, strict=True))
             error = up(errors[kind] + self.off(16, 0, np.asarray(size)))
-            c = sum(f * form.c for form, f in pairs)
-            low = sum(np.minimum(f * form.low, f * form.high) for form, f in pairs)
-            high = sum(np.maximum(f * form.low, f * form.high) for form, f in pairs)
-            s = reduce(plus, [f * form.s for form, f in pairs])
+            found = reduce(Form.__add__, [form.scaled(np.asarray(f)) for form, f in pairs])
             owned = up(up(abs(scales[2]) * sums.owned))
-            new[kind + name] = Form(np.asarray(c), s, low - error, high + error, owned)
+            new[kind + name] = replace(found.widened(error), owned=owned)
         return new
-
-
-def _around(low: Array, high: Array, error: Array) -> Box:
-    return Box(down(low - error), up(high + error))
 
 
 def _near(factor: Fraction) -> float:
@@ -319,25 +359,6 @@ def _near(factor: Fraction) -> float:
     if factor and not 2.0**-1000 < abs(factor) < 2.0**1000:
         raise Unbounded("a factor that no float is near")
     return float(factor)
-
-
-def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form], Symbols]:
-    """Every rest as noise of its own: ``(low + high) / 2`` into the centre, half the width a new symbol."""
-    found = {}
-    for name, form in new.items():
-        middle = 0.5 * (form.low + form.high)
-        c = form.c + middle
-        radius = np.maximum(up(form.high - middle), up(middle - form.low))
-        radius = up(radius + 4.0 * U * (abs(c) + abs(middle)) + TINY).reshape(-1)
-        assert form.owned is not None
-        owned = form.owned.reshape(len(radius), -1)
-        first, none = symbols.count, np.full(len(radius), -1)
-        symbols = symbols.with_noise(radius, owned, none, np.zeros(len(radius)))
-        s = wide(form.s, symbols.count).reshape(len(radius), -1)
-        s[np.arange(len(radius)), first + np.arange(len(radius))] = 1.0
-        zero = np.zeros_like(c)
-        found[name] = Form(c, s.reshape(*c.shape, -1), zero, zero)
-    return found, symbols
 
 
 def covers(problem: Problem) -> bool:
@@ -351,59 +372,3 @@ def points(values: Array, symbols: int = 0) -> Form:
     """Numbers that are known, of samples."""
     zero = np.zeros((2, *values.shape))
     return Form(values, np.zeros((*values.shape, symbols)), zero, zero)
-
-
-def moving(values: Array, symbols: Symbols, own: Array, columns: Array) -> Form:
-    """Numbers (n, m) of samples plus their moves, which some columns have."""
-    known = np.flatnonzero(own >= 0)
-    form = points(values, int(symbols.moves[own[known]].max(initial=-1)) + 1)
-    form.s[known[:, None], columns, symbols.moves[own[known]]] = 1.0
-    return form
-
-
-def train(
-    problem: Problem, initial: Mapping[str, Array], samples: Samples, poisoned: Poisoned, anew: bool
-) -> tuple[dict[str, Form], Symbols]:
-    """Forms of the parameters after the run, and what they are made of.
-
-    ``anew``: moves are chosen in every step; else once for the run, by at most ``budget`` samples.
-    """
-    x, y = samples.x.lo[0], samples.y.lo[0]
-    box = poisoned.samples
-    low = np.concatenate([box.x.lo[0] - x, box.y.lo[0] - y], 1)
-    high = np.concatenate([box.x.hi[0] - x, box.y.hi[0] - y], 1)
-    low, high = np.where(low < 0, down(low), 0.0), np.where(high > 0, up(high), 0.0)
-    open_ = poisoned.open
-    columns = np.flatnonzero((low < 0)[open_].any(0) | (high > 0)[open_].any(0))  # those that move
-    low, high = low[:, columns], high[:, columns]
-    still = np.zeros((1, len(columns)))  # a slot that no sample has, so that there is one
-    symbols = Symbols.none(len(columns), poisoned.budget).with_slots(still, still)
-    if not anew:
-        symbols = symbols.with_slots(low[open_], high[open_])
-    zero = {n: np.zeros(v.shape) for n, v in initial.items()}
-    state = {n: Form(v, zero[n][..., None][..., :0], zero[n], zero[n]) for n, v in initial.items()}
-    if any(rule.momentum for rule in problem.rules):
-        state |= {VELOCITY + n: replace(f, c=zero[n]) for n, f in state.items()}
-    for index, (batch, rule) in enumerate(zip(problem.batches, problem.rules, strict=True)):
-        own = np.where(open_, np.cumsum(open_), -1)[batch]
-        if anew:
-            own = np.where(open_[batch], len(symbols.low) + np.cumsum(open_[batch]) - 1, -1)
-            some = batch[open_[batch]]
-            symbols = symbols.with_slots(low[some], high[some])
-        try:
-            step = Pass(problem, symbols, own)
-            both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
-            width = x.shape[1]
-            sums = step.gradients(state, both[:, :width], both[:, width:])
-            new: dict[str, Form] = {}
-            for name, total in sums.items():
-                new |= step.updated(rule, name, state, total, len(batch))
-            state, symbols = settled({name: new[name] for name in state}, step.symbols)
-        except Unbounded as error:
-            raise Unbounded(f"step {index + 1} of {len(problem.batches)}: {error}") from None
-    return {name: state[name] for name in problem.parameters}, symbols
-
-
-def boxes(state: Mapping[str, Form], symbols: Symbols) -> dict[str, Box]:
-    """The box of each parameter, (1, *shape)."""
-    return {n: own_ranges(form, symbols, np.array([-1]))[0] for n, form in state.items()}

@@ -80,6 +80,10 @@ class Box:
         low, high = corners(self, other)
         return Box(down(low), up(high))
 
+    def met(self, other: Box) -> Box:
+        """What both hold."""
+        return Box(np.maximum(self.lo, other.lo), np.minimum(self.hi, other.hi))
+
     def widened(self, error: Array) -> Box:
         """Both ends moved outwards by ``error >= 0``."""
         return Box(down(self.lo - error), up(self.hi + error))

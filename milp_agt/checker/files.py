@@ -1,8 +1,8 @@
 """The files of a certificate, read with suspicion: nothing in them is executed, followed or unpacked.
 
 A certificate is a folder of plain files: ``claim.json``, ``claim.sha256`` and arrays (``*.npy`` of
-binary64, int64 or bytes). Every array is listed in the claim with its size and SHA-256; what is hashed is
-what is read.
+binary64, int64, words of two bytes, or bytes). Every array is listed in the claim with its size and SHA-256;
+what is hashed is what is read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from milp_agt.checker.boxes import Array
 CLAIM, SEAL = "claim.json", "claim.sha256"
 NAME = re.compile(r"[a-z0-9_]{1,80}\.npy")
 HEADER = re.compile(
-    rb"\{'descr': '(<f8|<i8|\|u1)', 'fortran_order': False, 'shape': \(([0-9, ]{0,100})\), \} *\n"
+    rb"\{'descr': '(<f8|<i8|<u2|\|u1)', 'fortran_order': False, 'shape': \(([0-9, ]{0,100})\), \} *\n"
 )
 LARGEST_CLAIM, LARGEST_ARRAY = 2**26, 2**33  # bytes
-KINDS = {b"<f8": np.float64, b"<i8": np.int64, b"|u1": np.uint8}
+KINDS = {b"<f8": np.float64, b"<i8": np.int64, b"<u2": np.uint16, b"|u1": np.uint8}
 
 
 class Rejected(Exception):
@@ -46,12 +46,10 @@ class Table:
     used: set[str] = field(default_factory=set)
 
     def _taken(self, key: str, wanted: str, fits: Callable[[Any], bool]) -> Any:
-        if key not in self.values:
-            raise Rejected(f"{self.where}: '{key}' is missing")
+        self.refuse(key not in self.values, f": '{key}' is missing")
         self.used.add(key)
         value = self.values[key]
-        if not fits(value):
-            raise Rejected(f"{self.where}: '{key}' should be {wanted}, not {value!r:.60}")
+        self.refuse(not fits(value), f": '{key}' should be {wanted}, not {value!r:.60}")
         return value
 
     def has(self, key: str) -> bool:
@@ -88,11 +86,15 @@ class Table:
         found = self._taken(key, "a list of tables", lambda value: _lists(value, dict))
         return [Table(each, f"{self.where}.{key}[{k}]") for k, each in enumerate(found)]
 
+    def refuse(self, wrong: bool | np.bool, what: str) -> None:
+        """Reject the certificate if something here is wrong."""
+        if wrong:
+            raise Rejected(f"{self.where}{what}")
+
     def finish(self) -> None:
         """See that nothing was left unread."""
         rest = sorted(set(self.values) - self.used)
-        if rest:
-            raise Rejected(f"{self.where}: unknown keys {', '.join(rest)}")
+        self.refuse(bool(rest), f": unknown keys {', '.join(rest)}")
 
 
 def _lists(value: Any, kind: type) -> bool:
@@ -124,15 +126,11 @@ class Certificate:
         """The array that a key names, of a kind (``f``, ``i`` or ``u``) and shape."""
         name = table.text(key)
         if name not in self.arrays:
-            raise Rejected(
-                f"{table.where}: '{key}' names {name!r:.60}, which is not among the files of the claim"
-            )
+            raise Rejected(f"{table.where}: '{key}' names {name!r:.60}, no file of the claim")
         found = self.arrays[name]
         if found.dtype.kind != kind or (shape is not None and found.shape != shape):
-            raise Rejected(
-                f"{name}: {found.dtype} of shape {found.shape}, where {table.where}.{key} needs kind '{kind}'"
-                + ("" if shape is None else f" of shape {shape}")
-            )
+            wanted = f"{table.where}.{key} needs '{kind}', {shape or 'any'}"
+            raise Rejected(f"{name}: {found.dtype} of shape {found.shape}, where {wanted}")
         self.used.add(name)
         return found
 
@@ -187,16 +185,15 @@ def _constant(name: str) -> float:
 def _bytes(path: Path, most: int, wanted: int | None = None) -> bytes:
     """The content of a plain file of a size that is known beforehand; links are not followed."""
     try:
-        handle = os.open(
-            path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        )
+        flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        handle = os.open(path, os.O_RDONLY | flags)
         with open(handle, "rb") as stream:
             about = os.fstat(stream.fileno())
             if path.is_symlink() or not stat.S_ISREG(about.st_mode):
                 raise Rejected(f"{path.name}: no plain file")
             if about.st_size > most or (wanted is not None and about.st_size != wanted):
                 raise Rejected(
-                    f"{path.name}: {about.st_size} bytes, where {wanted or f'at most {most}'} are allowed"
+                    f"{path.name}: {about.st_size} bytes, not {wanted or f'up to {most}'}"
                 )
             return stream.read(about.st_size)
     except OSError as error:
@@ -207,7 +204,7 @@ def _array(name: str, data: bytes) -> Array:
     """An array in version 1.0 of numpy's format; its header is matched, never evaluated."""
     header = HEADER.fullmatch(data[10 : 10 + int.from_bytes(data[8:10], "little")])
     if data[:8] != b"\x93NUMPY\x01\x00" or header is None:
-        raise Rejected(f"{name}: not an array of binary64, int64 or bytes in numpy's format 1.0")
+        raise Rejected(f"{name}: not an array of such numbers in numpy's format 1.0")
     try:
         shape = tuple(int(part) for part in header[2].decode().split(",") if part.strip())
     except ValueError:

@@ -15,6 +15,17 @@ most ``sum_{i in S} share_i`` times the price. So a form is at most
       + sum_{i in S} ( support_i(a_i) + sum |g_m| owned_mi + sum of prices times shares_i of the others )
 
 whichever flips are paid in full, and the last sum is at most that of its k largest terms in each group.
+
+**Rows.** Let y be how far a number lies beyond its kink, seen from its centre, so that ``rho = max(0, y)``.
+With ``y >= -l``,
+
+    0 <= y + l - l phi - rho        and        0 <= rho - y:
+
+if the flip happens, y is rho, else rho is 0. If nothing but its own sample i can bring it about, and
+``y >= -q`` where i is clean, the first row holds with ``q`` for a clean and ``l`` for a poisoned i in place
+of its second term: phi and rho are 0 for a clean i. A form is at most itself plus a sum of rows with
+multipliers >= 0, which is a form again. So *every* multiplier >= 0 gives a bound;
+certificates hold those of good ones.
 """
 
 from __future__ import annotations
@@ -31,6 +42,7 @@ from milp_agt.checker.boxes import SPARE, TINY, Array, Box, U, Unbounded, down, 
 NUMBERS = 2**27  # coefficients of one array at most
 # Which flips samples pay for: those of which so many fit in the budget.
 COVERS = (1.0, 2.0, 4.0, 1e300)
+Pair = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,9 @@ class Symbols:
         base: of each noise, (noise,): ``|n| <= base + sum of owned (noise, slots) over the slots that are
             poisoned + charge if flip happens``.
         flip, charge: the flip that a noise is charged to, (noise,), -1 for none; each has one noise at most.
+        rows: coefficients of the two rows of each flip, (flips, 2, columns).
+        above: what they add besides, (flips, 2), and if slots are poisoned, ``pays`` (flips, 2, slots).
+        terms: the sizes of all their terms, (flips,).
         count: of the columns.
     """
 
@@ -66,15 +81,19 @@ class Symbols:
     owned: Array
     flip: Array
     charge: Array
+    rows: Array
+    above: Array
+    pays: Array
+    terms: Array
     count: int
 
     @staticmethod
     def none(width: int, budget: int) -> Symbols:
         z = np.zeros
         slots, flips, noise = z((0, width)), z((0, 2), dtype=np.int64), z(0, dtype=np.int64)
-        columns = z((0, width), dtype=np.int64)
-        rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), 0
-        return Symbols(slots, slots, (), budget, columns, flips, *rest)
+        columns, rows, pairs = z((0, width), dtype=np.int64), z((0, 2, 0)), z((0, 2))
+        rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), rows, pairs, rows, z(0)
+        return Symbols(slots, slots, (), budget, columns, flips, *rest, 0)
 
     def _columns(self, *shape: int) -> Array:
         size = int(np.prod(shape))
@@ -93,11 +112,21 @@ class Symbols:
             groups=(*self.groups, slice(before, slots)),
             shares=wide(self.shares, slots),
             owned=wide(self.owned, slots),
+            pays=wide(self.pays, slots),
         )
 
-    def with_flips(self, most: Array, shares: Array, cover: Array) -> Symbols:
-        new = self._columns(len(most), 2)
-        return self._more(new, flips=new, most=most, shares=shares, cover=cover)
+    def with_flips(self, y: Form, least: Array, quiet: Array, **own: Array) -> Symbols:
+        """With flips of kinks, and their rows: l is ``least``, and q ``quiet``. ``own``: most, shares, cover
+        and pays.
+        """
+        new, each = self._columns(len(least), 2), np.arange(len(least))
+        rows = wide(np.stack([y.s, -y.s], 1), self.count + new.size)
+        rows[each, 0, new[:, 0]] = -least
+        rows[each, :, new[:, 1]] = -1.0, 1.0
+        above = np.stack([y.c + y.high + quiet, -(y.c + y.low)], 1)
+        terms = magnitude(y, self) + own["pays"].sum((1, 2)) + 2.0 * (least + own["most"])
+        before = replace(self, rows=wide(self.rows, rows.shape[-1]))
+        return before._more(new, flips=new, rows=rows, above=above, terms=terms, **own)
 
     def with_noise(self, base: Array, owned: Array, flip: Array, charge: Array) -> Symbols:
         new = self._columns(len(base))
@@ -115,7 +144,7 @@ class Symbols:
         found[self.noise] = self.base + self.owned.sum(1) + self.charge
         return found
 
-    def given(self, values: Array) -> tuple[Array, Array]:
+    def given(self, values: Array) -> Pair:
         """The most that values >= 0 of the slots, (..., slots), add up to over all that may be poisoned:
         if a slot is not, and if it is (..., slots).
 
@@ -192,42 +221,56 @@ class Form:
         whole = slice(None), *key
         return Form(self.c[key], self.s[key], self.low[whole], self.high[whole])
 
+    def __add__(self, other: Form) -> Form:
+        """The sum, up to rounding."""
+        s, low, high = plus(self.s, other.s), self.low + other.low, self.high + other.high
+        return Form(self.c + other.c, s, low, high)
+
     def __sub__(self, other: Form) -> Form:
         """The difference, up to rounding."""
-        s = plus(self.s, -other.s)
-        return Form(self.c - other.c, s, self.low - other.high, self.high - other.low)
+        return self + other.scaled(np.asarray(-1.0))
 
     def scaled(self, factor: Array) -> Form:
-        """The product with numbers >= 0, up to rounding."""
-        s = factor[..., None] * self.s
-        return Form(factor * self.c, s, factor * self.low, factor * self.high)
+        """The product with numbers, up to rounding."""
+        ends = factor * self.low, factor * self.high
+        c, s = factor * self.c, factor[..., None] * self.s
+        return Form(c, s, np.minimum(*ends), np.maximum(*ends))
 
 
 def granted(terms: int, size: Array) -> Array:
     return (terms + 8) * U * SPARE * size + TINY
 
 
-def _parts(form: Form, symbols: Symbols) -> tuple[Array, Array, Array]:
-    """How far noise moves the forms, (*shape), slots lower and raise them, (2, *shape, slots), and flips,
-    (2, *shape, flips).
+def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Array, Array, Array]:
+    """How far noise and rows move the forms, (2, *shape), slots lower and raise them, (2, *shape, slots), and
+    flips, (2, *shape, flips); and the sizes of all terms.
     """
-    known = form.s.shape[-1]
+    s, size = form.s[None], magnitude(form, symbols)
+    rest = more = np.zeros(1)
+    sign = np.array([-1.0, 1.0]).reshape(2, *[1] * form.c.ndim)
+    if given is not None:
+        rows = len(symbols.flips) * 2
+        pairs = np.maximum(given, 0.0), np.maximum(-given, 0.0)  # one row of each flip is enough
+        by = wide(np.stack(pairs, -1).reshape(*given.shape[:-1], -1), rows)
+        s = plus(s, sign[..., None] * (by @ symbols.rows.reshape(rows, -1)))
+        more, lost = by @ symbols.pays.reshape(rows, -1), TINY * symbols.sizes.sum()
+        rest = by @ symbols.above.reshape(rows) + lost
+        size = size + abs(given) @ symbols.terms[: given.shape[-1]]
+    known = s.shape[-1]
     slots, flips, noise = (
         int((columns < known).sum())
         for columns in (symbols.moves[:, -1:], symbols.flips[:, -1], symbols.noise)
     )
-    moves = form.s[..., symbols.moves[:slots]]
-    ends = moves * symbols.low[:slots], moves * symbols.high[:slots]
-    dev = np.stack([-np.minimum(*ends).sum(-1), np.maximum(*ends).sum(-1)])
-    spread = abs(form.s[..., symbols.noise[:noise]])
-    dev = wide(dev, len(symbols.low)) + spread @ symbols.owned[:noise]
+    moves = sign[..., None, None] * s[..., symbols.moves[:slots]]
+    dev = np.maximum(moves * symbols.low[:slots], moves * symbols.high[:slots]).sum(-1)
+    spread = abs(s[..., symbols.noise[:noise]])
+    dev = wide(dev, len(symbols.low)) + spread @ symbols.owned[:noise] + more
     charged = np.flatnonzero(symbols.flip[:noise] >= 0)
-    phi, rho = (form.s[..., symbols.flips[:flips, k]] for k in (0, 1))
-    signed = np.stack([-phi, phi]), np.stack([-rho, rho])
-    price = signed[0] + symbols.most[:flips] * np.maximum(signed[1], 0.0)
+    phi, rho = (sign[..., None] * s[..., symbols.flips[:flips, k]] for k in (0, 1))
+    price = phi + symbols.most[:flips] * np.maximum(rho, 0.0)
     price = wide(price, len(symbols.flips))
     price[..., symbols.flip[charged]] += spread[..., charged] * symbols.charge[charged]
-    return spread @ symbols.base[:noise], dev, np.maximum(price, 0.0)
+    return spread @ symbols.base[:noise] + rest, dev, np.maximum(price, 0.0), size
 
 
 def magnitude(form: Form, symbols: Symbols) -> Array:
@@ -241,34 +284,37 @@ def magnitude(form: Form, symbols: Symbols) -> Array:
     return found * SPARE
 
 
-def reach(form: Form, symbols: Symbols) -> Iterator[tuple[Array, Array]]:
+def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[Pair]:
     """Pairs of which each bounds how far the forms go below and above ``c + rest``: what is there whoever
     is poisoned, (2, *shape), and what each slot adds if it is, (2, *shape, slots).
 
     A flip costs at most its price, if it happens; it is paid in full, or by each slot that is poisoned
-    its share of it.
+    its share of it. Without rows, and with those that are given multipliers of (2, *shape, flips): their
+    differences, for ``-form`` and ``form``.
     """
-    noise, dev, price = _parts(form, symbols)
-    size = magnitude(form, symbols) * (2 + symbols.budget * len(symbols.groups))
-    done = -1
-    for most in COVERS:
-        few = symbols.cover <= most
-        if int(few.sum()) == done:
-            continue
-        done = int(few.sum())
-        paid = dev + price[..., few] @ symbols.shares[few]
-        rest = noise + price[..., ~few].sum(-1)
-        error = granted(symbols.count + 64, size + rest + symbols.worst(paid))
-        yield rest + error, paid
+    count = symbols.count + 2 * len(symbols.flips) + 64
+    for each in (None, given) if given is not None and given.any() else (None,):
+        noise, dev, price, size = _parts(form, symbols, each)
+        size = size * (2 + symbols.budget * len(symbols.groups))
+        done = -1
+        for most in COVERS:
+            few = symbols.cover <= most
+            if int(few.sum()) == done:
+                continue
+            done = int(few.sum())
+            paid = dev + price[..., few] @ symbols.shares[few]
+            rest = noise + price[..., ~few].sum(-1)
+            error = granted(count, size + abs(rest) + symbols.worst(paid))
+            yield rest + error, paid
 
 
-def own_ranges(form: Form, symbols: Symbols, own: Array) -> Box:
+def own_ranges(form: Form, symbols: Symbols, own: Array, given: Array | None = None) -> Box:
     """Bounds by the state of the sample, (2, n, *shape); ``own`` are the slots of the samples, -1 for
     none. Forms that belong to no sample are bounded given each of them.
     """
     alike = form.low.ndim == form.c.ndim
     found = None
-    for rest, dev in reach(form, symbols):
+    for rest, dev in reach(form, symbols, given):
         states = np.stack(symbols.given(dev), 1) + rest[:, None, ..., None]
         every = symbols.worst(dev) + rest
         if alike:
@@ -282,7 +328,3 @@ def own_ranges(form: Form, symbols: Symbols, own: Array) -> Box:
     assert found is not None
     low, high = (form.low[None, None], form.high[None, None]) if alike else (form.low, form.high)
     return Box(down(form.c + low - up(found[0])), up(form.c + high + up(found[1])))
-
-
-def far(form: Form, box: Box) -> Array:
-    return up(np.maximum(box.hi - form.c, form.c - box.lo))

@@ -11,23 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
-from milp_agt.checker import functions
-from milp_agt.checker.boxes import (
-    SPARE,
-    Array,
-    Box,
-    Unbounded,
-    allowance,
-    dot,
-    down,
-    matmul,
-    number,
-    scale_of,
-    up,
-)
+from milp_agt.checker import boxes, functions
+from milp_agt.checker.boxes import Array, Box, Unbounded, down, number, scale_of, up
 
 AT_ONCE = 2**21  # products that are held at once
 State = Mapping[str, Box]  # each (cases, *shape); velocities under VELOCITY + name
@@ -60,7 +49,8 @@ class Arithmetic:
             raise Unbounded(f"{roundings:g} roundings of a {self.name} run in one number")
         if (size > self.largest).any():
             raise Unbounded(f"numbers beyond {self.largest:g} in a {self.name} run")
-        found: Array = number(roundings * self.unit * SPARE, size) * size + number(self.tiny, size)
+        share = number(roundings * self.unit * boxes.SPARE, size)
+        found: Array = share * size + number(self.tiny, size)
         return found
 
     def rounded(self, box: Box, roundings: float, size: Array) -> Box:
@@ -148,7 +138,7 @@ class Problem:
 
     layers: tuple[Layer, ...]
     loss: str
-    batches: tuple[Array, ...]
+    batches: tuple[Array, ...]  # each (n,), or (cases, n)
     rules: tuple[Rule, ...]
     arithmetic: Arithmetic
 
@@ -165,7 +155,9 @@ class Samples:
     y: Box
 
     def at(self, samples: Array) -> Samples:
-        return Samples(self.x[:, samples], self.y[:, samples])
+        """Some of them; or of one case other samples for each of several, (cases, n)."""
+        key = (slice(None), samples) if samples.ndim == 1 else (0, samples)
+        return Samples(self.x[key], self.y[key])
 
 
 @dataclass(frozen=True)
@@ -193,9 +185,10 @@ def dense(layer: Layer, state: State, x: Box, arithmetic: Arithmetic) -> Box:
 def products(rows: Box, x: Box) -> Box:
     """``sum_k rows_jk x_ik`` for all samples i and rows j, (cases, n, rows), from (cases, rows, k)."""
     if (x.is_point and rows.is_point) or x.lo.shape[0] > 1 or rows.lo.shape[0] > 1:
-        return matmul(x, Box(np.swapaxes(rows.lo, -1, -2), np.swapaxes(rows.hi, -1, -2)))
+        return boxes.matmul(x, Box(np.swapaxes(rows.lo, -1, -2), np.swapaxes(rows.hi, -1, -2)))
     pieces = [
-        dot(rows[:, None, part], x[:, :, None]) for part in parts_of(x.lo.size, rows.lo.shape[1])
+        boxes.dot(rows[:, None, part], x[:, :, None])
+        for part in parts_of(x.lo.size, rows.lo.shape[1])
     ]
     return Box(
         np.concatenate([b.lo for b in pieces], -1), np.concatenate([b.hi for b in pieces], -1)
@@ -228,20 +221,13 @@ def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic)
         slopes = Box(np.where(z.lo > 0, one, slope), np.where(z.hi > 0, one, slope))
         found = delta * slopes
         return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
-    if layer.kind == "tanh":  # 1 - h^2
-        size = value.size
-        nearest = np.where(
-            (value.lo <= 0) & (value.hi >= 0), zero, np.minimum(abs(value.lo), abs(value.hi))
-        )
-        slopes = Box(down(one - up(size * size)), up(one - down(nearest * nearest)))
-    else:  # h (1 - h): increasing up to 1/2, decreasing after it
-        half = number(0.5, z.lo)
-        ends = [h * (one - h) for h in (value.lo, value.hi)]
-        spare = allowance(4, abs(value.size) + one)
-        middle = np.where((value.lo <= half) & (value.hi >= half), half * half, np.maximum(*ends))
-        slopes = Box(
-            down(np.minimum(*ends) - spare), up(np.maximum(middle, np.maximum(*ends)) + spare)
-        )
+    # 1 - h^2 for tanh; for sigmoid h (1 - h) = (1 - t^2) / 4 with t = 2 h - 1.
+    t, share = value, one
+    if layer.kind == "sigmoid":
+        t, share = value + value - Box.point(one + zero * z.lo), one / 4
+    size = t.size
+    nearest = np.where((t.lo <= 0) & (t.hi >= 0), zero, np.minimum(abs(t.lo), abs(t.hi)))
+    slopes = Box(share * down(one - up(size * size)), share * up(one - down(nearest * nearest)))
     # The run takes at most four operations on numbers that are no larger than |delta| (1 + |h|^2).
     return arithmetic.rounded(delta * slopes, 5, delta.size * (one + value.size))
 
@@ -270,11 +256,6 @@ def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
     if loss == "bce":
         p = functions.sigmoid(f)
         own = p.size * (number(32.0, f.lo) + number(4.0, f.lo) * f.size)
-    elif count == 2:
-        second = functions.sigmoid(f[..., 1:] - f[..., :1])
-        low, high = one - second.hi, one - second.lo
-        p = Box(_joined(down(low), second.lo), _joined(up(high), second.hi))
-        own = _softmax_size(p, f)
     else:
         p = functions.softmax(f)
         own = _softmax_size(p, f)
@@ -291,10 +272,6 @@ def _softmax_size(p: Box, f: Box) -> Array:
     return found
 
 
-def _joined(first: Array, second: Array) -> Array:
-    return np.concatenate([first, second], -1)
-
-
 def _kinked(f: Box) -> Box:
     """``step(1 + f)`` with step(0) = 0; the sign of the sum survives rounding."""
     one, zero = number(1.0, f.lo), number(0.0, f.lo)
@@ -305,10 +282,8 @@ def forward(problem: Problem, state: State, x: Box) -> list[Box]:
     """The input of every layer, and the output at the end."""
     values = [x]
     for layer in problem.layers:
-        step = (
-            dense(layer, state, values[-1], problem.arithmetic) if layer.kind == "dense" else None
-        )
-        values.append(activation(layer, values[-1], problem.arithmetic) if step is None else step)
+        act = partial(dense, layer, state) if layer.kind == "dense" else partial(activation, layer)
+        values.append(act(values[-1], problem.arithmetic))
     return values
 
 

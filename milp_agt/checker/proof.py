@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from milp_agt.checker import affine, questions, training
+from milp_agt.checker import questions, steps, training
 from milp_agt.checker.boxes import Array, Box
 from milp_agt.checker.files import Rejected
-from milp_agt.checker.forms import Form, Symbols
 from milp_agt.checker.layers import Problem, Samples
 from milp_agt.checker.statement import Question, Statement
 from milp_agt.checker.tree import leaves
@@ -34,22 +33,12 @@ class Reached:
 
     problem: Problem
     boxes: Mapping[str, Box]
-    forms: tuple[Mapping[str, Form], Symbols] | None = None
+    forms: steps.Final | None = None
 
-    def margins(self, x: Array, labels: Array) -> Box:
-        """See :func:`questions.margins`; by boxes and by forms."""
-        found = questions.margins(self.problem, self.boxes, x, labels)
-        if self.forms is None:
-            return found
-        other = questions.margins_of_forms(self.problem, *self.forms, x, labels)
-        return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
-
-    def outputs(self, x: Array) -> Box:
-        found = questions.outputs(self.problem, self.boxes, x)
-        if self.forms is None:
-            return found
-        other = questions.ranges_at(*questions.outputs_of_forms(self.problem, *self.forms, x))
-        return Box(np.maximum(found.lo, other.lo), np.minimum(found.hi, other.hi))
+    def rows(self, x: Array, rows: Array) -> Box:
+        """See :func:`questions.of_rows`; by boxes and by forms."""
+        found = questions.of_rows(self.problem, self.boxes, x, rows)
+        return found if self.forms is None else found.met(self.forms.rows(x, rows))
 
 
 def reached(given: Statement, jobs: int = 1) -> list[Reached]:
@@ -62,8 +51,7 @@ def reached(given: Statement, jobs: int = 1) -> list[Reached]:
     with np.errstate(all="ignore"):
         if given.method == "listed":
             # The run on every data set that the adversary may choose: plain runs with their rounding.
-            chunks = _chunks(all_choices(given), 1 if given.removed else AT_ONCE)
-            return list(_each(partial(_run_on, given), chunks, jobs))
+            return list(_each(partial(_run_on, given), _chunks(given), jobs))
         if given.method == "interval":
             boxes = training.train(problem, given.initial, given.samples, given.poisoned)
             return [Reached(problem, boxes)]
@@ -72,9 +60,11 @@ def reached(given: Statement, jobs: int = 1) -> list[Reached]:
 
 def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
+        stored = steps.Stored(given.multipliers)
         run = given.initial, given.samples, given.poisoned, given.anew
-        forms, symbols = affine.train(given.problem, *run)
-        return Reached(given.problem, affine.boxes(forms, symbols), (forms, symbols))
+        forms = steps.train(given.problem, *run, stored, given.phases)
+        stored.fits(stored.used == len(stored.values))
+        return Reached(given.problem, forms.boxes(), forms)
 
 
 def _each(work: Callable[[Any], Reached], parts: Iterable[Any], jobs: int) -> Iterator[Reached]:
@@ -99,17 +89,18 @@ def answer(asked: Question, cases: Sequence[Reached]) -> tuple[float, float]:
 
 
 def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
-    pieces = []
+    pieces, count = [], case.boxes[case.problem.layers[-1].weight].lo.shape[1]
+    squares = asked.kind == "loss" and case.problem.loss == "mse"
     for start in range(0, len(asked.x), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        x, labels = asked.x[part], asked.labels[part]
-        if asked.kind == "loss" and case.problem.loss == "mse":
-            pieces.append(questions.losses_of_outputs(case.outputs(x), asked.encoded[part]))
-            continue
-        margin = case.margins(x, labels)
-        if asked.kind == "loss":
-            margin = questions.losses_of_margins(case.problem.loss, margin)
-        pieces.append(margin)
+        rows = questions.differences(asked.labels[part], count)
+        rows = np.broadcast_to(np.eye(count), (len(rows), count, count)) if squares else rows
+        found = case.rows(asked.x[part], rows)
+        if squares:
+            found = questions.losses_of_outputs(found, asked.encoded[part])
+        elif asked.kind == "loss":
+            found = questions.losses_of_margins(case.problem.loss, found)
+        pieces.append(found)
     whole = Box(
         np.concatenate([b.lo for b in pieces], 1), np.concatenate([b.hi for b in pieces], 1)
     )
@@ -144,28 +135,34 @@ def all_choices(given: Statement) -> Iterator[dict[int, int]]:
                 yield dict(zip(chosen, labelled, strict=True))
 
 
-def _chunks(choices: Iterator[dict[int, int]], size: int) -> Iterator[list[dict[int, int]]]:
-    while chunk := list(itertools.islice(choices, size)):
-        yield chunk
+def _chunks(given: Statement) -> Iterator[list[dict[int, int]]]:
+    """Data sets whose batches are of the same sizes, some at once."""
+    removed = given.choices is None
+
+    def sizes(chosen: dict[int, int]) -> list[int]:
+        return [len(batch) for batch in _batches(given, chosen)] if removed else []
+
+    for _, alike in itertools.groupby(all_choices(given), sizes):
+        while chunk := list(itertools.islice(alike, AT_ONCE)):
+            yield chunk
+
+
+def _batches(given: Statement, left_out: dict[int, int]) -> list[Array]:
+    return [batch[~np.isin(batch, list(left_out))] for batch in given.problem.batches]
 
 
 def _run_on(given: Statement, chosen: list[dict[int, int]]) -> Reached:
-    if given.choices is None:
-        return _without(given, list(chosen[0]))
-    y = np.repeat(given.samples.y.lo, len(chosen), 0)
-    for case, exchanged in enumerate(chosen):
-        for sample, choice in exchanged.items():
-            y[case, sample] = given.choices[sample, choice]
-    samples = Samples(given.samples.x, Box.point(y))
+    problem, samples = given.problem, given.samples
+    if given.choices is None:  # a batch that loses all of its samples has no step
+        kept = [np.stack(each) for each in zip(*(_batches(given, c) for c in chosen), strict=True)]
+        pairs = [pair for pair in zip(kept, problem.rules, strict=True) if pair[0].size]
+        batches, rules = tuple(b for b, _ in pairs), tuple(r for _, r in pairs)
+        problem = replace(problem, batches=batches, rules=rules)
+    else:
+        y = np.repeat(samples.y.lo, len(chosen), 0)
+        for case, exchanged in enumerate(chosen):
+            for sample, choice in exchanged.items():
+                y[case, sample] = given.choices[sample, choice]
+        samples = Samples(samples.x, Box.point(y))
     with np.errstate(all="ignore"):
-        return Reached(given.problem, training.train(given.problem, given.initial, samples))
-
-
-def _without(given: Statement, left_out: list[int]) -> Reached:
-    """The run without some samples; a batch that loses all of its own has no step."""
-    kept = [batch[~np.isin(batch, left_out)] for batch in given.problem.batches]
-    pairs = [pair for pair in zip(kept, given.problem.rules, strict=True) if len(pair[0])]
-    batches, rules = tuple(b for b, _ in pairs), tuple(r for _, r in pairs)
-    problem = replace(given.problem, batches=batches, rules=rules)
-    with np.errstate(all="ignore"):
-        return Reached(given.problem, training.train(problem, given.initial, given.samples))
+        return Reached(given.problem, training.train(problem, given.initial, samples))

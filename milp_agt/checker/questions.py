@@ -7,50 +7,51 @@ numbers in this sum are independent of each other, and the bound is exact but fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from milp_agt.checker import affine, functions
-from milp_agt.checker.boxes import Array, Box, corners, down, number, total, up
-from milp_agt.checker.forms import Form, Symbols, granted, magnitude, own_ranges
+from milp_agt.checker import functions
+from milp_agt.checker.boxes import (
+    Array,
+    Box,
+    corners,
+    down,
+    exact,
+    is_exact,
+    matmul,
+    number,
+    total,
+    up,
+)
 from milp_agt.checker.layers import Problem, State, forward
 
 
-def outputs(problem: Problem, state: State, x: Array) -> Box:
-    """Every output of every model at every point, (cases, n, outputs)."""
-    return forward(problem, state, Box.point(x[None]))[-1]
-
-
-def margins(problem: Problem, state: State, x: Array, labels: Array) -> Box:
-    """The output of the label less each of the others, (cases, n, outputs - 1); of one logit f: f, or -f
-    for label 0.
+def of_rows(problem: Problem, state: State, x: Array, rows: Array) -> Box:
+    """Some rows (n, r, outputs), of at most two numbers that are not 0, times the outputs of every model at
+    the points, (cases, n, r).
     """
-    values = forward(problem, state, Box.point(x[None]))
-    last, hidden, arithmetic = problem.layers[-1], values[-2], problem.arithmetic
-    weight = state[last.weight]
-    outputs = weight.lo.shape[1]
-    bias = state[last.bias] if last.bias else Box.point(weight.lo[..., 0] * number(0.0, weight.lo))
-    error = arithmetic.off(
-        hidden.lo.shape[-1] + 1, hidden.size @ np.swapaxes(weight.size, -1, -2) + bias.size[:, None]
-    )
+    hidden, last = forward(problem, state, Box.point(x[None]))[-2], problem.layers[-1]
+    weight, c = state[last.weight], exact(rows) if is_exact(x) else rows
+    size = hidden.size @ np.swapaxes(weight.size, -1, -2)
+    found = matmul(Box.point(c[None]), weight[:, None])
+    found = total(*corners(found, hidden[:, :, None]))
+    if last.bias:
+        bias = state[last.bias][:, None]
+        size = size + bias.size
+        own = matmul(Box.point(c[None]), bias[..., None])
+        found = found + own[..., 0]
+    error = problem.arithmetic.off(hidden.lo.shape[-1] + 1, size)[..., None]
+    return found.widened(up(abs(c) @ error)[..., 0])
+
+
+def differences(labels: Array, outputs: int) -> Array:
+    """Rows (n, r, outputs) that give the output of the label less each of the others; of one logit f: f, or
+    -f for label 0.
+    """
     if outputs == 1:
-        found = total(*corners(weight[:, None, 0], hidden)) + bias
-        found = found.widened(error[..., 0])
-        positive = labels > 0
-        return Box(
-            np.where(positive, found.lo, -found.hi), np.where(positive, found.hi, -found.lo)
-        )[..., None]
-    others = np.array([[k for k in range(outputs) if k != j] for j in range(outputs)])[labels]
-    rows = weight[:, labels][:, :, None] - weight[:, others]
-    found = total(*corners(rows, hidden[:, :, None])) + (
-        bias[:, labels][:, :, None] - bias[:, others]
-    )
-    own = np.take_along_axis(
-        error, np.broadcast_to(labels[None, :, None], (*error.shape[:2], 1)), -1
-    )
-    other = np.take_along_axis(error, np.broadcast_to(others, (*error.shape[:2], outputs - 1)), -1)
-    return found.widened(up(own + other))
+        return np.where(labels > 0, 1.0, -1.0)[:, None, None]
+    ends, own = np.eye(outputs), range(outputs)
+    found: Array = np.array([[ends[j] - ends[k] for k in own if k != j] for j in own])[labels]
+    return found
 
 
 def count_right(margin: Box) -> tuple[int, int]:
@@ -90,30 +91,3 @@ def losses_of_outputs(found: Box, encoded: Array) -> Box:
     nearest = np.where((gap.lo <= 0) & (gap.hi >= 0), zero, np.minimum(abs(gap.lo), abs(gap.hi)))
     squares = total(nearest * nearest, gap.size * gap.size)
     return Box(down(squares.lo / width), up(squares.hi / width))
-
-
-def outputs_of_forms(
-    problem: Problem, state: Mapping[str, Form], symbols: Symbols, x: Array
-) -> tuple[Form, Symbols]:
-    """The outputs (n, outputs) of every reachable model at test points."""
-    step = affine.Pass(problem, symbols, np.full(len(x), -1))
-    values, _ = step.forward(state, affine.points(x))
-    return values[-1], step.symbols
-
-
-def ranges_at(form: Form, symbols: Symbols) -> Box:
-    """Bounds of forms of test points, (1, n, *shape)."""
-    return own_ranges(form, symbols, np.full(len(form.c), -1))[:1]
-
-
-def margins_of_forms(
-    problem: Problem, state: Mapping[str, Form], symbols: Symbols, x: Array, labels: Array
-) -> Box:
-    """The same as :func:`margins`, (1, n, others)."""
-    form, symbols = outputs_of_forms(problem, state, symbols, x)
-    form = affine.as_classes(form)
-    at, count = np.arange(len(x)), form.c.shape[1]
-    others = np.array([[k for k in range(count) if k != j] for j in range(count)])[labels]
-    pairs = form[at, labels, None] - form[at[:, None], others]
-    error = granted(8, magnitude(pairs, symbols))
-    return ranges_at(pairs.widened(error), symbols)

@@ -54,10 +54,6 @@ class Statement:
     """
 
     problem: Problem
-    initial: Mapping[str, Array]
-    nominal: Mapping[str, Array]
-    lower: Mapping[str, Array]
-    upper: Mapping[str, Array]
     samples: Samples
     poisoned: Poisoned
     choices: Array | None
@@ -65,9 +61,15 @@ class Statement:
     questions: tuple[Question, ...]
     not_covered: tuple[str, ...]
     words: tuple[str, ...]
-    removed: bool = False  # whether poisoned samples are left out, by method listed
-    tree: Array | None = None  # nodes (kind, what, value), see tree.py
-    anew: bool = False  # whether the budget is one of every step, and not of the run
+    removed: bool  # whether poisoned samples are left out, by method listed
+    multipliers: Array  # for affine, see forms.py
+    tree: Array | None  # nodes (kind, what, value), see tree.py
+    anew: bool  # whether the budget is one of every step, and not of the run
+    initial: Mapping[str, Array]
+    nominal: Mapping[str, Array]
+    lower: Mapping[str, Array]
+    upper: Mapping[str, Array]
+    phases: tuple[tuple[int, int, bool], ...] = ()  # of leaves: step, number, whether it is on
 
     def exactly(self) -> Statement:
         """The same in fractions."""
@@ -161,6 +163,5 @@ def _reach(what: str, nominal: Box, box: Box, open_: Array) -> str:
 
 
 def _mean_width(given: Statement) -> float:
-    return float(
-        np.concatenate([(given.upper[n] - given.lower[n]).reshape(-1) for n in given.lower]).mean()
-    )
+    widths = [(given.upper[name] - given.lower[name]).reshape(-1) for name in given.lower]
+    return float(np.concatenate(widths).mean())

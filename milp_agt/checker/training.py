@@ -19,31 +19,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from milp_agt.checker.boxes import (
-    Array,
-    Box,
-    Unbounded,
-    allowance,
-    coarse,
-    corners,
-    down,
-    largest,
-    matmul,
-    number,
-    scale_of,
-    up,
-)
-from milp_agt.checker.layers import (
-    VELOCITY,
-    Arithmetic,
-    Poisoned,
-    Problem,
-    Rule,
-    Samples,
-    State,
-    parts_of,
-    terms,
-)
+from milp_agt.checker import boxes, layers
+from milp_agt.checker.boxes import Array, Box, Unbounded, down, largest, number, scale_of, up
+from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples, State
 
 
 def summed(
@@ -62,13 +40,13 @@ def summed(
         if given is not None:
             turned = Box(np.swapaxes(delta.lo, -1, -2), np.swapaxes(delta.hi, -1, -2))
             if delta.lo.shape[0] > 1 or delta.is_point:
-                return matmul(turned, given), turned.size @ given.size
+                return boxes.matmul(turned, given), turned.size @ given.size
         poisoned, budget = (delta[:, places], None if given is None else given[:, places]), 0
     rows = delta.lo.shape[-1]
     width = 1 if given is None else given.lo.shape[-1]
     pieces = [
         _worst(_outer(clean, part), _outer(poisoned, part), places, budget)
-        for part in parts_of(delta.lo.shape[1] * width, rows)
+        for part in layers.parts_of(delta.lo.shape[1] * width, rows)
     ]
     low, high, size = (np.concatenate(each, 1) for each in zip(*pieces, strict=True))
     return Box(low, high), size
@@ -78,7 +56,7 @@ def _outer(pair: tuple[Box, Box | None], part: slice) -> tuple[Array, Array]:
     """Ends of the terms of some rows, (cases, n, rows[, width]), rounded to nearest."""
     delta, given = pair
     own = delta[:, :, part]
-    return (own.lo, own.hi) if given is None else corners(own[..., None], given[:, :, None])
+    return (own.lo, own.hi) if given is None else boxes.corners(own[..., None], given[:, :, None])
 
 
 def _worst(
@@ -94,19 +72,19 @@ def _worst(
     size = size.sum(1) + np.maximum(reach - size[:, places], zero).sum(1)
     fall, rise = (largest(h, budget, 1).sum(1) if budget else zero for h in (falls, rises))
     # Every term is a product that was rounded; a difference of terms is no larger than both together.
-    error = allowance(low.shape[1] + len(places) + 8, size * number(4.0, size))
+    error = boxes.allowance(low.shape[1] + len(places) + 8, size * number(4.0, size))
     return down(low.sum(1) - fall - error), up(high.sum(1) + rise + error), size
 
 
 def updated(
-    arithmetic: Arithmetic, rule: Rule, name: str, state: State, sums: Box, size: Array, batch: int
+    problem: Problem, index: int, name: str, state: State, sums: Box, size: Array
 ) -> dict[str, Box]:
     """The optimiser step of one parameter, with exact coefficients (see :class:`~.layers.Rule`)."""
-    theta = state[name]
+    rule, batch, theta = problem.rules[index], problem.batches[index].shape[-1], state[name]
     none = Box.point(theta.lo * number(0.0, theta.lo))
     velocity = state.get(VELOCITY + name, none)
     share = scale_of(Fraction(1, batch), theta.lo)
-    errors = rule.off(arithmetic, name, theta.size, velocity.size, size * share.hi)
+    errors = rule.off(problem.arithmetic, name, theta.size, velocity.size, size * share.hi)
     new: dict[str, Box] = {}
     for kind, factors in rule.factors(name).items():
         if kind + name not in state:
@@ -122,7 +100,7 @@ def updated(
         if rule.projection is not None and not kind:
             ends = [number(end, theta.lo) for end in rule.projection]
             found = Box(np.clip(found.lo, *ends), np.clip(found.hi, *ends))
-        new[kind + name] = coarse(found)
+        new[kind + name] = boxes.coarse(found)
     return new
 
 
@@ -131,18 +109,18 @@ def step(
 ) -> dict[str, Box]:
     """The state after a step from any state in the boxes, on any admissible batch."""
     batch, arithmetic = problem.batches[index], problem.arithmetic
-    clean = terms(problem, state, samples.at(batch))
+    clean = layers.terms(problem, state, samples.at(batch))
     places, worse, budget = np.zeros(0, dtype=np.int64), None, 0
     if poisoned is not None and poisoned.budget > 0:
         places = np.flatnonzero(poisoned.open[batch])
         budget = min(poisoned.budget, len(places))
         if budget:
-            worse = terms(problem, state, poisoned.samples.at(batch[places]))
+            worse = layers.terms(problem, state, poisoned.samples.at(batch[places]))
     new: dict[str, Box] = {}
     for name, pair in clean.items():
         sums, size = summed(pair, None if worse is None else worse[name], places, budget)
-        sums = arithmetic.rounded(sums, len(batch) + 2, size)
-        new |= updated(arithmetic, problem.rules[index], name, state, sums, size, len(batch))
+        sums = arithmetic.rounded(sums, batch.shape[-1] + 2, size)
+        new |= updated(problem, index, name, state, sums, size)
     return new
 
 

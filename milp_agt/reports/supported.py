@@ -21,7 +21,7 @@ def _questions() -> list[str]:
         lines.append(f"| `{kind}` | {asked.what} | {fitting} |")
     combined = (
         "Every threat model, every question and every relaxation can be combined, but that `zonotope` "
-        "refuses two budgets, threats to whole samples, runs in float32 and clipping of the total norm."
+        "refuses clipping of the total norm in float32 runs."
     )
     return [*lines, "", combined]
 

@@ -13,6 +13,7 @@ from milp_agt.bounds.cells.passing import Run
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.bounds.zonotope.supported import refusal
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
+from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.channel_bias import ChannelBias
 from milp_agt.formulations.convolution import Convolution
@@ -108,6 +109,14 @@ def _missing(
 ) -> str | None:
     """What has no rule, in words."""
     found = refusal(schedule, poison, UNRESTRICTED, updates)
+    if schedule.precision != FLOAT64:
+        found = f"a run in {schedule.precision.name}"
+    if any(update.clip_total is not None for update in updates):
+        found = "clipping of the total norm (clip_total)"
+    if poison.label_quota is not None:
+        found = "budgets of features and of labels apart"
+    if poison.whole is not None:
+        found = f"samples that are {poison.whole.value}"
     if not poison.static:
         found = "an adversary that poisons anew in every step"
     if poison.per_batch and any(len(batch) < len(poison.features) for batch in batches):

@@ -67,7 +67,7 @@ class Columns:
         group, place = np.nonzero(members < count)
         inside = (np.ones(len(group)), (group, members[group, place]))
         of_group = sp.csr_matrix(inside, shape=(len(members), count))
-        budget = np.maximum(samples.budget, of_group @ known)
+        budget = np.maximum(samples.budgets.cpu().numpy(), of_group @ known)
         encoder.rows(units.apply(of_group, (len(members),)), -np.inf, budget)
         unit = samples.unit.cpu().numpy()
         phase = encoder.columns(
@@ -205,9 +205,10 @@ def _moves(encoder: Encoder, samples: SampleGenerators, gates: Expression) -> Ex
 
 
 def _batches(columns: Columns, samples: SampleGenerators) -> tuple[EncodedBatch, ...]:
-    """The data of all samples that can move, once for the whole run; none of an adaptive adversary."""
+    """The data of all samples that can move, once for the whole run; none of an adaptive adversary, of two
+    budgets, or where whole samples change."""
     poison, index = samples.poison, samples.columns.cpu().numpy()
-    if not poison.static:
+    if not poison.static or samples.parts > 1 or poison.whole is not None:
         return ()
     gates = columns.units.take(samples.unit.cpu().numpy())
     every = np.arange(samples.count * samples.width).reshape(samples.count, samples.width)

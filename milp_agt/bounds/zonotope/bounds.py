@@ -99,21 +99,25 @@ class StateBounds:
         return Interval(centre - self.below, centre + self.above).widen(error)
 
     def given(self, part: slice, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """How far some coordinates lie below and above the centre given the samples ``columns``, -1 for
-        those that stay clean, that may be clean or poisoned: (2, n, p) each."""
-        size = len(self.below)
+        """How far some coordinates lie below and above the centre given the samples ``columns``
+        (n, parts), -1 for those that stay clean, in each of their states: (states, n, p) each.
+
+        What is known of a unit alone holds in all states that it is clean, or poisoned, in.
+        """
+        size, states = len(self.below), 2 ** columns.shape[1]
         known = columns >= 0
         index = columns.clamp(min=0)
         ends = []
         for first, every in ((size, self.below), (0, self.above)):
             rows = slice(first + part.start, first + part.stop)
-            if not self.clean.shape[1]:
-                ends.append(every[part].expand(2, len(columns), -1))
-                continue
-            both = torch.stack([self.clean[rows, index], self.poisoned[rows, index]]).transpose(
-                1, 2
-            )
-            ends.append(torch.where(known[:, None], both, every[part]))
+            found = every[part].expand(states, len(columns), -1)
+            if self.clean.shape[1]:
+                both = torch.stack([self.clean[rows][:, index], self.poisoned[rows][:, index]])
+                both = torch.where(known, both, every[part][:, None, None]).permute(3, 0, 2, 1)
+                each = [[both[p, s >> p & 1] for p in range(len(both))] for s in range(states)]
+                found = torch.stack([torch.stack(of_state).amin(0) for of_state in each])
+                found[-1] = found.amax(0) if len(both) > 1 else found[-1]
+            ends.append(found)
         return ends[0], ends[1]
 
     def shared(self, rows: Tensor) -> tuple[Multipliers, Multipliers]:

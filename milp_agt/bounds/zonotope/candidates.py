@@ -116,9 +116,18 @@ def _added(
     keep = flips.nonzero()[:, 0]
     if not len(keep):
         return known
-    alone = torch.where(picked.on, clean < 0.0, clean <= 0.0) & (own >= 0)
+    sole = torch.full_like(own, -1)  # the one unit without which it does not flip
+    for part in reversed(range(own.shape[1])):
+        mine = torch.full_like(own, -1)
+        mine[:, part] = own[:, part]
+        without = _least(
+            torch.stack([b.if_clean(samples, mine) for b in if_clean]) - margin, margin
+        )
+        needed = torch.where(picked.on, without < 0.0, without <= 0.0) & (mine[:, part] >= 0)
+        sole = torch.where(needed[:, None], mine, sole)
+    alone = (sole >= 0).any(1)
     most = torch.maximum(largest, clean).clamp(min=SMALLEST)
-    columns = _columns(search, picked, most, alone, keep)
+    columns = _columns(search, picked, most, sole, keep)
     at = (~alone[keep]).nonzero()[:, 0]
     room = search.work.room(search.share, search.zonotope.flips.limits + known.limits)
     if len(at) > room:
@@ -130,7 +139,7 @@ def _added(
         columns = _limited(columns, at, bounds_, margin[several], samples)
     if has_rows:
         least = _least(torch.stack([b.total(samples) for b in back]) + margin, margin)
-        quiet = _least(torch.stack([b.if_clean(samples, own) for b in back]) + margin, margin)
+        quiet = _least(torch.stack([b.if_clean(samples, sole) for b in back]) + margin, margin)
         quiet = torch.where(alone, torch.minimum(quiet, least), least)
         columns = _with_rows(
             search,
@@ -141,12 +150,20 @@ def _added(
             least=least.clamp(min=SMALLEST)[keep],
             quiet=quiet.clamp(min=SMALLEST)[keep],
         )
+    parts = torch.arange(samples.parts, device=own.device)
+    possible = torch.stack(
+        [
+            ~alone | ((sole >= 0) & (state >> parts & 1).bool()).any(1)
+            for state in range(samples.states)
+        ]
+    )
+    reached = torch.stack([clean.clamp(min=SMALLEST), *[most] * (samples.states - 1)])
     search.slots.add(
         search.zonotope.flips.count + known.count,
         columns.place[:, 2],
         picked.rows.samples[keep],
-        torch.stack([torch.where(alone, 0.0, clean.clamp(min=SMALLEST)), most])[:, keep],
-        torch.stack([~alone, torch.ones_like(alone)]).to(margin)[:, keep],
+        torch.where(possible, reached, 0.0)[:, keep],
+        possible.to(margin)[:, keep],
     )
     return known.joined(columns)
 
@@ -204,8 +221,9 @@ class _Candidates:
         signs = torch.cat([self.sign, self.sign, -self.sign])
         directions = spread.towards(signs)
         free = torch.ones_like(directions.up)
-        known = (self.own >= 0).nonzero()[:, 0]
-        free[count + known, self.own[known]] = 0.0
+        for own in self.own.T:
+            known = (own >= 0).nonzero()[:, 0]
+            free[count + known, own[known]] = 0.0
         alpha = Multipliers.cat([self.towards, self.towards, self.away])
         flips = self.zonotope.flips
         alpha = ascend(directions, flips, samples, alpha, steps, free)
@@ -252,17 +270,19 @@ def _admits(share: Tensor, samples: SampleGenerators) -> Tensor:
 
 
 def _columns(
-    search: _Search, picked: _Candidates, largest: Tensor, alone: Tensor, keep: Tensor
+    search: _Search, picked: _Candidates, largest: Tensor, sole: Tensor, keep: Tensor
 ) -> Flips:
-    """New flips without rows."""
+    """New flips without rows; ``sole`` (rows, parts) are the units that they need, -1 for the others."""
     part = Flips.none(search.zonotope.samples)
+    alone = (sole >= 0).any(1)
+    own = torch.where(alone, sole.amax(1), picked.own.amax(1))
     samples = picked.rows.samples[keep]
     when = torch.full_like(samples, search.step.index)
     slot = search.first + picked.rows.elements[keep]
     return replace(
         part,
         largest=largest[keep],
-        own=picked.own[keep],
+        own=own[keep],
         alone=alone[keep],
         sign=picked.sign[keep],
         place=torch.stack([when, search.step.samples[samples], slot], 1),
@@ -288,7 +308,7 @@ def _with_rows(
     size = spread.size + margin
     slack = gamma(spread.operations) * size
     up, at = towards.up.clone(), columns.alone.nonzero()[:, 0]
-    up[at, part.own[at]] += ((least - quiet).clamp(min=0.0) * (1.0 + gamma(4)))[at]
+    up[at, columns.own[at]] += ((least - quiet).clamp(min=0.0) * (1.0 + gamma(4)))[at]
     return replace(
         columns,
         column=torch.arange(len(keep), device=keep.device),

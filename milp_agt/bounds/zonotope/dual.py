@@ -69,19 +69,26 @@ class Bound:
         return self._up(self.rest + samples.worst(self.dev))
 
     def if_clean(self, samples: SampleGenerators, own: Tensor) -> Tensor:
-        """The first of :meth:`given`, (r,)."""
+        """The first of :meth:`given`, (r,): the units of generators ``own`` (r, parts) are clean."""
         return self._up(self.rest + samples.worst(samples.others(self.dev, own)[0]))
 
     def given(self, samples: SampleGenerators, own: Tensor) -> Tensor:
-        """The bound if sample generator ``own`` (r,) is clean, and if it may be poisoned, (2, r).
+        """The bound if a sample, with generators ``own`` (r, parts), is clean, and if it may be poisoned,
+        (states, r).
 
-        Clean: the budget is spent on the others. Poisoned: its own part is paid in full, one less is
-        left for the others.
+        Clean: the budget is spent on the others. Poisoned in some parts: what it has there is paid in full,
+        one less is left for the others. The last state may be any.
         """
-        others, part = samples.others(self.dev, own)
-        clean = self._up(self.rest + samples.worst(others))
-        poisoned = self._up(self.rest + part + samples.worst(others, own))
-        return torch.stack([clean, torch.maximum(clean, poisoned)])
+        others, paid = samples.others(self.dev, own)
+        found = [self._up(self.rest + samples.worst(others))]
+        for state in range(1, samples.states):
+            chosen = torch.tensor([bool(state >> p & 1) for p in range(samples.parts)])
+            chosen = chosen.to(own.device)
+            least = samples.worst(others, torch.where(chosen, own, -1))
+            poisoned = self._up(self.rest + (paid * chosen).sum(-1) + least)
+            found.append(torch.maximum(found[0], poisoned))
+        found[-1] = torch.stack(found).amax(0)
+        return torch.stack(found)
 
     def _up(self, value: Tensor) -> Tensor:
         value = value + self.slack

@@ -22,8 +22,8 @@ class Form:
 
     Attributes:
         centre: ([n], *shape).
-        rest: box of what is left, (2, [n], *shape) for samples that are clean and that may be poisoned,
-            (1, *shape) without sample axis; holds 0.
+        rest: box of what is left, (states, [n], *shape) for samples that are clean and that may be
+            poisoned, (1, *shape) without sample axis; holds 0.
         size: sum of the sizes of all terms, an upper bound of ``|v|`` as well, ([n], *shape).
         on_state: J, (p, *shape) without sample axis, else by way of symbols of each sample.
         on_moves: E, (width, n, *shape).
@@ -80,11 +80,11 @@ class SummedForm:
     Attributes:
         centre, size: (*shape).
         on_state: (p, *shape).
-        on_moves: (width, n, *shape).
+        on_moves: (width, entries, *shape), an entry for each sample and part.
         on_phase, on_bend: on the new flips of this step, (f, *shape).
         charge: on those of them that have rows, (q, *shape).
         base: noise of everyone, (1, *shape).
-        charges: further noise if a sample is poisoned, ends of (n, *shape) around 0.
+        charges: further noise if a sample is poisoned, ends of (entries, *shape) around 0.
     """
 
     centre: Tensor
@@ -132,13 +132,33 @@ class SummedForm:
         return lower.new_zeros(len(like.on_moves), *lower.shape)
 
 
+def by_part(ends: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Noise in each state of a sample, (states or 1, ...), >= 0, as noise of everyone and what the sample
+    adds if it is poisoned in each part, (parts, ...).
+
+    With two parts n_s is the noise in state s. The first adds ``n_1 - n_0``, the second the larger one of
+    ``n_2 - n_0`` and of what is missing to ``n_3``: so that the sum is never below n_s in any state, up to
+    a factor of ``1 + gamma(4)``.
+    """
+    base = ends[0]
+    if len(ends) == 1:
+        return base, torch.zeros_like(ends).expand(parts, *base.shape)
+    first = (ends[1] - base).clamp(min=0.0)
+    if parts == 1:
+        return base, first[None]
+    both = (ends[3] - base).clamp(min=0.0)
+    second = torch.maximum(ends[2] - base, both - first + gamma(4) * both)
+    return base, torch.stack([first, second.clamp(min=0.0)])
+
+
 def data_form(
-    nominal: Tensor, box: Interval, every: int, start: int, width: int, columns: Tensor
+    nominal: Tensor, box: Interval, every: int, start: int, width: int, columns: Tensor, part: int
 ) -> Form:
     """Features or labels of a batch: coordinates of a move, of ``every`` those from ``start`` on, act on
-    the elements in their order; ``columns`` (n,) is -1 for samples that stay clean."""
+    the elements in their order; ``columns`` (n, parts) are -1 for samples that stay clean."""
+    states, columns = 2 ** columns.shape[1], columns[:, part]
     if not width:
-        return Form.constant(nominal, 2)
+        return Form.constant(nominal, states)
     open_ = (columns >= 0).to(nominal)
     flat = nominal.flatten(1)
     moves = flat.new_zeros(every, len(flat), flat.shape[1])
@@ -147,7 +167,7 @@ def data_form(
     # x + e is rounded to nearest in the run.
     size = box.magnitude.amax(0) + (box.upper - box.lower).amax(0)
     error = gamma(4) * size * open_.reshape(-1, *[1] * (nominal.dim() - 1)) + TINY
-    error = torch.stack([torch.zeros_like(error), error])
+    error = torch.stack([error * float(state >> part & 1) for state in range(states)])
     on_moves = moves.reshape(-1, *nominal.shape)
     return Form(nominal, Interval(-error, error), size, on_moves=on_moves)
 

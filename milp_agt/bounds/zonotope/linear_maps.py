@@ -34,7 +34,7 @@ def of_forms(op: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -
     linear = homogeneous(op)
     size = sizes(op, [form.size for form in inputs])
     rest = linear.interval(*(form.rest for form in inputs)).widen(error_of(op, size))
-    states = 2 if any(by_sample) else 1
+    states = max(len(form.rest.lower) for form in inputs)
 
     def image(name: str) -> Tensor | None:
         return _image(linear, [(getattr(form, name), form.centre) for form in inputs])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,11 @@ from milp_agt.bounds.zonotope.sums import folded
 from milp_agt.bounds.zonotope.supported import unsupported
 from milp_agt.bounds.zonotope.transformer import Transformer
 from milp_agt.bounds.zonotope.work import Work
+from milp_agt.core.interval import Interval
 from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.run_rounding import RunRounding
+from milp_agt.formulations.sum_samples import SumSamples
+from milp_agt.threats.poison import Whole
 
 # The forms of a piece take at most this share of the memory; bytes of a number.
 SHARE, FLOAT = 8, 8
@@ -31,7 +35,8 @@ class Summed:
     """The summed gradients of a step by parameter, and its flips.
 
     Attributes:
-        columns: sample generators of the batch, (n,), -1 for samples that stay clean.
+        columns: sample generators of the batch, sample by sample and part by part, -1 for those that
+            stay clean.
     """
 
     gradients: Mapping[str, SummedForm]
@@ -62,7 +67,10 @@ def summed_gradients(
     work = Work.of(zonotope, sum(kinks.values()) * step.size, step.size)
     sums: dict[str, SummedForm] = {}
     flips = Flips.none(zonotope.samples)
-    for part in every.split(max(1, memory // (SHARE * each))):
+    most = max(1, memory // (SHARE * each))
+    if step.poison.whole is Whole.REMOVED:  # the mean of those that are left needs the whole batch
+        most = step.size
+    for part in every.split(most):
         piece = replace(step, samples=step.samples[part], poison=step.poison.take(part))
         share = (int(part[-1]) + 1) / step.size
         transformer = Transformer(
@@ -70,15 +78,29 @@ def summed_gradients(
         )
         for name, found in _sums(transformer).items():
             if zonotope.is_folded:
-                found = folded(found, zonotope.samples, piece.poison)
+                found = folded(found, zonotope.samples, transformer.columns.flatten())
             sums[name] = sums[name].plus(found, step.size) if name in sums else found
         flips = transformer.flips
+    for node in schedule.sums:
+        assert isinstance(node.op, SumSamples)
+        own_sum = sums[node.name]
+        sums[node.name] = replace(own_sum, base=node.op.widened(own_sum.base, own_sum.size))
     for node in schedule.after:
+        if isinstance(node.op, RunRounding):
+            sums[node.name] = _rounded(node.op, [sums[name] for name in node.inputs])
+            continue
         if not isinstance(node.op, LinearMap) or any(name not in sums for name in node.inputs):
             raise unsupported(node.op, node)
         sums[node.name] = linear_maps.of_sums(node.op, [sums[name] for name in node.inputs])
     gradients = {name: sums[node.name] for name, node in schedule.gradients}
-    return Summed(gradients, flips, zonotope.samples.at(step), work)
+    return Summed(gradients, flips, zonotope.samples.at(step).flatten(), work)
+
+
+def _rounded(op: RunRounding, inputs: Sequence[SummedForm]) -> SummedForm:
+    """A sum, and what the run rounds in it: noise of everyone, by the sizes of all terms."""
+    error = op.error(*(Interval(-form.size[None], form.size[None]) for form in inputs))
+    form = inputs[0]
+    return replace(form, base=form.base.widen(error), size=form.size + error[0])
 
 
 def _sums(transformer: Transformer) -> dict[str, SummedForm]:

@@ -23,7 +23,7 @@ class Operand:
     """A factor.
 
     Attributes:
-        away: range of its deviation from the centre, (2, [n], *shape); None for a constant.
+        away: range of its deviation from the centre, (states, [n], *shape); None for a constant.
         apart: whether the range is given sample by sample for a node without sample axis: what a
             parameter can be if this sample is clean, and if it may be poisoned.
     """
@@ -63,10 +63,10 @@ def multiplied(
         charge = plus(charge, charged)
     error = gamma(16.0 * terms(letters, a.centre, b.centre) + 256.0) * 4.0 * size + TINY
     rest = holding_zero(rest.widen(error))
-    batched = letters[2].startswith("n")
+    states = max(len(part.lower) for part in (rest, a.rest, b.rest))
     return Form(
         op.value(a.centre, b.centre),
-        rest.expand_states(2) if batched else rest,
+        rest.expand_states(states) if letters[2].startswith("n") else rest,
         size,
         _on_state(op, a, b, summed),
         image("on_moves"),
@@ -150,9 +150,14 @@ def _times_flips(
         )
     anyway = torch.einsum(equation, weight * possible, clean)
     alone = torch.einsum(equation, weight * (1.0 - possible), poisoned)
-    further = torch.einsum(equation, weight * possible, (poisoned - clean).clamp(min=0.0)).sum(0)
     grow = 1.0 + gamma(64)
-    more = torch.stack([torch.zeros_like(further), further * grow])
+    more = torch.stack(
+        [
+            torch.einsum(equation, weight * possible, (in_state - clean).clamp(min=0.0)).sum(0)
+            * grow
+            for in_state in radius
+        ]
+    )
     rest = box_of_products(letters, phase.form.rest, other.away)  # what is no flip
     return _sum(rest, Interval(-more, more)), (anyway + alone) * grow
 

@@ -67,7 +67,7 @@ def least_by_sample(
     bases, devs = [], []
     for _, base, dev in _pieces(forward, coefficients):
         every = dev.new_zeros(len(dev), samples.samples)
-        every.index_add_(1, samples.columns, dev * (1.0 + gamma(4 * len(samples.numbers) + 4)))
+        every.index_add_(1, samples.columns, dev * (1.0 + gamma(4 * samples.numbers.shape[1] + 8)))
         bases.append(base)
         devs.append(every)
     return torch.cat(bases), torch.cat(devs)
@@ -78,7 +78,7 @@ def favoured_by_ends(forward: ZonotopePass, most: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         The direction in which each sample does most, (ends, N, width), and what it adds to the bound,
-        (ends, N). Nothing is proved: they are where an attack may start.
+        (ends, N, parts). Nothing is proved: they are where an attack may start.
     """
     zonotope, bounds = forward.zonotope, forward.bounds
     samples, used, size = zonotope.samples, forward.layout.parameters, zonotope.size
@@ -93,9 +93,10 @@ def favoured_by_ends(forward: ZonotopePass, most: int) -> tuple[Tensor, Tensor]:
     moves = on_moves(directions, zonotope.flips, alpha, samples)
     found = bound(directions, zonotope.flips, alpha, samples)
     every = moves.new_zeros(len(widest), samples.samples, samples.width)
-    worth = moves.new_zeros(len(widest), samples.samples)
+    worth = moves.new_zeros(len(widest), samples.samples * samples.parts)
     every.index_add_(1, samples.columns, moves)
-    return every, worth.index_add_(1, samples.columns, found.dev)
+    worth.index_add_(1, samples.columns * samples.parts + samples.part, found.dev)
+    return every, worth.unflatten(1, (samples.samples, samples.parts))
 
 
 def ascended(

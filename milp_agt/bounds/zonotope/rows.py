@@ -11,7 +11,7 @@ from torch import Tensor
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.dual import Bound, bound
 from milp_agt.bounds.zonotope.flips import Flips, widened
-from milp_agt.bounds.zonotope.form import Form, led
+from milp_agt.bounds.zonotope.form import Form, by_part, led
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Spread
 from milp_agt.core.rounding import gamma
@@ -30,9 +30,8 @@ class Slots:
     Attributes:
         number: of the flip among all, -1 where a sample has fewer, (slots, n).
         unit: its place among all elements with a kink, (slots, n).
-        largest: how far beyond its kink a unit gets if its sample is clean, and if it may be poisoned,
-            (2, slots, n).
-        possible: whether it gets there, as numbers, (2, slots, n).
+        largest: how far beyond its kink a unit gets in each state of its sample, (states, slots, n).
+        possible: whether it gets there, as numbers, (states, slots, n).
     """
 
     number: Tensor
@@ -41,15 +40,16 @@ class Slots:
     possible: Tensor
 
     @staticmethod
-    def empty(samples: int, like: Tensor) -> Slots:
+    def empty(states: int, samples: int, like: Tensor) -> Slots:
         none = torch.full((0, samples), -1, dtype=torch.int64, device=like.device)
-        zero = like.new_zeros(2, 0, samples)
+        zero = like.new_zeros(states, 0, samples)
         return Slots(none, none, zero, zero)
 
     def add(
         self, first: int, units: Tensor, samples: Tensor, largest: Tensor, possible: Tensor
     ) -> None:
-        """New flips, numbered from ``first`` on: their units and samples, (f,), and both of (2, f)."""
+        """New flips, numbered from ``first`` on: their units and samples, (f,), and both of
+        (states, f)."""
         order = samples.argsort(stable=True)
         _, sizes = samples[order].unique_consecutive(return_counts=True)
         rank = torch.arange(len(order), device=order.device)
@@ -80,14 +80,15 @@ class Slots:
         return out if bool(out.any()) else None
 
     def moved(self, form: Form) -> tuple[Tensor, Tensor] | None:
-        """How far flips of the own sample move a node down and up, (2, n, *shape); None for not at all."""
+        """How far flips of the own sample move a node down and up, (states, n, *shape); None for not at
+        all."""
         parts = (form.on_phase, form.on_bend, form.charge)
         known = next((part for part in parts if part is not None), None)
         if known is None:
             return None
         count, rank = max(len(p) for p in parts if p is not None), known.dim() - 2
         possible, largest = (
-            part[:, :count].reshape(2, count, -1, *[1] * rank)
+            part[:, :count].reshape(len(part), count, -1, *[1] * rank)
             for part in (self.possible, self.largest)
         )
         known = led(known, count)
@@ -99,7 +100,7 @@ class Slots:
                 cost = cost + sign * on_phase
             if charge is not None:
                 cost = cost + charge
-            cost = cost.expand(2, *cost.shape)
+            cost = cost.expand(len(possible), *cost.shape)
             if on_bend is not None:
                 cost = cost + largest * (sign * on_bend).clamp(min=0.0)
             found.append((cost.clamp(min=0.0) * possible).sum(1))
@@ -112,7 +113,7 @@ class FlipRows:
 
     Attributes:
         samples, elements: which, (r,): samples of the batch, and flat elements of the node.
-        own: sample generators of these samples, (r,).
+        own: sample generators of these samples, (r, parts).
         jacobian: (r, p).
         spread: these rows as directions, noise of the node and of its sample's flips included.
         plain: the same without what the flips of this step do.
@@ -198,30 +199,32 @@ def rows_of(
         # Coefficients on the state are sums over symbols.
         longer = spread.operations + 4.0 * on_state.symbols
         spread = replace(spread, size=spread.size + sizes[index], operations=longer)
-        at = (own >= 0).nonzero()[:, 0]
-        column = own[at]
         if on_moves is not None:
-            spread.on_moves[at, column] += on_moves[index[at]]
-        plain = _with_noise(spread, low[:, index], high[:, index], at, column)
+            for column in own.T:
+                at = (column >= 0).nonzero()[:, 0]
+                spread.on_moves[at, column[at]] += on_moves[index[at]]
+        plain = _with_noise(spread, low[:, index], high[:, index], own)
         spread = plain
         if more is not None:
-            spread = _with_noise(plain, more[0][:, index], more[1][:, index], at, column)
+            spread = _with_noise(plain, more[0][:, index], more[1][:, index], own)
         yield FlipRows(sample, index // samples, own, jacobian, spread, plain)
 
 
-def _with_noise(spread: Spread, low: Tensor, high: Tensor, at: Tensor, column: Tensor) -> Spread:
-    """Noise of a node's own sample, (2, r) towards either side, clean and possibly poisoned."""
-    down, up = spread.down.clone(), spread.up.clone()
-    grow = 1.0 + gamma(4)
-    down[at, column] += ((low[1] - low[0]).clamp(min=0.0) * grow)[at]
-    up[at, column] += ((high[1] - high[0]).clamp(min=0.0) * grow)[at]
-    return replace(
-        spread,
-        below=spread.below + low[0],
-        above=spread.above + high[0],
-        down=down,
-        up=up,
-    )
+def _with_noise(spread: Spread, low: Tensor, high: Tensor, own: Tensor) -> Spread:
+    """Noise of a sample with generators ``own`` (r, parts), (states, r) towards either side."""
+    ends = []
+    for total, by_sample, noise in (
+        (spread.below, spread.down, low),
+        (spread.above, spread.up, high),
+    ):
+        base, added = by_part(noise, own.shape[1])
+        by_sample = by_sample.clone()
+        for column, more in zip(own.T, added * (1.0 + gamma(4)), strict=True):
+            at = (column >= 0).nonzero()[:, 0]
+            by_sample[at, column[at]] += more[at]
+        ends.append((total + base, by_sample))
+    (below, down), (above, up) = ends
+    return replace(spread, below=below, above=above, down=down, up=up)
 
 
 def with_flips(

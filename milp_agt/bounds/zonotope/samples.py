@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import Step
+from milp_agt.bounds.zonotope.choosing import if_clean, if_poisoned, largest, mask_of_largest
+from milp_agt.bounds.zonotope.numbering import behind, members_of, moving, numbered_part
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import EncodingError
 from milp_agt.threats.poison import Poison
@@ -32,18 +34,22 @@ class SampleGenerators:
                                                    group of those of one step
 
     The constraints are ``sum_u s_u <= budget`` over each group of units, and ``s_u = 1`` for those that are
-    known to be poisoned.
+    known to be poisoned. Where features and labels have budgets of their own, all of this is there twice:
+    first generators of moves of features, then those of labels, each *part* with groups and a budget of
+    its own. A sample then has four states instead of two: bit p says whether its unit of part p is chosen.
 
     Attributes:
         poison: the moves of the generators, in their order.
         columns: their samples of the data set, (m,), in the order of the steps that first meet them.
-        numbers: the generator of each sample of the data set in each step, (steps or 1, N), -1 for
+        numbers: the generator of each sample of the data set in each step, (parts, steps or 1, N), -1 for
             samples that stay clean.
         unit: of each generator, (m,).
         members: units of each group, (groups, largest), padded with the number of units.
         known: mask of the units that are known to be poisoned, (units,).
-        budget: how many units of a group are poisoned at most, the known ones among them.
-        met: how many of them the first steps meet together, for each step; empty if batches are not known.
+        quotas: of each part how many groups it has, and how many units of a group are poisoned at most,
+            the known ones among them.
+        met: how many generators the first steps meet together, for each step; empty if batches are not
+            known, and for two parts.
     """
 
     poison: Poison
@@ -52,7 +58,7 @@ class SampleGenerators:
     unit: Tensor
     members: Tensor
     known: Tensor
-    budget: int
+    quotas: tuple[tuple[int, int], ...]
     met: Sequence[int] = ()
 
     @staticmethod
@@ -64,88 +70,99 @@ class SampleGenerators:
         if not batches and (poison.per_batch or not poison.static):
             raise EncodingError("Generators of moves step by step", "no batches")
         device = poison.open.device
-        open_ = poison.exposed & (poison.budget > 0)
-        open_[torch.tensor(sorted(restriction.outside), dtype=torch.int64, device=device)] = False
         steps = [torch.as_tensor(batch, device=device) for batch in batches]
-        first = torch.full(open_.shape, len(steps), dtype=torch.int64, device=device)
-        for index in reversed(range(len(steps))):
-            first[steps[index]] = index
-        if poison.static:
-            columns = open_.nonzero()[:, 0]
-            columns = columns[first[columns].argsort(stable=True)]
-            numbers = _numbered(open_, [columns])
-            met = [int((first[columns] <= index).sum()) for index in range(len(steps))]
-        else:
-            own = [step[open_[step]] for step in steps]
-            columns = torch.cat(own)
-            numbers = _numbered(open_, own)
-            met = [sum(map(len, own[: index + 1])) for index in range(len(steps))]
-        unit, known = torch.arange(len(columns), device=device), torch.zeros_like(open_)
-        if not poison.static and not poison.per_batch:
-            chosen, unit = columns.unique(return_inverse=True)
-            groups = torch.zeros_like(chosen)
-        elif poison.per_batch and poison.static:
-            groups = first[columns]
-        elif poison.per_batch:
-            sizes = [int(open_[step].sum()) for step in steps]
-            groups = torch.arange(len(steps), device=device).repeat_interleave(
-                torch.tensor(sizes, device=device)
+        outside = torch.tensor(sorted(restriction.outside), dtype=torch.int64, device=device)
+        parts, quotas = [], []
+        for quota in poison.quotas:
+            open_ = (poison.exposed if len(poison.quotas) == 1 else quota.open.clone()) & (
+                quota.budget > 0
             )
-        else:
-            groups = torch.zeros_like(columns)
-        if restriction.inside:
+            open_[outside] = False
+            parts.append(numbered_part(open_, poison, steps))
+            quotas.append((len(parts[-1][3].unique()), quota.budget))
+        every = tuple(zip(*parts, strict=True))
+        columns = torch.cat(every[0])
+        numbers = torch.stack(behind(every[1], [len(c) for c in every[0]]))
+        unit = torch.cat(behind(every[2], [len(g) for g in every[3]]))
+        groups = torch.cat(behind(every[3], [count for count, _ in quotas]))
+        known = torch.zeros_like(poison.open)
+        # Of two parts, which one a sample is known to be poisoned in is not known.
+        if restriction.inside and len(parts) == 1:
             known[torch.tensor(sorted(restriction.inside), device=device)] = True
         sample_of = columns.new_zeros(len(groups)).scatter_(0, unit, columns)
+        moves = moving(poison.take(columns))
+        if len(parts) > 1:
+            first = torch.arange(len(columns), device=device) < len(every[0][0])
+            x, y = moves.feature_moves, moves.label_moves
+            moves = replace(
+                moves, feature_moves=x and x.only(first), label_moves=y and y.only(~first)
+            )
         return SampleGenerators(
-            poison.take(columns),
+            moves,
             columns,
             numbers,
             unit,
-            _members(groups),
+            members_of(groups),
             known[sample_of],
-            poison.budget,
-            tuple(met),
+            tuple(quotas),
+            every[4][0] if len(parts) == 1 else (),
         )
 
     def until(self, index: int) -> SampleGenerators:
         """The generators that the steps up to this one meet: no other is in any form of these steps, so
-        the states after them are the same. All, where batches are not known or units are known to be
-        poisoned.
+        the states after them are the same. All, where it is not known, or units are known to be poisoned.
         """
         known = not self.met or bool(self.known.any())
         return self if known else self.first(self.met[min(index, len(self.met) - 1)])
 
     def first(self, count: int) -> SampleGenerators:
-        """The first of them alone."""
+        """The first of them alone, of one part."""
         if count == self.count:
             return self
         units, unit = self.unit[:count].unique(return_inverse=True)
+        groups = self._group[units]
         return SampleGenerators(
             self.poison.take(torch.arange(count, device=unit.device)),
             self.columns[:count],
             torch.where(self.numbers < count, self.numbers, -1),
             unit,
-            _members(self._group[units]),
+            members_of(groups),
             self.known[units],
-            self.budget,
+            ((len(groups.unique()), self.quotas[0][1]),),
         )
 
     def at(self, step: Step) -> Tensor:
-        """The generators of the samples of a batch in its step, (n,), -1 for those that stay clean."""
-        return self.numbers[min(step.index, len(self.numbers) - 1)][step.samples]
+        """The generators of the samples of a batch in its step, (n, parts), -1 for those that stay clean."""
+        return self.numbers[:, min(step.index, self.numbers.shape[1] - 1), step.samples].T
+
+    @property
+    def parts(self) -> int:
+        return len(self.quotas)
+
+    @property
+    def states(self) -> int:
+        """Of a sample: bit p says whether it is poisoned in part p."""
+        return 1 << self.parts
+
+    @property
+    def part(self) -> Tensor:
+        """The part of each generator, (m,)."""
+        part = torch.zeros_like(self.columns)
+        for number in range(1, self.parts):
+            part[self.numbers[number][self.numbers[number] >= 0]] = number
+        return part
 
     @property
     def samples(self) -> int:
         """Samples of the data set."""
-        return self.numbers.shape[1]
+        return self.numbers.shape[-1]
 
     @property
     def terms(self) -> int:
         """Terms of the longest sum of a worst case."""
-        groups, largest = self.members.shape
-        return (
-            groups * min(largest, max(self.budget, 1)) + len(self.numbers) + int(self.known.sum())
-        )
+        largest, steps = self.members.shape[1], self.numbers.shape[1]
+        taken = sum(groups * min(largest, max(most, 1)) for groups, most in self.quotas)
+        return taken + steps + int(self.known.sum())
 
     @property
     def count(self) -> int:
@@ -220,27 +237,29 @@ class SampleGenerators:
     def worst(self, reach: Tensor, own: Tensor | None = None) -> Tensor:
         """The most that ``reach`` >= 0, (..., m), adds up to over the admissible choices of units.
 
-        With ``own`` (...,), numbers of generators or -1, their units are poisoned and paid elsewhere: one
-        less is left for the others of their group.
+        With ``own`` (..., parts), numbers of generators or -1, their units are poisoned and paid elsewhere:
+        one less is left for the others of their group.
         """
         if not self.count:
             return reach.sum(-1)
         grouped, paid = self._grouped(reach)
-        full = _largest(grouped, self._free)
+        full = self._by_part(grouped, largest)
         if own is not None:
-            spends = (own >= 0) & ~self.known[self._unit_of(own)]
-            mine = (self.members == self._unit_of(own)[..., None, None]).any(-1)
-            less = _largest(grouped, self._free - 1)
-            full = torch.where(mine & spends[..., None], less, full)
+            unit = self._unit_of(own)
+            spends = (own >= 0) & ~self.known[unit]
+            mine = (self.members == unit[..., None, None]).any(-1) & spends[..., None]
+            less = self._by_part(grouped, lambda reach, count: largest(reach, count - 1))
+            full = torch.where(mine.any(-2), less, full)
         return full.sum(-1) + paid
 
     def others(self, reach: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """``reach`` without the unit of the generators ``own`` (...,), -1 for none, and the part of that
-        unit, (...,)."""
+        """``reach`` without the units of the generators ``own`` (..., parts), -1 for none, and what these
+        units have, (..., parts)."""
         if not self.count:
-            return reach, reach.sum(-1)
+            return reach, torch.zeros_like(own).to(reach)
         mine = (self.unit == self._unit_of(own)[..., None]) & (own >= 0)[..., None]
-        return torch.where(mine, 0.0, reach), torch.where(mine, reach, 0.0).sum(-1)
+        paid = torch.where(mine, reach.unsqueeze(-2), 0.0).sum(-1)
+        return torch.where(mine.any(-2), 0.0, reach), paid
 
     def conditional(self, reach: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`worst` if the unit of each generator is clean, and if it is poisoned, (..., m) each.
@@ -249,16 +268,13 @@ class SampleGenerators:
         is not takes the place of the smallest of them if it is poisoned.
         """
         total = self.worst(reach)[..., None]
-        if not self.count or self._free == 0:
+        if not self.count or not any(self._free):
             return total.expand_as(reach), total.expand_as(reach)
         grouped, _ = self._grouped(reach)
-        count = min(self._free, grouped.shape[-1])
-        ordered = grouped.topk(min(count + 1, grouped.shape[-1]), -1).values
-        last, further = ordered[..., count - 1 : count], ordered[..., count:].sum(-1, keepdim=True)
-        among = grouped >= last
         total = total[..., None]
-        clean = torch.where(among, total - grouped + further, total)
-        poisoned = torch.where(among, total, total - last + grouped)
+        clean, poisoned = (
+            self._by_part(grouped, partial(of, total)) for of in (if_clean, if_poisoned)
+        )
         if self._plain:
             return clean.squeeze(-2), poisoned.squeeze(-2)
         at = self._place[self.unit]
@@ -270,9 +286,7 @@ class SampleGenerators:
     def chosen(self, reach: Tensor) -> Tensor:
         """Mask, as numbers, of the generators whose reach :meth:`worst` adds up, (..., m)."""
         grouped, _ = self._grouped(reach)
-        count = min(self._free, grouped.shape[-1])
-        index = grouped.topk(count, -1, sorted=False).indices
-        mask = torch.zeros_like(grouped).scatter_(-1, index, 1.0)
+        mask = self._by_part(grouped, mask_of_largest)
         if self._plain:
             return mask.squeeze(-2)
         found = mask.flatten(-2)[..., self._place[self.unit]]
@@ -287,12 +301,13 @@ class SampleGenerators:
 
     def left(self, poisoned: Tensor) -> Tensor:
         """How many more units of the group of each unit may be poisoned, (..., units), from a mask."""
-        return (self.budget - self._members_of(poisoned.to(torch.int64)).sum(-1))[..., self._group]
+        spent = self._members_of(poisoned.to(torch.int64)).sum(-1)
+        return (self.budgets - spent)[..., self._group]
 
     def largest_units(self, reach: Tensor, left: Tensor) -> Tensor:
         """Mask, as numbers, of the ``left`` (..., units) largest of ``reach`` in each group of units."""
         grouped = self._members_of(reach)
-        count = min(self.budget, grouped.shape[-1])
+        count = min(max(most for _, most in self.quotas), grouped.shape[-1])
         index = grouped.topk(count, -1).indices
         room = torch.zeros_like(grouped[..., 0]).to(left)
         room = room.scatter_(-1, self._group.expand_as(left), left)
@@ -313,12 +328,28 @@ class SampleGenerators:
     @cached_property
     def _plain(self) -> bool:
         """Whether each generator is a unit of its own, all in one group of which none is known."""
-        alone = len(self.known) == self.count and len(self.members) == 1
+        alone = len(self.known) == self.count and len(self.members) == 1 and self.parts == 1
         return alone and not bool(self.known.any())
 
     @cached_property
-    def _free(self) -> int:
-        return max(0, self.budget - int(self.known.sum()))
+    def _free(self) -> tuple[int, ...]:
+        """How many units of a group of each part may be poisoned besides the known ones."""
+        return tuple(max(0, most - int(self.known.sum())) for _, most in self.quotas)
+
+    @cached_property
+    def budgets(self) -> Tensor:
+        """Of each group, (groups,)."""
+        found = [most for count, most in self.quotas for _ in range(count)]
+        return torch.tensor(found or [0], device=self.columns.device)
+
+    def _by_part(self, grouped: Tensor, of: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """``of`` the groups of each part, (..., groups, largest), and what is free of its budget."""
+        if self.parts == 1:
+            return of(grouped, self._free[0])
+        sizes = [count for count, _ in self.quotas]
+        pieces = grouped.split(sizes, -2)
+        found = [of(piece, free) for piece, free in zip(pieces, self._free, strict=True)]
+        return torch.cat(found, -1 if found[0].dim() < grouped.dim() else -2)
 
     @cached_property
     def _place(self) -> Tensor:
@@ -346,36 +377,3 @@ class SampleGenerators:
             return reach.unsqueeze(-2), paid
         padded = torch.cat([reach, torch.zeros_like(reach[..., :1])], -1)
         return padded[..., self.members], paid
-
-
-def _largest(reach: Tensor, count: int) -> Tensor:
-    """Sum of the ``count`` largest of ``reach`` >= 0 along the last axis."""
-    count = min(max(0, count), reach.shape[-1])
-    if count == 0:
-        return reach.new_zeros(reach.shape[:-1])
-    if count == 1:
-        return reach.amax(-1)
-    return reach.topk(count, -1, sorted=False).values.sum(-1)
-
-
-def _numbered(open_: Tensor, met: Sequence[Tensor]) -> Tensor:
-    """The number of each sample among all that are met, step by step, (steps, N), -1 elsewhere."""
-    numbers = torch.full((max(1, len(met)), len(open_)), -1, dtype=torch.int64, device=open_.device)
-    first = 0
-    for index, samples in enumerate(met):
-        numbers[index, samples] = first + torch.arange(len(samples), device=open_.device)
-        first += len(samples)
-    return numbers
-
-
-def _members(groups: Tensor) -> Tensor:
-    """The units of each group, (groups, largest), padded with their number; (1, 0) without any."""
-    _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
-    if not len(sizes):
-        return groups.new_zeros(1, 0)
-    order = group.argsort(stable=True)
-    within = torch.arange(len(order), device=order.device)
-    within = within - (sizes.cumsum(0) - sizes)[group[order]]
-    members = torch.full((len(sizes), int(sizes.max())), len(groups), device=order.device)
-    members[group[order], within] = order
-    return members

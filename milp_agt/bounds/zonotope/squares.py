@@ -51,7 +51,7 @@ def squared(op: SquaredNorm, operands: Sequence[Operand]) -> Form:
     error = gamma(16.0 * terms + 128.0) * size + TINY
     return Form(
         op.value(*(form.centre for form in forms)),
-        holding_zero(Interval(low, high).widen(error)).expand_states(2),
+        holding_zero(Interval(low, high).widen(error)).expand_states(len(forms[0].rest.lower)),
         size,
         on_state,
         image("on_moves"),

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.form import Form, SummedForm, led
+from milp_agt.bounds.zonotope.form import Form, SummedForm, by_part, led
 from milp_agt.bounds.zonotope.rows import Slots
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
-from milp_agt.threats.poison import Poison
 
 
 def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int) -> SummedForm:
@@ -21,16 +20,17 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int
 
     Args:
         flips: of this step, in the order of their numbers.
-        columns: sample generators of the batch, (n,), -1 for samples that stay clean.
+        columns: sample generators of the batch, (n, parts), -1 for samples that stay clean.
         symbols: of a sample, that coefficients on the state are sums over.
     """
     rest, count = form.rest, len(columns)
     size = form.size.sum(0)
-    down = (rest.lower[0] - rest.lower[-1]).clamp(min=0.0)
-    up = (rest.upper[-1] - rest.upper[0]).clamp(min=0.0)
-    closed = (columns < 0).to(up).reshape(-1, *[1] * (up.dim() - 1))
-    low = (rest.lower[0] - down * closed).sum(0)[None]
-    high = (rest.upper[0] + up * closed).sum(0)[None]
+    parts = columns.shape[1]
+    under, down = by_part(-rest.lower, parts)
+    over, up = by_part(rest.upper, parts)
+    closed = (columns < 0).to(up).T.reshape(parts, count, *[1] * (up.dim() - 2))
+    low = -(under + (down * closed).sum(0)).sum(0)[None]
+    high = (over + (up * closed).sum(0)).sum(0)[None]
     error = gamma(8 * (count + symbols) + 64) * size + TINY
     slot, sample = _at(slots)
     on_state = form.on_state
@@ -44,14 +44,16 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int
     charge = at_flips(form.charge)
     grow = 1.0 + gamma(8.0 * len(slots.number) + 8.0)
     loose = flips.paid_alone[flips.row_of[flips.paid_alone] < 0]
-    own = torch.zeros_like(down).index_add(0, sample[loose], charge[loose])
+    part = (columns[sample[loose]] == flips.own[loose][:, None]).to(torch.int64).argmax(1)
+    down, up = (end.transpose(0, 1).flatten(0, 1) for end in (down, up))
+    own = torch.zeros_like(down).index_add(0, sample[loose] * parts + part, charge[loose])
     others = flips.paid_by_all
     every = charge[others[flips.row_of[others] < 0]].sum(0) * grow
     return SummedForm(
         form.centre.sum(0),
         size,
         on_state,
-        form.on_moves,
+        None if form.on_moves is None else form.on_moves.repeat_interleave(parts, 1),
         at_flips(form.on_phase),
         at_flips(form.on_bend),
         charge[flips.column],
@@ -60,14 +62,15 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int
     )
 
 
-def folded(form: SummedForm, samples: SampleGenerators, poison: Poison) -> SummedForm:
+def folded(form: SummedForm, samples: SampleGenerators, columns: Tensor) -> SummedForm:
     """The sum with the moves of its samples as noise that is there if they are poisoned.
 
     ``c . e`` lies between ``-support(-c)`` and ``support(c)``: exact for each element, but elements no longer
-    move together. ``poison`` has the moves of the samples of the sum.
+    move together. ``columns`` are the generators of the entries of the sum; those that are -1 have no move.
     """
     if form.on_moves is None:
         return form
+    poison = samples.poison.take(columns.clamp(min=0))
     coefficients = form.on_moves.flatten(2) if form.on_moves.dim() > 2 else form.on_moves[..., None]
     coefficients = coefficients.permute(2, 1, 0)
     grow = 1.0 + gamma(8.0 * samples.width + 64.0)

@@ -11,15 +11,17 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.exchange import Exchange
 from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.formulations.rounding_error import RoundingError
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Poison
 from milp_agt.training.training import UpdateRule
 
-KNOWN = (Einsum, RoundingError, SquaredNorm, SumSamples, Univariate)
+KNOWN = (Einsum, Exchange, RoundingError, RunRounding, SquaredNorm, SumSamples, Univariate)
 
 
 def check_supported(
@@ -49,18 +51,13 @@ def refusal(
     updates: Sequence[UpdateRule],
 ) -> str | None:
     """What of a run the engine has no rule for, in words; None if it has rules for all of it."""
-    if schedule.precision != FLOAT64:
-        return f"a run in {schedule.precision.name}"
-    if poison.whole is not None:
-        return f"samples that are {poison.whole.value}"
-    if poison.label_quota is not None:
-        return "budgets of features and of labels apart"
-    if any(update.clip_total is not None for update in updates):
-        return "clipping of the total norm (clip_total)"
+    total = any(update.clip_total is not None for update in updates)
+    if total and schedule.precision != FLOAT64:
+        return f"clipping of the total norm (clip_total) in a run in {schedule.precision.name}"
     if poison.per_batch and restriction.inside:
         return "samples that are known to be poisoned, with a budget in each batch"
     for node in (*schedule.before, *schedule.after):
-        known = isinstance(node.op, LinearMap) or not node.inputs
+        known = isinstance(node.op, (LinearMap, RunRounding)) or not node.inputs
         if node not in schedule.after:
             known = known or isinstance(node.op, KNOWN)
             known = known and (node.batched or kink_of(node.op) is None)

@@ -12,6 +12,7 @@ from milp_agt.bounds.step import NodeOrder, Step
 from milp_agt.bounds.zonotope import linear_maps
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.candidates import new_flips
+from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero, plus
 from milp_agt.bounds.zonotope.kinks import Kink, kink_of
@@ -29,12 +30,14 @@ from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.exchange import Exchange
 from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.formulations.rounding_error import RoundingError
+from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Smooth, Univariate
-from milp_agt.training.tracing import FEATURES, LABELS
+from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
 
 
 @dataclass
@@ -84,7 +87,8 @@ class Transformer:
             for s in self.softmaxes.values()
             if not self.work.fits(s.differences.signature.size)
         }
-        self.slots = Slots.empty(self.step.size, self.zonotope.centre)
+        self.states = self.zonotope.samples.states
+        self.slots = Slots.empty(self.states, self.step.size, self.zonotope.centre)
         self.flips = self.earlier
         self.done: set[str] = set()
 
@@ -115,18 +119,25 @@ class Transformer:
             self.boxes[name] = Interval((centre - low)[None], (centre + high)[None]).widen(error)
         samples, poison = self.zonotope.samples, self.step.poison
         widths = (samples.on_features, samples.width - samples.on_features)
-        widths = widths if samples.count else (0, 0)
-        for name, nominal, box, start, width in (
-            (FEATURES, poison.features, poison.feature_box(), 0, widths[0]),
-            (LABELS, poison.labels, poison.label_box(), widths[0], widths[1]),
+        widths = widths if samples.count and poison.whole is None else (0, 0)
+        last = samples.parts - 1
+        for name, nominal, box, start, width, own in (
+            (FEATURES, poison.features, poison.feature_box(), 0, widths[0], 0),
+            (LABELS, poison.labels, poison.label_box(), widths[0], widths[1], last),
         ):
             self.boxes[name] = box
-            self.forms[name] = data_form(nominal, box, samples.width, start, width, self.columns)
+            self.forms[name] = data_form(
+                nominal, box, samples.width, start, width, self.columns, own
+            )
+        if poison.whole is not None:
+            box = selection_box(poison, self.columns, self.step.size)
+            self.boxes[SELECTION] = box
+            self.forms[SELECTION] = Form.constant(torch.zeros_like(box.lower[0]), self.states)
 
     # -- ranges
 
     def box(self, name: str) -> Interval:
-        """The range of a node in both states, (2, n, *shape), or (1, *shape) without sample axis."""
+        """The range of a node in all states, (states, n, *shape), or (1, *shape) without sample axis."""
         if name not in self.boxes:
             self.boxes[name] = self._range(self.nodes[name], self.forms[name])
         return self.boxes[name]
@@ -160,7 +171,7 @@ class Transformer:
         return any(form.is_phase or form.is_constant for form in forms)
 
     def _reach(self, form: Form) -> tuple[Tensor, Tensor]:
-        """How far a node lies below and above its centre, (2 or 1, [n], *shape)."""
+        """How far a node lies below and above its centre, (states or 1, [n], *shape)."""
         if len(form.rest.lower) == 1:  # no sample axis
             low, high = -form.rest.lower, form.rest.upper
             if isinstance(form.on_state, Tensor):
@@ -175,10 +186,10 @@ class Transformer:
         for rows in rows_of(form, self.zonotope, self.bounds, self.columns, self.slots):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
-        count, shape = len(form.centre), (2, *form.centre.shape)
+        count, shape = len(form.centre), (self.states, *form.centre.shape)
         down, up = (
             torch.cat([pair[k] for pair in found], 1)
-            .reshape(2, -1, count)
+            .reshape(self.states, -1, count)
             .transpose(1, 2)
             .reshape(shape)
             for k in (0, 1)
@@ -200,10 +211,15 @@ class Transformer:
         """The same for a node that only its own sample's move and flips reach."""
         low, high = -form.rest.lower, form.rest.upper
         if form.on_moves is not None:
-            samples = self.zonotope.samples
-            reach = samples.reach[self.columns.clamp(min=0)].T * (self.columns >= 0)
-            moved = torch.einsum("d...,d...->...", form.on_moves.abs(), _fit(reach, form.on_moves))
-            moved = torch.stack([torch.zeros_like(moved), moved * (1.0 + gamma(64))])
+            moved = torch.zeros_like(low).expand(self.states, *low.shape[1:]).clone()
+            for part, columns in enumerate(self.columns.T):
+                reach = self.zonotope.samples.reach[columns.clamp(min=0)].T * (columns >= 0)
+                more = torch.einsum(
+                    "d...,d...->...", form.on_moves.abs(), _fit(reach, form.on_moves)
+                )
+                for state in range(self.states):
+                    if state >> part & 1:
+                        moved[state] += more * (1.0 + gamma(64))
             low, high = low + moved, high + moved
         moved_by = self.slots.moved(form)
         if moved_by is not None:
@@ -217,7 +233,7 @@ class Transformer:
             return Operand(form, None)
         if name in self.layout.slices:
             below, above = self.bounds.given(self.layout.slices[name], self.columns)
-            shape = (2, len(self.columns), *self.layout.shapes[name])
+            shape = (self.states, len(self.columns), *self.layout.shapes[name])
             return Operand(form, Interval(-below.reshape(shape), above.reshape(shape)), apart=True)
         box = self.box(name)
         return Operand(
@@ -236,7 +252,7 @@ class Transformer:
             return
         inputs = [self.forms[name] for name in node.inputs]
         if not node.inputs:
-            states = 2 if node.batched else 1
+            states = self.states if node.batched else 1
             self.forms[node.name] = Form.constant(op.value(), states)
         elif isinstance(op, LinearMap):
             self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched_inputs)
@@ -245,7 +261,14 @@ class Transformer:
             self.forms[node.name] = self.product(node)
             self._collapse(node.name)
         elif isinstance(op, RoundingError):
-            self.forms[node.name] = self._blurred(op, inputs[0])
+            self.forms[node.name] = self._blurred(op.error, inputs[0])
+        elif isinstance(op, RunRounding):
+            error = op.error(*(self.box(name) for name in node.inputs))
+            self.forms[node.name] = self._blurred(error, inputs[0])
+        elif isinstance(op, Exchange):
+            boxes = [self.box(name).expand_states(2) for name in node.inputs]
+            width = self.zonotope.samples.width
+            self.forms[node.name] = exchanged(op, inputs[0], boxes[0], boxes[1], width)
         elif isinstance(op, SquaredNorm):
             self.forms[node.name] = squared(op, [self.operand(name) for name in node.inputs])
         elif node.batched and kink_of(op) is not None:
@@ -266,11 +289,13 @@ class Transformer:
         return multiplied(node.op, first, second, self.slots, summed)
 
     @staticmethod
-    def _blurred(op: RoundingError, argument: Form) -> Form:
-        """``u + d`` with ``|d|`` within the error: noise of everyone."""
-        size = argument.size + op.error
-        error = (op.error + gamma(4) * size + TINY).expand_as(argument.rest.lower)
-        return replace(argument, rest=argument.rest.widen(error), size=size)
+    def _blurred(error: Tensor, argument: Form) -> Form:
+        """``u + d`` with ``|d|`` within the error, ([states], [n], *shape): noise in each state."""
+        error = error + torch.zeros_like(argument.rest.lower)
+        size = argument.size + error.amax(0)
+        error = error + gamma(4) * size + TINY
+        rest = argument.rest.expand_states(len(error)).widen(error)
+        return replace(argument, rest=rest, size=size)
 
     def _softmax(self, nodes: Softmax) -> Form:
         name, logits = nodes.differences.name, self.forms[nodes.logits]
@@ -283,7 +308,7 @@ class Transformer:
         away = self.box(name)
         error = gamma(8) * (away.magnitude + centre.abs()) + TINY
         away = Interval(away.lower - centre, away.upper - centre).widen(error)
-        return softmax_form(logits, away.expand_states(2))
+        return softmax_form(logits, away.expand_states(self.states))
 
     def _curved(self, node: Node, argument: Form) -> Form:
         """``f(c) + m (u - c)`` with the slope m at the centre, and the residual of f over the range."""
@@ -349,7 +374,7 @@ class Transformer:
         furthest = self.slots.of(torch.ones_like(flat).to(centre), first)
         beyond = torch.zeros_like(centre)
         if furthest is not None:
-            beyond = (furthest * self.slots.largest[1][..., None]).sum(0).reshape(centre.shape)
+            beyond = (furthest * self.slots.largest[-1][..., None]).sum(0).reshape(centre.shape)
         value = node.op.value(centre)
         if argument.on_state is None and not argument.is_constant:
             raise unsupported(node.op, node)

@@ -1,0 +1,148 @@
+"""Runs as affine forms, step by step, and what is asked of the forms that they end with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from milp_agt.checker.affine import Pass, mixed, points
+from milp_agt.checker.boxes import TINY, Array, Box, U, Unbounded, down, up
+from milp_agt.checker.files import Rejected
+from milp_agt.checker.forms import Form, Symbols, granted, magnitude, own_ranges, wide
+from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples
+
+# Multipliers for the parameters of a state, (2, *shape, flips); of those that are not there there are none.
+Choice = Callable[[Mapping[str, Form], Symbols], Mapping[str, Array]]
+
+
+@dataclass
+class Stored:
+    """The multipliers of a certificate, in the order in which a run asks for them; none if it has none."""
+
+    values: Array
+    used: int = 0
+
+    def __call__(self, state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
+        found = {}
+        for name, form in state.items() if self.values.size else ():
+            shape = 2, *form.c.shape, len(symbols.flips)
+            part = self.values[self.used : self.used + math.prod(shape)]
+            self.used += math.prod(shape)
+            self.fits(self.used <= len(self.values))
+            found[name] = part.reshape(shape)
+        return found
+
+    def fits(self, holds: bool) -> None:
+        if not holds:
+            raise Rejected("claim.multipliers: not as many as the flips of the run need")
+
+
+def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form], Symbols]:
+    """Every rest as noise of its own: ``(low + high) / 2`` into the centre, half the width a new symbol."""
+    found = {}
+    for name, form in new.items():
+        middle = 0.5 * (form.low + form.high)
+        c = form.c + middle
+        radius = np.maximum(up(form.high - middle), up(middle - form.low))
+        radius = up(radius + 4.0 * U * (abs(c) + abs(middle)) + TINY).reshape(-1)
+        assert form.owned is not None
+        owned = form.owned.reshape(len(radius), -1)
+        first, none = symbols.count, np.full(len(radius), -1)
+        symbols = symbols.with_noise(radius, owned, none, np.zeros(len(radius)))
+        s = wide(form.s, symbols.count).reshape(len(radius), -1)
+        s[np.arange(len(radius)), first + np.arange(len(radius))] = 1.0
+        zero = np.zeros_like(c)
+        found[name] = Form(c, s.reshape(*c.shape, -1), zero, zero)
+    return found, symbols
+
+
+def moving(values: Array, symbols: Symbols, own: Array, columns: Array) -> Form:
+    """Numbers (n, m) of samples plus their moves, which some columns have."""
+    known = np.flatnonzero(own >= 0)
+    form = points(values, int(symbols.moves[own[known]].max(initial=-1)) + 1)
+    form.s[known[:, None], columns, symbols.moves[own[known]]] = 1.0
+    return form
+
+
+def train(
+    problem: Problem,
+    initial: Mapping[str, Array],
+    samples: Samples,
+    poisoned: Poisoned,
+    anew: bool,
+    choose: Choice,
+    phases: Sequence[tuple[int, int, bool]] = (),
+) -> Final:
+    """The forms that the run ends with.
+
+    ``anew``: moves are chosen in every step; else once for the run, by at most ``budget`` samples. ``choose``
+    gives the multipliers for the parameters of each state, that at the end among them.
+    """
+    x, y = samples.x.lo[0], samples.y.lo[0]
+    box = poisoned.samples
+    low = np.concatenate([box.x.lo[0] - x, box.y.lo[0] - y], 1)
+    high = np.concatenate([box.x.hi[0] - x, box.y.hi[0] - y], 1)
+    low, high = np.where(low < 0, down(low), 0.0), np.where(high > 0, up(high), 0.0)
+    open_ = poisoned.open
+    columns = np.flatnonzero((low < 0)[open_].any(0) | (high > 0)[open_].any(0))  # those that move
+    low, high = low[:, columns], high[:, columns]
+    still = np.zeros((1, len(columns)))  # a slot that no sample has, so that there is one
+    symbols = Symbols.none(len(columns), poisoned.budget).with_slots(still, still)
+    if not anew:
+        symbols = symbols.with_slots(low[open_], high[open_])
+    zero = {n: np.zeros(v.shape) for n, v in initial.items()}
+    state = {n: Form(v, zero[n][..., None][..., :0], zero[n], zero[n]) for n, v in initial.items()}
+    if any(rule.momentum for rule in problem.rules):
+        state |= {VELOCITY + n: replace(f, c=zero[n]) for n, f in state.items()}
+    for index, (batch, rule) in enumerate(zip(problem.batches, problem.rules, strict=True)):
+        own = np.where(open_, np.cumsum(open_), -1)[batch]
+        if anew:
+            own = np.where(open_[batch], len(symbols.low) + np.cumsum(open_[batch]) - 1, -1)
+            some = batch[open_[batch]]
+            symbols = symbols.with_slots(low[some], high[some])
+        try:
+            given = choose({n: state[n] for n in problem.parameters}, symbols)
+            forced = {number: on for at, number, on in phases if at == index}
+            step = Pass(problem, symbols, own, given, forced)
+            both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
+            width = x.shape[1]
+            sums = step.gradients(state, both[:, :width], both[:, width:])
+            new: dict[str, Form] = {}
+            for name, total in sums.items():
+                new |= step.updated(rule, name, state, total, len(batch))
+            state, symbols = settled({name: new[name] for name in state}, step.symbols)
+        except Unbounded as error:
+            raise Unbounded(f"step {index + 1} of {len(problem.batches)}: {error}") from None
+    state = {name: state[name] for name in problem.parameters}
+    return Final(problem, state, symbols, choose(state, symbols))
+
+
+@dataclass(frozen=True)
+class Final:
+    """What a run ends with: forms, and multipliers to bound them with."""
+
+    problem: Problem
+    state: Mapping[str, Form]
+    symbols: Symbols
+    given: Mapping[str, Array]
+
+    def boxes(self) -> dict[str, Box]:
+        """The box of each parameter, (1, *shape)."""
+        clean = np.array([-1])
+        return {
+            name: own_ranges(form, self.symbols, clean, self.given.get(name))[0]
+            for name, form in self.state.items()
+        }
+
+    def rows(self, x: Array, rows: Array) -> Box:
+        """Some rows (n, r, outputs) times the outputs at points, (1, n, r)."""
+        step = Pass(self.problem, self.symbols, np.full(len(x), -1), self.given)
+        values, slopes = step.forward(self.state, points(x))
+        found, size = mixed(rows, values[-1]), magnitude(values[-1], step.symbols)
+        found = found.widened(granted(rows.shape[2], (abs(rows) @ size[..., None])[..., 0]))
+        at = np.repeat(np.arange(len(x)), rows.shape[1])
+        given = step.carried(self.state, values, slopes, at, rows.reshape(len(at), -1))
+        return own_ranges(found, step.symbols, step.own, given.reshape(2, *rows.shape[:2], -1))[:1]
