@@ -140,7 +140,8 @@ def _certify(arguments: argparse.Namespace) -> int:
                 lambda done, points: advance(done, points, "", "questions: test points")
             )
             result, verdicts = whole.judged(result)
-            found = _suspects(result) if arguments.suspects else None
+            left = whole.for_certificate()
+            found = _suspects(result, left) if arguments.suspects else None
             advance(0, 0, "", "smaller threats")
             result, smaller = whole.searched(result, verdicts)
             plain = None if smaller is None else smaller.plain()
@@ -179,8 +180,11 @@ def _certify(arguments: argparse.Namespace) -> int:
     return common.LIMIT_REACHED if undecided else common.NOT_PROVED
 
 
-def _suspects(result: Result) -> Suspects | None:
-    """What carries the bound; that there are no forms to tell it from is a note."""
+def _suspects(result: Result, seconds: float | None) -> Suspects | None:
+    """What carries the bound; that there is no time, or no form to tell it from, is a note."""
+    if seconds == 0.0:
+        common.tell("note: no time was left to name suspects; give more time")
+        return None
     try:
         return result.suspects()
     except InvalidInputError as error:
