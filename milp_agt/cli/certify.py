@@ -164,7 +164,7 @@ def _certify(arguments: argparse.Namespace) -> int:
             written += _report(result, verdicts, run, place)
     checkpoint.clear()
     if not arguments.quiet:
-        _print_run(run, result)
+        _print_run(run, result, () if smaller is None else smaller.in_vain)
     _print_verdicts(verdicts)
     if found is not None:
         print(f"\nWhat carries the bound\n{found}")
@@ -209,8 +209,7 @@ def _report(
     return written
 
 
-def _print_run(run: LoadedRun, result: Result) -> None:
-
+def _print_run(run: LoadedRun, result: Result, in_vain: Sequence[str]) -> None:
     print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
     print(f"\nClaim: {result.claim}\n")
     for assumption in (*result.assumptions, *run.dataset.notes):
@@ -232,6 +231,8 @@ def _print_run(run: LoadedRun, result: Result) -> None:
         print("  a limit was reached; the bounds hold, and may be looser than without it")
     if result.worth.words:
         print(f"  worth: {result.worth.words}")
+    for line in in_vain:
+        print(f"  tried: {line}")
     _print_attack(result)
     print()
 
