@@ -141,11 +141,11 @@ def test_bad_input(
     arguments: list[str],
     parts: tuple[str, ...],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.toml").touch()
+    Path("x.toml").write_text(RUN, encoding="utf-8")
     assert main(["bench", "--out", str(tmp_path), *arguments]) == 2
     told = capsys.readouterr().err
     assert all(part in told for part in parts), told

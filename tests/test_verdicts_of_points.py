@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def model() -> nn.Sequential:
 
 
 def certified(threat: ThreatModel, **options: Any) -> agt.Result:
-    options.setdefault("relaxation", "linear")
+    options = {"relaxation": "linear", "carried": "none"} | options
     return agt.certify(model(), (X, Y), TRAINING, threat, **options)
 
 
@@ -91,19 +92,19 @@ def removed(budget: int) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize(
-    ("threat", "models", "options"),
+    ("threat", "models_of", "options"),
     [
-        (agt.LabelPoisoning(2), flipped(2), {}),
-        (agt.Removal(2), removed(2), {}),
-        (agt.LabelPoisoning(1), flipped(1), {"selections": "joint"}),
+        (agt.LabelPoisoning(2), flipped, {}),
+        (agt.Removal(2), removed, {}),
+        (agt.LabelPoisoning(1), flipped, {"selections": "joint"}),
     ],
     ids=["two flipped labels, listed", "two samples removed, listed", "one flipped label, joint"],
 )
 def test_verdicts_are_the_truth_where_everything_can_be_listed(
-    threat: ThreatModel, models: list[nn.Module], options: dict[str, Any]
+    threat: Any, models_of: Callable[[int], list[nn.Module]], options: dict[str, Any]
 ) -> None:
     answer = certified(threat, **options).accuracy(TEST, LABELS)
-    every = torch.stack([margins(own) for own in models])
+    every = torch.stack([margins(own) for own in models_of(threat.budget)])
     truth = every.amin(0).numpy()
     verdict, points = answer.points.verdict, answer.points
     assert verdict is not None
@@ -166,11 +167,14 @@ def test_functionals_and_subgroups_are_decided_as_points_are(tmp_path: Path) -> 
         assert float((margins(own) > 0)[among].double().mean()) == pytest.approx(truth, abs=1e-12)
 
 
-def witnesses_of(result: agt.Result) -> tuple[agt.Answer, list[Witness]]:
+@functools.cache
+def witnessed(threat: ThreatModel) -> tuple[agt.Result, agt.Answer, list[Witness]]:
+    """A run with what it says of the test points, and the witnesses of those that are refuted."""
+    result = certified(threat)
     answer = result.accuracy(TEST, LABELS)
     assert answer.points.verdict is not None
     refuted = answer.points.index[answer.points.verdict == "REFUTED"]
-    return answer, [result.witness(answer, int(point)) for point in refuted]
+    return result, answer, [result.witness(answer, int(point)) for point in refuted]
 
 
 RADIUS = 0.7
@@ -191,8 +195,7 @@ RADIUS = 0.7
 def test_a_saved_witness_violates_the_property_in_plain_torch(
     threat: ThreatModel, tmp_path: Path
 ) -> None:
-    result = certified(threat)
-    answer, found = witnesses_of(result)
+    result, answer, found = witnessed(threat)
     changed = [w for w in found if w.changes]
     assert changed
     for witness in {id(w): w for w in changed}.values():
@@ -222,8 +225,7 @@ def test_a_saved_witness_violates_the_property_in_plain_torch(
 
 @pytest.mark.parametrize("scope", ["batch", "dataset"])
 def test_an_adaptive_witness_replays(scope: str) -> None:
-    result = certified(agt.FeaturePoisoning(1, 1.5, static=False, scope=scope))
-    _, found = witnesses_of(result)
+    result, _, found = witnessed(agt.FeaturePoisoning(1, 1.5, static=False, scope=scope))
     changed = next(w for w in found if w.changes)
     assert len(changed.features) == 6
     assert result.reachable.contains(result.replay(changed))
@@ -267,8 +269,7 @@ def forged(witness: Witness, how: str) -> Witness:
     ],
 )
 def test_a_forged_witness_is_refused(how: str, found: str) -> None:
-    result = certified(agt.FeaturePoisoning(2, RADIUS, samples=range(15)))
-    _, known = witnesses_of(result)
+    result, _, known = witnessed(agt.FeaturePoisoning(2, RADIUS, samples=range(15)))
     witness = next(w for w in known if w.changes)
     result.replay(witness)
     with pytest.raises(InvalidInputError, match=found):
@@ -277,8 +278,7 @@ def test_a_forged_witness_is_refused(how: str, found: str) -> None:
 
 def test_a_run_outside_a_certified_bound_raises() -> None:
     """The mutant of every certifier: a bound that is too tight by a little is found by attacks."""
-    result = certified(agt.FeaturePoisoning(2, RADIUS))
-    answer, _ = witnesses_of(result)
+    result, answer, _ = witnessed(agt.FeaturePoisoning(2, RADIUS))
     assert result.decider is not None
     assert answer.points.reached is not None
     low = answer.points.score_lower.copy()
