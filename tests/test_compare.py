@@ -172,6 +172,9 @@ def test_a_tree_and_attacks_stand_beside_the_levels() -> None:
     ratios = [row.attack_ratio for row in table.rows]
     assert ratios == sorted(ratios, reverse=True)  # attacks lie inside every row
     assert min(ratios) >= 1.0
+    head, _, first = table.table().splitlines()[:3]
+    assert "/ tree" in head
+    assert f"{table.rows[0].mean_width / tree.mean_width:.3g}"[:4] in first
 
 
 def test_plots_are_written_in_both_formats(tmp_path: Path) -> None:
