@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from certified import Change, arr, at, certified, forged, put, statement_in
+from certified import Change, arr, at, certified, data_of, forged, put, run_of, statement_in
 
-from milp_agt.checker import affine, training
+from milp_agt.checker import affine, layers, training
 from milp_agt.checker.boxes import Box
 from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.forms import Symbols
-from milp_agt.checker.layers import Samples
+from milp_agt.checker.layers import Layer, Samples
 from milp_agt.checker.proof import reached
-from milp_agt.checker.tree import LEAF, WHERE, WHO, leaves
+from milp_agt.checker.statement import Statement
+from milp_agt.checker.tree import LEAF, PHASE, WHERE, WHO, leaves
 
 ENDS = LEAF, 0.0, 0.0
+AT = 2  # a step whose phases differ between runs
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,72 @@ def test_every_run_lies_in_a_leaf_and_in_its_box(grown: Path) -> None:
                 assert (box.lo <= cases[k].boxes[name].hi).all()
 
 
+@pytest.fixture(scope="module")
+def runs() -> tuple[Statement, list[tuple[np.ndarray, dict[str, Box]]]]:
+    """Runs with one sample poisoned: which arguments are above 0 in step AT, and what they end with."""
+    rng, one = np.random.default_rng(4), Layer("dense", "a", "b")
+    x, y = rng.normal(size=(24, 2)), rng.integers(0, 2, (24, 1)) * 1.0
+    shapes = {"a": (4, 2), "b": (4,), "c": (1, 4)}
+    initial = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    own = run_of("bce", one, Layer("relu"), Layer("dense", "c"), batches=[range(24)] * 4)
+    samples, poisoned = data_of(x, y, 1, moved_x=1.0, open_=np.arange(24) == 0)
+    rest: Any = samples, poisoned, None, "affine", (), (), (), False, np.zeros(0), None, False
+    given = Statement(own, *rest, initial, {}, {}, {})
+    found = []
+    for _ in range(60):
+        moved = x[None].copy()
+        moved[0, 0] += rng.uniform(-1, 1, 2)
+        data = Samples(Box.point(moved), samples.y)
+        state = training.begin(own, initial)
+        for index, batch in enumerate(own.batches):
+            if index == AT:
+                z = layers.forward(own, state, data.at(batch).x)[1]
+            state = training.step(own, index, state, data, None)
+        assert not ((z.lo <= 0) & (z.hi > 0)).any()
+        found.append(((z.lo[0] > 0).reshape(-1), state))
+    return given, found
+
+
+def inside(case: dict[str, Box], final: dict[str, Box]) -> bool:
+    pairs = [(case[name], box) for name, box in final.items()]
+    return all((a.lo <= b.hi).all() and (b.lo <= a.hi).all() for a, b in pairs)
+
+
+def width(boxes: dict[str, Box]) -> float:
+    return float(np.concatenate([(box.hi - box.lo).ravel() for box in boxes.values()]).mean())
+
+
+def test_forced_phases_hold_their_runs(runs: Any) -> None:
+    given, found = runs
+    above = np.array([signs for signs, _ in found])
+    numbers = np.flatnonzero((above.mean(0) > 0.1) & (above.mean(0) < 0.9))
+    assert len(numbers) > 0
+    whole = width(reached(given)[0].boxes)
+    for number in numbers[:3]:
+        tree = np.array([(PHASE, AT, number), ENDS, ENDS])
+        cases = [case.boxes for case in reached(replace(given, tree=tree))]
+        assert min(map(width, cases)) < whole
+        for signs, final in found:
+            assert inside(cases[1 if signs[number] else 0], final)
+
+
+def test_sides_that_are_exchanged_show(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exchanged(given: Any) -> Any:
+        return reversed(list(leaves(given)))
+
+    monkeypatch.setattr("milp_agt.checker.proof.leaves", exchanged)
+    with pytest.raises(AssertionError):
+        test_forced_phases_hold_their_runs(runs)
+
+
+def test_phases_that_are_not_there_change_nothing(runs: Any) -> None:
+    given, _ = runs
+    whole = reached(given)[0].boxes
+    for step, number in ((AT, 10**6), (AT, -1), (99, 0), (-1, 0)):
+        for case in reached(replace(given, tree=np.array([(PHASE, step, number), ENDS, ENDS]))):
+            assert width(case.boxes) == width(whole)
+
+
 def rows(change: Callable[[np.ndarray], np.ndarray]) -> Change:
     return arr("tree.npy", change)
 
@@ -86,7 +154,7 @@ def instead(*nodes: tuple[float, float, float]) -> Change:
 FORGERIES = {
     "a leaf dropped": rows(lambda tree: tree[:-1]),
     "a leaf more": rows(lambda tree: np.concatenate([tree, [ENDS]])),
-    "a node that is none": at("tree.npy", (0, 0), lambda v: 3.0),
+    "a node that is none": at("tree.npy", (0, 0), lambda v: 4.0),
     "half a node": at("tree.npy", (0, 0), lambda v: 0.5),
     "no tree": rows(lambda tree: tree[:0]),
     "two columns": rows(lambda tree: tree[:, :2].copy()),
@@ -94,6 +162,10 @@ FORGERIES = {
     "cut where nothing is": instead((WHO, 20.0, 0.0), (WHERE, 99.0, 0.0), ENDS, ENDS, ENDS),
     "a box of several samples": instead((WHERE, 0.0, 0.0), ENDS, ENDS),
     "a tree of one leaf": instead(ENDS),
+    "a phase instead": instead((PHASE, 0.0, 0.0), ENDS, ENDS),
+    "one phase twice, one side": instead((PHASE, 1.0, 0.0), (PHASE, 1.0, 0.0), ENDS, ENDS),
+    "multipliers that are not there": instead((LEAF, 0.0, 9.0)),
+    "multipliers backwards": instead((LEAF, 0.0, -9.0)),
     "all samples on one side": instead((WHO, 0.0, 0.0), ENDS, ENDS),
     "no number": at("tree.npy", (0, 2), lambda v: np.nan),
     "moves anew in every step": put("threat/poisoned", "anew in every step"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import milp_agt as agt
 from milp_agt.bounds.zonotope import Cause, charges, engine, least
 from milp_agt.certification import loop, planning
 from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyTable
 from milp_agt.properties.property_table import PickedPoints
@@ -194,13 +196,12 @@ def test_a_zonotope_that_explodes_leaves_the_rest_to_intervals(monkeypatch) -> N
 
 
 def test_what_has_no_rule_is_refused_by_name() -> None:
-    case = tiny(agt.Removal(1))
-    run = agt.Training(loss="bce", epochs=2, batch_size=1)
-    data = case.features, case.labels
+    case = tiny(agt.FeaturePoisoning(1, 0.1, scope="batch"))
+    case = replace(case, restriction=Restriction(frozenset({1})))
     with pytest.raises(UnsupportedOperationError) as caught:
-        agt.certify(case.model, data, run, case.threat, relaxation="zonotope")
+        case.certify(relaxation="zonotope")
     assert "zonotope" in caught.value.asked
-    assert "batches that may lose all their samples" in caught.value.found
+    assert "known to be poisoned, with a budget in each batch" in caught.value.found
     assert "linear" in caught.value.remedy
 
 

@@ -42,6 +42,8 @@ RUNS = {
     "norm 1": ("bce", "features", {}, (4,), {"norm": 1}),
     "clipped norms": ("bce", "features", {"clip": 0.4}, (3,), {}),
     "clamped": ("bce", "features", {"clip": 0.2, "clip_mode": "clamp"}, (3,), {}),
+    "clipped in all": ("bce", "features", {"clip_total": 0.1, "momentum": 0.8}, (4,), {}),
+    "clipped in all at times": ("bce", "features", {"clip_total": 0.3, "batch_size": 4}, (4,), {}),
     "hinge": ("hinge", "features", {}, (4,), {}),
     "l1": ("bce", "features", {"l1": 0.05, "momentum": 0.5, "epochs": 5}, (4,), {}),
     "projected": ("bce", "features", {"projection": (-0.4, 0.4), "epochs": 5}, (4,), {}),

@@ -60,9 +60,8 @@ def in_words(report: Report) -> str:
     """What was checked, line by line, and the verdict."""
     lines = [*report.words, ""] if report.words else []
     for item in report.items:
-        lines.append(
-            f"  {item.outcome.text:<12} {item.name}" + (f": {item.detail}" if item.detail else "")
-        )
+        detail = f": {item.detail}" if item.detail else ""
+        lines.append(f"  {item.outcome.text:<12} {item.name}{detail}")
     if report.sha256:
         lines += ["", f"Certificate: {report.bytes} bytes; SHA-256 of its claim {report.sha256}"]
     lines.append(f"Checker: SHA-256 of its source {source_sha256()}")

@@ -19,7 +19,7 @@ import numpy as np
 
 from milp_agt.checker import forms, functions
 from milp_agt.checker.boxes import SPARE, TINY, Array, Box, Unbounded, down, up
-from milp_agt.checker.forms import Form, Symbols, far, granted, magnitude, own_ranges, plus, wide
+from milp_agt.checker.forms import Form, Symbols, granted, magnitude, own_ranges, plus, wide
 from milp_agt.checker.layers import VELOCITY, Layer, Problem, Rule
 
 
@@ -69,6 +69,8 @@ class Pass:
     symbols: Symbols
     own: Array  # slots of the samples, -1 for those that nobody poisons
     given: Mapping[str, Array]  # multipliers for the parameters, (2, *shape, flips)
+    forced: Mapping[int, bool] = field(default_factory=dict)  # phases by number, in their order
+    met: int = 0  # kinks so far
     known: dict[int, tuple[Form, Box, Array]] = field(default_factory=dict)
 
     def knows(self, form: Form, box: Box) -> None:
@@ -83,7 +85,8 @@ class Pass:
 
     def far(self, form: Form) -> Array:
         """How far the forms lie from their centres."""
-        return far(form, self.box(form))
+        box = self.box(form)
+        return up(np.maximum(box.hi - form.c, form.c - box.lo))
 
     def size(self, form: Form) -> Array:
         """The magnitude of a form whose range was asked for."""
@@ -148,22 +151,33 @@ class Pass:
         Let y be how far z lies beyond the kink, seen from its centre: z if that is off, -z if it is on. Off,
         the value is ``slope z + (1 - slope) max(0, y)``; on, ``z + (1 - slope) max(0, y)``. Where y may
         be 0 or more, a flip says so: phi is 1 where the derivative is not that of the centre, which needs
-        y >= 0, and rho is max(0, y), which is 0 where phi is 0.
+        y >= 0, and rho is max(0, y), which is 0 where phi is 0. A phase that a leaf of a tree forces takes
+        the place of that of the centre: y <= 0 there, so that its flip, which does not happen, costs nothing,
+        and its second row is the half-space that the leaf lies in.
         """
         slope = layer.slope if layer.kind == "leaky_relu" else 0.0
-        sign, (n, width) = np.where(z.c > 0, -1.0, 1.0), z.c.shape
+        n, width = z.c.shape
+        phase: Array = np.zeros(n * width)
+        for number, above in self.forced.items():
+            if 0 <= number - self.met < phase.size:
+                phase[number - self.met] = 1.0 if above else -1.0
+        self.met, phase = self.met + phase.size, phase.reshape(n, width)
+        on = np.where(phase == 0, z.c, phase) > 0
+        sign = np.where(on, -1.0, 1.0)
         given = carried(np.repeat(np.arange(n), width), np.tile(np.eye(width), (n, 1)))
         given = given.reshape(2, n, width, -1)
         box = own_ranges(z, self.symbols, self.own, given)
+        box = box.met(Box(np.where(phase > 0, 0.0, box.lo), np.where(phase < 0, 0.0, box.hi)))
         self.knows(z, box)
-        at, size = np.where(z.c > 0, 1.0, slope), self.size(z)
-        place: Any = np.nonzero((np.where(z.c > 0, -box.lo, box.hi) >= 0).any(0))
+        at, size = np.where(on, 1.0, slope), self.size(z)
+        place: Any = np.nonzero((np.where(on, -box.lo, box.hi) >= 0).any(0) | (phase != 0))
         y, own, first = z[place].scaled(sign[place]), self.own[place[0]], len(self.symbols.flips)
         given = np.where(sign[..., None] < 0, given[::-1], given)[:, *place]
-        beyond = np.where(z.c > 0, -box.lo, box.hi)[:, *place]
-        least = np.maximum(np.where(z.c > 0, box.hi, -box.lo)[:, *place], 0.0)
+        beyond = np.where(on, -box.lo, box.hi)[:, *place]
+        least = np.maximum(np.where(on, box.hi, -box.lo)[:, *place], 0.0)
         most, alone = np.maximum(beyond.max(0), TINY), (beyond[0] < 0) & (own >= 0)
         shares, cover = self._shares(y, own, alone, given)
+        shares[phase[place] != 0] = cover[phase[place] != 0] = 0.0
         quiet = np.where(alone, least[0], least.max(0))
         more = np.maximum([y.high[1] - y.high[0], y.low[0] - y.low[1]], 0.0)
         more[0] += least.max(0) - quiet

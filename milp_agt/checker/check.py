@@ -115,9 +115,8 @@ def _nominal(given: Statement) -> Item:
         value = given.nominal[key]
         if not ((box.lo[0] <= value) & (value <= box.hi[0])).all():
             gap = np.maximum(box.lo[0] - value, value - box.hi[0])
-            return Item(
-                name, Outcome.REJECTED, f"'{key}' is stored {_worst(gap)} away from where it ends"
-            )
+            detail = f"'{key}' is stored {_worst(gap)} away from where it ends"
+            return Item(name, Outcome.REJECTED, detail)
     return Item(name, Outcome.PROVED)
 
 
@@ -129,9 +128,7 @@ def _inside(given: Statement, cases: Sequence[Mapping[str, Box]]) -> Item:
             proved = np.min(ends, 0)
             gap = (claimed if side == "lower" else -claimed) - proved
             if not (gap <= 0).all():
-                detail = (
-                    f"{side} end of '{name}': claimed {_worst(gap)} tighter than what is proved"
-                )
+                detail = f"{side} end of '{name}': claimed {_worst(gap)} tighter than proved"
                 return Item("the box of the parameters", Outcome.REJECTED, detail)
     return Item("the box of the parameters", Outcome.PROVED)
 

@@ -129,10 +129,8 @@ class Certificate:
             raise Rejected(f"{table.where}: '{key}' names {name!r:.60}, no file of the claim")
         found = self.arrays[name]
         if found.dtype.kind != kind or (shape is not None and found.shape != shape):
-            own = f"{found.dtype} of shape {found.shape}"
-            raise Rejected(
-                f"{name}: {own}, where {table.where}.{key} needs '{kind}', {shape or 'any'}"
-            )
+            wanted = f"{table.where}.{key} needs '{kind}', {shape or 'any'}"
+            raise Rejected(f"{name}: {found.dtype} of shape {found.shape}, where {wanted}")
         self.used.add(name)
         return found
 
@@ -187,9 +185,8 @@ def _constant(name: str) -> float:
 def _bytes(path: Path, most: int, wanted: int | None = None) -> bytes:
     """The content of a plain file of a size that is known beforehand; links are not followed."""
     try:
-        handle = os.open(
-            path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        )
+        flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        handle = os.open(path, os.O_RDONLY | flags)
         with open(handle, "rb") as stream:
             about = os.fstat(stream.fileno())
             if path.is_symlink() or not stat.S_ISREG(about.st_mode):

@@ -241,12 +241,6 @@ def granted(terms: int, size: Array) -> Array:
     return (terms + 8) * U * SPARE * size + TINY
 
 
-def both(given: Array) -> Array:
-    """Multipliers of both rows of each flip, side by side, from differences: one row of a flip is enough."""
-    pairs = np.maximum(given, 0.0), np.maximum(-given, 0.0)
-    return np.stack(pairs, -1).reshape(*given.shape[:-1], -1)
-
-
 def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Array, Array, Array]:
     """How far noise and rows move the forms, (2, *shape), slots lower and raise them, (2, *shape, slots), and
     flips, (2, *shape, flips); and the sizes of all terms.
@@ -256,7 +250,8 @@ def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Ar
     sign = np.array([-1.0, 1.0]).reshape(2, *[1] * form.c.ndim)
     if given is not None:
         rows = len(symbols.flips) * 2
-        by = both(wide(given, len(symbols.flips)))
+        pairs = np.maximum(given, 0.0), np.maximum(-given, 0.0)  # one row of each flip is enough
+        by = wide(np.stack(pairs, -1).reshape(*given.shape[:-1], -1), rows)
         s = plus(s, sign[..., None] * (by @ symbols.rows.reshape(rows, -1)))
         more, lost = by @ symbols.pays.reshape(rows, -1), TINY * symbols.sizes.sum()
         rest = by @ symbols.above.reshape(rows) + lost
@@ -333,7 +328,3 @@ def own_ranges(form: Form, symbols: Symbols, own: Array, given: Array | None = N
     assert found is not None
     low, high = (form.low[None, None], form.high[None, None]) if alike else (form.low, form.high)
     return Box(down(form.c + low - up(found[0])), up(form.c + high + up(found[1])))
-
-
-def far(form: Form, box: Box) -> Array:
-    return up(np.maximum(box.hi - form.c, form.c - box.lo))

@@ -49,9 +49,8 @@ class Arithmetic:
             raise Unbounded(f"{roundings:g} roundings of a {self.name} run in one number")
         if (size > self.largest).any():
             raise Unbounded(f"numbers beyond {self.largest:g} in a {self.name} run")
-        found: Array = number(roundings * self.unit * boxes.SPARE, size) * size + number(
-            self.tiny, size
-        )
+        share = number(roundings * self.unit * boxes.SPARE, size)
+        found: Array = share * size + number(self.tiny, size)
         return found
 
     def rounded(self, box: Box, roundings: float, size: Array) -> Box:
@@ -139,7 +138,7 @@ class Problem:
 
     layers: tuple[Layer, ...]
     loss: str
-    batches: tuple[Array, ...]
+    batches: tuple[Array, ...]  # each (n,), or (cases, n)
     rules: tuple[Rule, ...]
     arithmetic: Arithmetic
 
@@ -156,7 +155,9 @@ class Samples:
     y: Box
 
     def at(self, samples: Array) -> Samples:
-        return Samples(self.x[:, samples], self.y[:, samples])
+        """Some of them; or of one case other samples for each of several, (cases, n)."""
+        key = (slice(None), samples) if samples.ndim == 1 else (0, samples)
+        return Samples(self.x[key], self.y[key])
 
 
 @dataclass(frozen=True)
@@ -221,11 +222,9 @@ def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic)
         found = delta * slopes
         return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
     # 1 - h^2 for tanh; for sigmoid h (1 - h) = (1 - t^2) / 4 with t = 2 h - 1.
-    t, share = (
-        (value, one)
-        if layer.kind == "tanh"
-        else (value + value - Box.point(one + zero * z.lo), one / 4)
-    )
+    t, share = value, one
+    if layer.kind == "sigmoid":
+        t, share = value + value - Box.point(one + zero * z.lo), one / 4
     size = t.size
     nearest = np.where((t.lo <= 0) & (t.hi >= 0), zero, np.minimum(abs(t.lo), abs(t.hi)))
     slopes = Box(share * down(one - up(size * size)), share * up(one - down(nearest * nearest)))

@@ -51,8 +51,7 @@ def reached(given: Statement, jobs: int = 1) -> list[Reached]:
     with np.errstate(all="ignore"):
         if given.method == "listed":
             # The run on every data set that the adversary may choose: plain runs with their rounding.
-            chunks = _chunks(all_choices(given), 1 if given.removed else AT_ONCE)
-            return list(_each(partial(_run_on, given), chunks, jobs))
+            return list(_each(partial(_run_on, given), _chunks(given), jobs))
         if given.method == "interval":
             boxes = training.train(problem, given.initial, given.samples, given.poisoned)
             return [Reached(problem, boxes)]
@@ -63,7 +62,7 @@ def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
         stored = steps.Stored(given.multipliers)
         run = given.initial, given.samples, given.poisoned, given.anew
-        forms = steps.train(given.problem, *run, stored)
+        forms = steps.train(given.problem, *run, stored, given.phases)
         stored.fits(stored.used == len(stored.values))
         return Reached(given.problem, forms.boxes(), forms)
 
@@ -136,28 +135,34 @@ def all_choices(given: Statement) -> Iterator[dict[int, int]]:
                 yield dict(zip(chosen, labelled, strict=True))
 
 
-def _chunks(choices: Iterator[dict[int, int]], size: int) -> Iterator[list[dict[int, int]]]:
-    while chunk := list(itertools.islice(choices, size)):
-        yield chunk
+def _chunks(given: Statement) -> Iterator[list[dict[int, int]]]:
+    """Data sets whose batches are of the same sizes, some at once."""
+    removed = given.choices is None
+
+    def sizes(chosen: dict[int, int]) -> list[int]:
+        return [len(batch) for batch in _batches(given, chosen)] if removed else []
+
+    for _, alike in itertools.groupby(all_choices(given), sizes):
+        while chunk := list(itertools.islice(alike, AT_ONCE)):
+            yield chunk
+
+
+def _batches(given: Statement, left_out: dict[int, int]) -> list[Array]:
+    return [batch[~np.isin(batch, list(left_out))] for batch in given.problem.batches]
 
 
 def _run_on(given: Statement, chosen: list[dict[int, int]]) -> Reached:
-    if given.choices is None:
-        return _without(given, list(chosen[0]))
-    y = np.repeat(given.samples.y.lo, len(chosen), 0)
-    for case, exchanged in enumerate(chosen):
-        for sample, choice in exchanged.items():
-            y[case, sample] = given.choices[sample, choice]
-    samples = Samples(given.samples.x, Box.point(y))
+    problem, samples = given.problem, given.samples
+    if given.choices is None:  # a batch that loses all of its samples has no step
+        kept = [np.stack(each) for each in zip(*(_batches(given, c) for c in chosen), strict=True)]
+        pairs = [pair for pair in zip(kept, problem.rules, strict=True) if pair[0].size]
+        batches, rules = tuple(b for b, _ in pairs), tuple(r for _, r in pairs)
+        problem = replace(problem, batches=batches, rules=rules)
+    else:
+        y = np.repeat(samples.y.lo, len(chosen), 0)
+        for case, exchanged in enumerate(chosen):
+            for sample, choice in exchanged.items():
+                y[case, sample] = given.choices[sample, choice]
+        samples = Samples(samples.x, Box.point(y))
     with np.errstate(all="ignore"):
-        return Reached(given.problem, training.train(given.problem, given.initial, samples))
-
-
-def _without(given: Statement, left_out: list[int]) -> Reached:
-    """The run without some samples; a batch that loses all of its own has no step."""
-    kept = [batch[~np.isin(batch, left_out)] for batch in given.problem.batches]
-    pairs = [pair for pair in zip(kept, given.problem.rules, strict=True) if len(pair[0])]
-    batches, rules = tuple(b for b, _ in pairs), tuple(r for _, r in pairs)
-    problem = replace(given.problem, batches=batches, rules=rules)
-    with np.errstate(all="ignore"):
-        return Reached(given.problem, training.train(problem, given.initial, given.samples))
+        return Reached(given.problem, training.train(problem, given.initial, samples))

@@ -69,6 +69,7 @@ class Statement:
     nominal: Mapping[str, Array]
     lower: Mapping[str, Array]
     upper: Mapping[str, Array]
+    phases: tuple[tuple[int, int, bool], ...] = ()  # of leaves: step, number, whether it is on
 
     def exactly(self) -> Statement:
         """The same in fractions."""
@@ -162,6 +163,5 @@ def _reach(what: str, nominal: Box, box: Box, open_: Array) -> str:
 
 
 def _mean_width(given: Statement) -> float:
-    return float(
-        np.concatenate([(given.upper[n] - given.lower[n]).reshape(-1) for n in given.lower]).mean()
-    )
+    widths = [(given.upper[name] - given.lower[name]).reshape(-1) for name in given.lower]
+    return float(np.concatenate(widths).mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +74,7 @@ def train(
     poisoned: Poisoned,
     anew: bool,
     choose: Choice,
+    phases: Sequence[tuple[int, int, bool]] = (),
 ) -> Final:
     """The forms that the run ends with.
 
@@ -104,7 +105,8 @@ def train(
             symbols = symbols.with_slots(low[some], high[some])
         try:
             given = choose({n: state[n] for n in problem.parameters}, symbols)
-            step = Pass(problem, symbols, own, given)
+            forced = {number: on for at, number, on in phases if at == index}
+            step = Pass(problem, symbols, own, given, forced)
             both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
             width = x.shape[1]
             sums = step.gradients(state, both[:, :width], both[:, width:])

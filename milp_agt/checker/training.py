@@ -80,7 +80,7 @@ def updated(
     problem: Problem, index: int, name: str, state: State, sums: Box, size: Array
 ) -> dict[str, Box]:
     """The optimiser step of one parameter, with exact coefficients (see :class:`~.layers.Rule`)."""
-    rule, batch, theta = problem.rules[index], len(problem.batches[index]), state[name]
+    rule, batch, theta = problem.rules[index], problem.batches[index].shape[-1], state[name]
     none = Box.point(theta.lo * number(0.0, theta.lo))
     velocity = state.get(VELOCITY + name, none)
     share = scale_of(Fraction(1, batch), theta.lo)
@@ -119,7 +119,7 @@ def step(
     new: dict[str, Box] = {}
     for name, pair in clean.items():
         sums, size = summed(pair, None if worse is None else worse[name], places, budget)
-        sums = arithmetic.rounded(sums, len(batch) + 2, size)
+        sums = arithmetic.rounded(sums, batch.shape[-1] + 2, size)
         new |= updated(problem, index, name, state, sums, size)
     return new
 

@@ -4,8 +4,10 @@ For at most one poisoned sample, the same in the whole run. A node is a row (kin
 two nodes, which follow it, the first with all below it first. Of a node that asks WHO, the children have
 the samples that may be poisoned with numbers below ``what``, and the others; of one that asks WHERE, which
 has one such sample, those values of its features and labels whose entry ``what`` is at most ``value``, and at
-least that. So the children of a node hold each of its runs, that on the data as given among them (it is
-one in which the sample, at its own values, is poisoned); by induction the leaves hold those of the root.
+least that; of one that asks for a PHASE, the runs in which the argument of an activation, number ``value``
+(in the order of layers, samples of the batch and units) of those of step ``what``, is at most 0, and the
+others. So the children of a node hold each of its runs, that on the data as given among them (it is one in
+which the sample, at its own values, is poisoned); by induction the leaves hold those of the root.
 In a leaf the run is bounded around the middle of its box: affine forms do not ask what was there before.
 """
 
@@ -21,7 +23,7 @@ from milp_agt.checker.files import Rejected
 from milp_agt.checker.layers import Samples
 from milp_agt.checker.statement import Statement
 
-LEAF, WHO, WHERE = 0, 1, 2
+LEAF, WHO, WHERE, PHASE = range(4)
 
 
 def leaves(given: Statement) -> Iterator[Statement]:
@@ -30,22 +32,27 @@ def leaves(given: Statement) -> Iterator[Statement]:
     Raises:
         Rejected: no tree.
     """
-    waiting = [given]
-    for kind, what, value in [(LEAF, 0, 0.0)] if given.tree is None else given.tree.tolist():
-        if not waiting or kind not in (LEAF, WHO, WHERE):
+    waiting, used, whole = [given], 0, len(given.multipliers)
+    for kind, what, value in [(LEAF, 0, whole)] if given.tree is None else given.tree.tolist():
+        if not waiting or kind not in (LEAF, WHO, WHERE, PHASE):
             raise Rejected("claim.tree: a node that is none, or more nodes than a tree has")
         one = waiting.pop()
         if kind == LEAF:
-            yield one
+            used += int(value)
+            yield replace(one, multipliers=given.multipliers[used - int(value) : used])
         else:
-            waiting += [_child(one, kind == WHO, int(what), value, side) for side in (True, False)]
-    if waiting:
-        raise Rejected("claim.tree: a node without its children")
+            waiting += [_child(one, kind, int(what), value, side) for side in (True, False)]
+    if waiting or used != whole:
+        raise Rejected(
+            "claim.tree: a node without its children, or not all multipliers in its leaves"
+        )
 
 
-def _child(one: Statement, who: bool, what: int, value: float, above: bool) -> Statement:
+def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> Statement:
     poisoned = one.poisoned
-    if who:
+    if kind == PHASE:
+        return replace(one, phases=(*one.phases, (what, int(value), above)))
+    if kind == WHO:
         side = (np.arange(len(poisoned.open)) >= what) == above
         return replace(one, poisoned=replace(poisoned, open=poisoned.open & side))
     width, own = one.samples.x.lo.shape[2], np.flatnonzero(poisoned.open)
