@@ -34,11 +34,12 @@ $(STAMP): pyproject.toml constraints.txt
 certify: $(STAMP)
 	$(BIN)/milp-agt certify examples/iris.toml --out runs/iris --force
 
+# A file stays with one worker, so that what its tests share is made once.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -7,8 +7,9 @@ that is one per cent too tight can be shown to fail the very same check.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import highspy
@@ -142,11 +143,11 @@ class Encoded:
     inputs: list[Expression]
     selection: Expression | None
     out: Expression
-    watched: Watched = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def watched(self) -> Watched:
         some = [] if self.selection is None else [self.selection]
-        self.watched = Watched(self.program, [self.out, *self.inputs, *some])
+        return Watched(self.program, [self.out, *self.inputs, *some])
 
 
 def encode_operation(

@@ -53,7 +53,7 @@ def measure(run: Run) -> Outcome:
     """Certify on one thread."""
     with single_thread(), nullcontext() if run.zonotope else linear_alone():
         case, test, labels = run.problem()
-        result, _ = case.certify(**run.options)
+        result, _ = case.certify(**({"carried": "zonotope"} | run.options))
         assert not result.limit_reached
         box = result.reachable
         arrays: dict[str, Any] = {}

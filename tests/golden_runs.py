@@ -118,13 +118,9 @@ TINY: dict[str, Any] = {"hidden": (2,), "samples": 3}
 
 # Pairs of threats, levels, selections and trainings, not all products.
 RUNS: dict[str, Run] = {
-    "interval, features": Run(
-        agt.FeaturePoisoning(2, 0.1),
-        {"relaxation": "interval"},
-        "cross_entropy",
-        MINI | {"momentum": 0.5, "schedule": agt.StepDecay(2, 0.5)},
-        asks=("accuracy", "loss"),
-    ),
+    "interval, features": Run(agt.FeaturePoisoning(2, 0.1), {"relaxation": "interval"},
+        "cross_entropy", MINI | {"momentum": 0.5, "schedule": agt.StepDecay(2, 0.5)},
+        asks=("accuracy", "loss")),
     "interval, initial box, l1 and projection": Run(
         agt.FeatureLabelPoisoning(1, 0.1, label_radius=0.3, scope="batch"),
         {"relaxation": "interval"},
@@ -134,23 +130,12 @@ RUNS: dict[str, Run] = {
         initial=0.01,
         asks=("functional",),
     ),
-    "many samples": Run(
-        agt.LabelPoisoning(5),
-        LINEAR | {"inner_bounds": None},
-        training={"epochs": 2},
-        hidden=(8,),
-        samples=3000,
-        asks=("accuracy",),
-    ),
-    "little memory": Run(
-        agt.FeatureLabelPoisoning(2, 0.1, norm=2, static=False),
-        LINEAR | {"inner_bounds": "linear", "memory": 1024},
-        "cross_entropy",
-        asks=("loss",),
-    ),
-    "defaults": Run(
-        agt.FeaturePoisoning(1, 0.05), {"selections": None}, "cross_entropy", asks=("accuracy",)
-    ),
+    "many samples": Run(agt.LabelPoisoning(5), LINEAR | {"inner_bounds": None},
+        training={"epochs": 2}, hidden=(8,), samples=3000, asks=("accuracy",)),
+    "little memory": Run(agt.FeatureLabelPoisoning(2, 0.1, norm=2, static=False),
+        LINEAR | {"inner_bounds": "linear", "memory": 1024}, "cross_entropy", asks=("loss",)),
+    "defaults": Run(agt.FeaturePoisoning(1, 0.05), {"selections": None}, "cross_entropy",
+        asks=("accuracy",)),
     "window 1, adaptive features in norm 2": Run(
         agt.FeaturePoisoning(1, 0.1, norm=2, static=False, scope="batch"),
         ONE_STEP,
@@ -178,14 +163,10 @@ RUNS: dict[str, Run] = {
         activation=leaky,
         features=4,
     ),
-    "enumerated, moved targets": Run(
-        agt.LabelPoisoning(2, 0.3, norm=2, samples=[0, 1, 4, 5]),
-        LINEAR | {"selections": "enumerated"},
-        "mse",
-        MINI | {"schedule": agt.InverseTimeDecay(0.5, unit="epoch")},
-        activation=nn.Tanh,
-        asks=("loss",),
-    ),
+    "enumerated, moved targets": Run(agt.LabelPoisoning(2, 0.3, norm=2, samples=[0, 1, 4, 5]),
+        LINEAR | {"selections": "enumerated"}, "mse",
+        MINI | {"schedule": agt.InverseTimeDecay(0.5, unit="epoch")}, activation=nn.Tanh,
+        asks=("loss",)),
     "enumerated, separate budgets": Run(
         agt.SeparatePoisoning(
             agt.FeaturePoisoning(1, 0.1, samples=[0, 2, 3]),
@@ -195,39 +176,20 @@ RUNS: dict[str, Run] = {
         "cross_entropy",
         asks=("functional",),
     ),
-    "substitution, clipped by norm": Run(
-        agt.Substitution(1, static=False, scope="batch"),
-        LINEAR,
-        training=MINI | {"clip": 0.3, "momentum": 0.5},
-        asks=("accuracy",),
-    ),
-    "insertion, clamped": Run(
-        agt.Insertion(1),
-        ONE_STEP | {"inner_bounds": "linear"},
-        training={"clip": 0.3, "clip_mode": "clamp", "weight_decay": 0.1},
-        activation=nn.Sigmoid,
-        asks=("loss",),
-    ),
-    "listed, removal with batches that may be emptied": Run(
-        agt.Removal(2),
-        LINEAR | {"selections": "enumerated"},
-        "mse",
-        {"epochs": 2, "batch_size": 2, "momentum": 0.5},
-        samples=4,
-        activation=leaky,
-        asks=("functional",),
-    ),
-    "frozen convolution": Run(
-        agt.FeatureLabelPoisoning(1, 0.05),
-        LINEAR | {"inner_bounds": "linear", "selections": "enumerated"},
-        "cross_entropy",
-        features=3,
-        body=frozen_convolution,
-        asks=("accuracy",),
-    ),
-    "convolution and pooling": Run(
-        agt.FeaturePoisoning(1, 0.02), LINEAR, samples=4, features=3, body=convolution
-    ),
+    "substitution, clipped by norm": Run(agt.Substitution(1, static=False, scope="batch"), LINEAR,
+        training=MINI | {"clip": 0.3, "momentum": 0.5}, asks=("accuracy",)),
+    "insertion, clamped": Run(agt.Insertion(1), ONE_STEP | {"inner_bounds": "linear"},
+        training={"clip": 0.3, "clip_mode": "clamp", "weight_decay": 0.1}, activation=nn.Sigmoid,
+        asks=("loss",)),
+    "listed, removal with batches that may be emptied": Run(agt.Removal(2),
+        LINEAR | {"selections": "enumerated"}, "mse",
+        {"epochs": 2, "batch_size": 2, "momentum": 0.5}, samples=4, activation=leaky,
+        asks=("functional",)),
+    "frozen convolution": Run(agt.FeatureLabelPoisoning(1, 0.05),
+        LINEAR | {"inner_bounds": "linear", "selections": "enumerated"}, "cross_entropy",
+        features=3, body=frozen_convolution, asks=("accuracy",)),
+    "convolution and pooling": Run(agt.FeaturePoisoning(1, 0.02), LINEAR, samples=4, features=3,
+        body=convolution),
     "lp, window 2, features under rows": Run(
         agt.FeaturePoisoning(1, 0.1, rows=([[1.0, 1.0]], [0.05])),
         PROGRAM | {"relaxation": "lp", "program_window": 2},
@@ -246,43 +208,21 @@ RUNS: dict[str, Run] = {
         hidden=(2,),
         samples=4,
     ),
-    "lp, enumerated, removal": Run(
-        agt.Removal(1, scope="dataset"),
+    "lp, enumerated, removal": Run(agt.Removal(1, scope="dataset"),
         PROGRAM | {"relaxation": "lp", "selections": "enumerated"},
-        training={"epochs": 2, "weight_decay": 0.1},
-        asks=("loss",),
-        **TINY,
-    ),
-    "milp, substitution": Run(
-        agt.Substitution(1),
-        PROGRAM | {"relaxation": "milp"},
-        "hinge",
-        {"epochs": 2, "clip": 0.3, "clip_mode": "clamp"},
-        **TINY,
-    ),
-    "qcqp, targets": Run(
-        agt.LabelPoisoning(1, 0.3), PROGRAM | {"relaxation": "qcqp"}, "mse", {"epochs": 2}, **TINY
-    ),
-    "miqp, features": Run(
-        agt.FeaturePoisoning(1, 0.3),
-        PROGRAM | {"relaxation": "miqp"},
-        "mse",
-        {"epochs": 2},
-        hidden=(1,),
-        activation=leaky,
-        samples=3,
-        asks=("functional",),
-    ),
-    "zonotope, features and momentum": Run(
-        agt.FeaturePoisoning(2, 0.1, norm=2),
-        {"relaxation": "zonotope"},
-        "cross_entropy",
+        training={"epochs": 2, "weight_decay": 0.1}, asks=("loss",), **TINY),
+    "milp, substitution": Run(agt.Substitution(1), PROGRAM | {"relaxation": "milp"}, "hinge",
+        {"epochs": 2, "clip": 0.3, "clip_mode": "clamp"}, **TINY),
+    "qcqp, targets": Run(agt.LabelPoisoning(1, 0.3), PROGRAM | {"relaxation": "qcqp"}, "mse",
+        {"epochs": 2}, **TINY),
+    "miqp, features": Run(agt.FeaturePoisoning(1, 0.3), PROGRAM | {"relaxation": "miqp"}, "mse",
+        {"epochs": 2}, hidden=(1,), activation=leaky, samples=3, asks=("functional",)),
+    "zonotope, features and momentum": Run(agt.FeaturePoisoning(2, 0.1, norm=2),
+        {"relaxation": "zonotope"}, "cross_entropy",
         MINI | {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1, "epochs": 3},
-        asks=("accuracy", "loss"),
-    ),
-    "zonotope, labels": Run(
-        agt.LabelPoisoning(1), {"relaxation": "zonotope"}, activation=leaky, asks=("accuracy",)
-    ),
+        asks=("accuracy", "loss")),
+    "zonotope, labels": Run(agt.LabelPoisoning(1), {"relaxation": "zonotope"}, activation=leaky,
+        asks=("accuracy",)),
     "zonotope, both, clipping, penalty and projection": Run(
         agt.FeatureLabelPoisoning(1, 0.1, label_radius=0.3),
         {"relaxation": "zonotope"},
@@ -292,12 +232,6 @@ RUNS: dict[str, Run] = {
         initial=0.01,
         asks=("functional",),
     ),
-    "zonotope beside linear forms": Run(
-        agt.FeaturePoisoning(1, 0.2),
-        {"relaxation": "linear"},
-        "hinge",
-        MINI,
-        carried=True,
-        asks=("accuracy",),
-    ),
-}
+    "zonotope beside linear forms": Run(agt.FeaturePoisoning(1, 0.2), {"relaxation": "linear"},
+        "hinge", MINI, carried=True, asks=("accuracy",)),
+}  # fmt: skip

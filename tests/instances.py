@@ -94,16 +94,14 @@ INSTANCES: dict[str, list[Instance]] = {
         ),
         Instance("affine-matrix", Affine(_tensor([0.3, -1.1]), _tensor(0.7)), (shared(2, 2),)),
     ],
-    "bilinear": [
-        Instance("layer", Einsum("hd,nd->nh"), (shared(2, 2), per_sample(2))),
+    "bilinear": [Instance("layer", Einsum("hd,nd->nh"), (shared(2, 2), per_sample(2))),
         Instance("outer", Einsum("nh,nd->nhd"), (per_sample(2), per_sample(2))),
         Instance("back", Einsum("nh,hd->nd"), (per_sample(2), shared(2, 2))),
         Instance("elementwise", Einsum("na,na->na"), (per_sample(2), per_sample(2))),
         Instance("gain", Einsum("na,a->na"), (per_sample(2), shared(2))),
         Instance("gain-in-front", Einsum("a,na->na"), (shared(2), per_sample(2))),
         Instance("matrices", Einsum("ab,bc->ac"), (shared(1, 2), shared(2, 2))),
-        Instance("dot", Einsum("nd,nd->n"), (per_sample(2), per_sample(2))),
-    ],
+        Instance("dot", Einsum("nd,nd->n"), (per_sample(2), per_sample(2)))],
     "blur": [Instance("blur", RoundingError(_tensor(0.0, 1e-18)), _U)],
     "channel_bias": [
         Instance("bias-of-images", ChannelBias((1, 2)), (per_sample(2, 1, 2), shared(2))),
@@ -117,16 +115,11 @@ INSTANCES: dict[str, list[Instance]] = {
             (per_sample(2), shared(2, 2), per_sample(2)),
         ),
     ],
-    "clip": [
-        Instance("clip", Clip(-0.5, 0.5), _U),
-        Instance("clip-box", Clip(-3.0, 0.7), _U),
-        Instance("clip-positive", Clip(0.1, 2.0), _U),
-    ],
-    "clip_factor": [
-        Instance("clip-factor", ClipFactor(0.5), _U),
+    "clip": [Instance("clip", Clip(-0.5, 0.5), _U), Instance("clip-box", Clip(-3.0, 0.7), _U),
+             Instance("clip-positive", Clip(0.1, 2.0), _U)],
+    "clip_factor": [Instance("clip-factor", ClipFactor(0.5), _U),
         Instance("clip-factor-2", ClipFactor(2.0), _U),
-        Instance("clip-factor-shifted", ClipFactor(0.5, 0.05), _U),
-    ],
+        Instance("clip-factor-shifted", ClipFactor(0.5, 0.05), _U)],
     "combine": [
         Instance("sum", Combine((1.0, 1.0), None, (True, True), 1), (per_sample(2),) * 2),
         Instance("bias", Combine((1.0, 1.0), None, (True, False), 1), (per_sample(2), shared(2))),
@@ -180,11 +173,9 @@ INSTANCES: dict[str, list[Instance]] = {
     "gelu_slope": [Instance("gelu-slope", GeluSlope(), _U)],
     "gelu_tanh": [Instance("gelu-tanh", GeluTanh(), _U)],
     "gelu_tanh_slope": [Instance("gelu-tanh-slope", GeluTanhSlope(), _U)],
-    "hardtanh": [
-        Instance("hardtanh", Hardtanh(-1.0, 1.0), _U),
+    "hardtanh": [Instance("hardtanh", Hardtanh(-1.0, 1.0), _U),
         Instance("relu6", Hardtanh(0.0, 6.0), _U),
-        Instance("clamp", Hardtanh(-0.5, 2.0, True), _U),
-    ],
+        Instance("clamp", Hardtanh(-0.5, 2.0, True), _U)],
     "max_pool": [
         Instance("max", MaxPool(Windows((1, 2, 2), (2, 2))), (per_sample(1, 2, 2),)),
         Instance(
@@ -200,12 +191,10 @@ INSTANCES: dict[str, list[Instance]] = {
             "turned", OptimiserStep.of((-0.5, -0.3, 0.2), (2.5, 0.3, 0.2), 2), (shared(1, 2),) * 3
         ),
     ],
-    "quadratic": [
-        Instance("square", Quadratic(1.0, 0.0, 0.0), _U),
+    "quadratic": [Instance("square", Quadratic(1.0, 0.0, 0.0), _U),
         Instance("sigmoid-slope", Quadratic(-1.0, 1.0, 0.0), _U),
         Instance("tanh-slope", Quadratic(-1.0, 0.0, 1.0), _U),
-        Instance("general", Quadratic(0.3, -2.0, 5.0), _U),
-    ],
+        Instance("general", Quadratic(0.3, -2.0, 5.0), _U)],
     "reciprocal": [Instance("reciprocal", Reciprocal(), _U, "positive")],
     "relu": [Instance(f"relu-{k}", Relu(k), _U) for k in NEGATIVE_SLOPES],
     "reshape": [Instance("reshape", Reshape((2, 3), (6,)), (per_sample(2, 3),))],
@@ -220,21 +209,15 @@ INSTANCES: dict[str, list[Instance]] = {
     "sigmoid": [Instance("sigmoid", Sigmoid(), _U)],
     "silu": [Instance("silu", Silu(), _U)],
     "silu_slope": [Instance("silu-slope", SiluSlope(), _U)],
-    "softplus": [
-        Instance("softplus", Softplus(), _U),
+    "softplus": [Instance("softplus", Softplus(), _U),
         Instance("softplus-sharp", Softplus(5.0, 4.0), _U),
-        Instance("softplus-blunt", Softplus(0.2), _U),
-    ],
-    "softplus_slope": [
-        Instance("softplus-slope", SoftplusSlope(), _U),
-        Instance("softplus-slope-sharp", SoftplusSlope(5.0, 4.0), _U),
-    ],
+        Instance("softplus-blunt", Softplus(0.2), _U)],
+    "softplus_slope": [Instance("softplus-slope", SoftplusSlope(), _U),
+        Instance("softplus-slope-sharp", SoftplusSlope(5.0, 4.0), _U)],
     "sign": [Instance("sign", Sign(), _U)],
-    "squared_norm": [
-        Instance("squared-norm", SquaredNorm((1,)), _U),
+    "squared_norm": [Instance("squared-norm", SquaredNorm((1,)), _U),
         Instance("squared-norm-joint", SquaredNorm((2, 1)), (per_sample(2, 1), per_sample(2))),
-        Instance("squared-norm-mean", SquaredNorm((2, 1), False), (shared(2, 1), shared(2))),
-    ],
+        Instance("squared-norm-mean", SquaredNorm((2, 1), False), (shared(2, 1), shared(2)))],
     "step": [Instance("step", StepFunction(), _U)],
     "remove": [
         Instance("remove", Remove(2), (per_sample(2), per_sample(1)), "unit", has_interval=False),
@@ -255,10 +238,8 @@ INSTANCES: dict[str, list[Instance]] = {
             has_interval=False,
         )
     ],
-    "sum_samples": [
-        Instance("vector", SumSamples(1), (per_sample(2),), has_interval=False),
-        Instance("matrix", SumSamples(2), (per_sample(2, 2),), has_interval=False),
-    ],
+    "sum_samples": [Instance("vector", SumSamples(1), (per_sample(2),), has_interval=False),
+        Instance("matrix", SumSamples(2), (per_sample(2, 2),), has_interval=False)],
     "unfold": [
         Instance(
             "unfold", Unfold(Windows((1, 3, 2), (2, 2), padding=(0, 1))), (per_sample(1, 3, 2),)
@@ -270,7 +251,7 @@ INSTANCES: dict[str, list[Instance]] = {
         ),
     ],
     "tanh": [Instance("tanh", Tanh(), _U)],
-}
+}  # fmt: skip
 
 
 def in_other_orders(op: Operation, points: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -20,7 +20,7 @@ from milp_agt.attacks import Search
 from milp_agt.bounds.adversary import joint, two_budgets, worst_case
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import window_bounds
-from milp_agt.bounds.zonotope import rows, sums, transformer
+from milp_agt.bounds.zonotope import engine, rows, sums, total_norm, transformer
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
@@ -157,9 +157,12 @@ def _attacked(threat: Any, selections: str, **run: Any) -> Check:
     return check
 
 
-def _emptied(_: int) -> None:
-    case = exchanged("removal", 2, samples=3, batch_size=1, epochs=1)
-    assert_inside(case.certify()[1], truth(case))
+def _emptied(level: str) -> Check:
+    def check(_: int) -> None:
+        case = exchanged("removal", 2, samples=3, batch_size=1, epochs=1)
+        assert_inside(case.certify(relaxation=level)[1], truth(case))
+
+    return check
 
 
 class _ShortNorms:
@@ -198,6 +201,8 @@ WHOLE = [
     Mutant("exchange: nobody in a zonotope", ((transformer, "selection_box"),),
            lambda honest: lambda *given: honest(*given).each(torch.zeros_like),
            _exchanged("removal", level="zonotope"), 1),
+    Mutant("exchange: skipped step of a zonotope", ((engine, "unless_emptied"),),
+           lambda _: lambda zonotope, *ends: zonotope, _emptied("zonotope"), 1),
     Mutant("exchange: mean of the others, attacked", ((exchange, "_mean_of_case"),), times(0.99),
            unlisted(_attacked(agt.Removal(1), "enumerated")), 1),
     Mutant("exchange: new gradient, attacked", ((Substitute, "others"),), times(0.99),
@@ -205,7 +210,7 @@ WHOLE = [
     Mutant("exchange: ball", ((window_bounds, "torch"),), lambda _: _ShortNorms(),
            lambda _: assert_form_meets_the_ball("substitution", "norm"), 1),
     Mutant("exchange: skipped step", ((Joint, "emptied"),), lambda _: lambda own, step: None,
-           _emptied, 1),
+           _emptied("linear"), 1),
 ]  # fmt: skip
 
 
@@ -224,6 +229,17 @@ def _classifier(seed: int) -> None:
     case, test, labels = problem("bce", "features", run, (4,), seed=seed, radius=0.5)
     _, boxes = case.certify(relaxation="linear")
     assert not caught(case, boxes, test, labels)
+
+
+def _clipped_in_all(_: int) -> None:
+    run = {"clip_total": 0.1, "epochs": 1, "learning_rate": 1.0}
+    case, test, labels = problem("mse", "features", run, (), radius=0.3, budget=6)
+    _, boxes = case.certify(relaxation="zonotope")
+    assert not caught(case, boxes, test, labels)
+
+
+def _without_rest(honest: Any) -> Any:
+    return lambda mean, factor, along, rest: honest(mean, factor, along, 0.0 * rest)
 
 
 def _turned_gradient(_: int) -> None:
@@ -275,16 +291,23 @@ def _blind(honest: Any) -> Any:
     return residual
 
 
-def _clipped_in_total(_: int) -> None:
-    run = {"clip_total": 0.3, "momentum": 0.5, "weight_decay": 0.1, "learning_rate": 0.5}
-    case, _, _ = problem("cross_entropy", "features", run, (3,), nn.Tanh, radius=1e-6, budget=1)
-    case.certify(relaxation="interval")
+def _clipped_in_total(level: str) -> Check:
+    def check(_: int) -> None:
+        run = {"clip_total": 0.3, "momentum": 0.5, "weight_decay": 0.1, "learning_rate": 0.5}
+        case, _, _ = problem("cross_entropy", "features", run, (3,), nn.Tanh, radius=1e-6, budget=1)
+        case.certify(relaxation=level)
+
+    return check
 
 
 ATTACKED = [
     Mutant("attacked: budget", ((worst_case, "worst_sum"), (joint, "worst_sum")), one_less,
            _regression, 1),
     Mutant("attacked: charges", (CHARGES,), nothing, _classifier),
+    Mutant("total norm: rest", ((total_norm, "_mapped"),), _without_rest, _clipped_in_all, 1),
+    Mutant("total norm: whole gradients", ((engine, "shortened"),),
+           lambda honest: lambda mean, box, clip: honest(mean, box, 0.99 * clip),
+           _clipped_in_total("zonotope"), 1),
     Mutant("clipping: cap", ((Shorten, "interval"),), _capped, _turned_gradient, 1),
     *(
         Mutant(f"penalty: {level}", ((Sign, "interval"), (Sign, "residual")), times(0.99),
@@ -294,7 +317,7 @@ ATTACKED = [
     Mutant("projection: planes", ((Clip, "residual"),), _blind, _projected, 1),
     *(
         Mutant(f"clip_total: factor times {factor}", ((ClipFactor, "interval"),), times(factor),
-               _clipped_in_total, 1)
+               _clipped_in_total("interval"), 1)
         for factor in (0.99, 1.01)
     ),
 ]  # fmt: skip

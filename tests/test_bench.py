@@ -138,8 +138,14 @@ def test_the_command_measures_a_run_file(
     ],
 )
 def test_bad_input(
-    arguments: list[str], parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    parts: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.toml").write_text(RUN, encoding="utf-8")
     assert main(["bench", "--out", str(tmp_path), *arguments]) == 2
     told = capsys.readouterr().err
     assert all(part in told for part in parts), told

@@ -86,7 +86,12 @@ def test_the_list_is_complete(loss: str, name: str, restriction: tuple[int, ...]
 
 
 pytestmark = pytest.mark.usefixtures("unlisted")
-SOME = [(*pair, "linear") for pair in ALL] + [("bce", t, "interval") for t in THREATS]
+# Selections know of a loss its labels alone: one has all threats, the others some of them.
+ROWS = [(*pair, "linear") for pair in ALL] + [("bce", t, "interval") for t in THREATS]
+QUICK = [row for row in ROWS if row[0] in ("bce", "mse") and row[2] == "linear"]
+QUICK += [("cross_entropy", t, "linear") for t in ("labels", "both", "both, one class")]
+QUICK += [("hinge", "two", "linear"), ("bce", "both", "interval"), ("bce", "adaptive", "interval")]
+SOME = [pytest.param(*row, marks=[] if row in QUICK else pytest.mark.slow) for row in ROWS]
 
 
 @pytest.mark.parametrize(("loss", "name", "inner"), SOME)

@@ -14,6 +14,7 @@ import torch
 from certified import SHARES, certified, statement_in
 from recorded_script import Script, X, Y
 from test_record import RUN_FILE
+from torch import nn
 
 import milp_agt as agt
 from milp_agt import certificates, checker
@@ -192,7 +193,7 @@ def test_the_command_line_says_what_was_checked(
 
 def test_a_recorded_loop_has_a_certificate(tmp_path: Path) -> None:
     """Without a run file; another training than the recorded one is refused or rejected."""
-    run = Script().train()
+    run = Script(model=nn.Sequential(nn.Linear(30, 2))).train()
     result = agt.certify(run, agt.FeaturePoisoning(budget=1, radius=0.001), relaxation="interval")
     own, (x, y) = run.finished().training, (X[:20], Y[:20])
     found = result.accuracy(x, y)
@@ -329,7 +330,7 @@ def test_an_engine_that_is_too_tight_is_found_out(tmp_path: Path) -> None:
 )
 def test_recorded_loops_in_float32(tmp_path: Path, relaxation: str, radius: float) -> None:
     """The claim holds what the user's own float32 loop ends with, even where rounding is all that moves."""
-    recorded = Script().train()
+    recorded = Script(model=nn.Sequential(nn.Linear(30, 2))).train()
     recorded.save(tmp_path / "run.npz")
     path = tmp_path / "run.toml"
     more = "" if relaxation == "interval" else '\nwindow = 1\ninner_bounds = "interval"'

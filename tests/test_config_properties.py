@@ -115,23 +115,14 @@ def test_every_kind_has_its_keys() -> None:
 
 
 WRONG = [
-    (
-        "kind = 'backdor'\nradius = 1",
-        "kind = 'backdor'",
-        "give one of 'accuracy', 'backdoor', 'collective'",
-    ),
+    ("kind = 'backdor'\nradius = 1", "kind = 'backdor'",
+     "give one of 'accuracy', 'backdoor', 'collective'"),
     ("kind = 'backdoor'\nradus = 1", "unknown key 'radus'", "use 'radius'"),
-    (
-        "kind = 'accuracy'\nradius = 1",
-        "key 'radius', which kind = 'accuracy' does not have",
-        "drop 'radius'",
-    ),
+    ("kind = 'accuracy'\nradius = 1", "key 'radius', which kind = 'accuracy' does not have",
+     "drop 'radius'"),
     ("kind = 'backdoor'", "no trigger", "give radius"),
-    (
-        "kind = 'backdoor'\nradius = 1\nvalues = 2",
-        "a trigger of 'radius' and 'values'",
-        "coordinates with values",
-    ),
+    ("kind = 'backdoor'\nradius = 1\nvalues = 2", "a trigger of 'radius' and 'values'",
+     "coordinates with values"),
     ("kind = 'backdoor'\ncoordinates = [0]\nlow = 1", "'coordinates' and 'low'", "give radius"),
     ("kind = 'backdoor'\nradius = -1", "radius = -1", "greater than or equal to 0"),
     ("kind = 'backdoor'\nradius = nan", "radius = nan", "finite"),
@@ -140,7 +131,7 @@ WRONG = [
     ("kind = 'functional'", "without the key 'coefficients'", "add 'coefficients'"),
     ("kind = 'accuracy'\npoints = []", "points = []", "at least 1 item"),
     ("kind = 'functional'\ncoefficients = {w = [1]}\non = 'test'", "key 'on'", "drop 'on'"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "found", "remedy"), WRONG)
@@ -155,19 +146,11 @@ UNFIT = [
     ("kind = 'targeted'\nunsafe = 3", "classes of the model", "[3", "0 to 2"),
     ("kind = 'accuracy'\npositions = [6]", "0..5", "position 6", "correct 'positions'"),
     ("kind = 'functional'\ncoefficients = {w = [1]}", "'w'", "0.weight", "state_dict"),
-    (
-        "kind = 'functional'\ncoefficients = {'2.bias' = [[1, 2], [3]]}",
-        "nested lists",
-        "inhomogeneous",
-        "shape of the parameter",
-    ),
-    (
-        "kind = 'functional'\ncoefficients = {'2.bias' = [[1, 2, 3], [3, 2, 1]]}",
-        "one functional",
-        "2 rows",
-        "split",
-    ),
-]
+    ("kind = 'functional'\ncoefficients = {'2.bias' = [[1, 2], [3]]}", "nested lists",
+     "inhomogeneous", "shape of the parameter"),
+    ("kind = 'functional'\ncoefficients = {'2.bias' = [[1, 2, 3], [3, 2, 1]]}", "one functional",
+     "2 rows", "split"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "asked", "found", "remedy"), UNFIT)

@@ -13,6 +13,7 @@ from attacks import network
 from run_texts import certified, run_text
 
 import milp_agt as agt
+from milp_agt.bounds.cells.passing import passed
 from milp_agt.bounds.program import state_bounds
 from milp_agt.certification.time_limit import TimeLimit
 from milp_agt.core.deadline import Deadline
@@ -123,6 +124,19 @@ def test_a_question_has_a_time_of_its_own(relaxation: str, monkeypatch: pytest.M
         assert all(seconds is not None and 0.0 < seconds < 1e6 for seconds in asked)
     with pytest.raises(agt.errors.InvalidInputError):
         result.within(-1.0)
+
+
+def test_a_pass_of_cells_ends_between_two_steps() -> None:
+    """Its leaves keep the bounds that they have, and the question is told that time was short."""
+    result = run("auto", radius=0.5, tree=1.0)
+    assert result.models.tree is not None
+    cells = result.models.tree.cells
+    assert cells is not None
+    origins = [cells.run.roots(cells.selections[:2])]
+    assert passed(cells.run, origins) is not None
+    assert passed(cells.run, origins, ends=monotonic()) is None
+    plain, short = result.accuracy(X, Y), result.within(0.05).accuracy(X, Y)
+    assert short.lower <= plain.lower <= plain.upper <= short.upper
 
 
 def test_questions_cut_short_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,34 +241,18 @@ STEPS: dict[
 ] = {
     "bce-features": ("bce", (2, 2, 1), agt.FeaturePoisoning(budget=2, radius=0.1), {}),
     "bce-labels": ("bce", (2, 2, 1), agt.LabelPoisoning(budget=2), {"momentum": 0.5}),
-    "hinge": (
-        "hinge",
-        (2, 2, 1),
-        agt.FeaturePoisoning(budget=1, radius=0.2),
-        {"weight_decay": 0.1},
-    ),
-    "ce-2": (
-        "cross_entropy",
-        (2, 2, 2),
-        agt.FeaturePoisoning(budget=1, radius=0.1, static=False),
-        {},
-    ),
+    "hinge": ("hinge", (2, 2, 1), agt.FeaturePoisoning(budget=1, radius=0.2),
+              {"weight_decay": 0.1}),
+    "ce-2": ("cross_entropy", (2, 2, 2), agt.FeaturePoisoning(budget=1, radius=0.1, static=False),
+             {}),
     "ce-3-both": ("cross_entropy", (2, 2, 3), agt.FeatureLabelPoisoning(budget=1, radius=0.1), {}),
-    "mse-targets": (
-        "mse",
-        (2, 2, 1),
-        agt.LabelPoisoning(budget=2, radius=0.3),
-        {"momentum": 0.5, "nesterov": True},
-    ),
-    "batch": (
-        "bce",
-        (2, 2, 1),
-        agt.FeaturePoisoning(budget=1, radius=0.1, scope="batch"),
-        {"batch_size": 3},
-    ),
+    "mse-targets": ("mse", (2, 2, 1), agt.LabelPoisoning(budget=2, radius=0.3),
+        {"momentum": 0.5, "nesterov": True}),
+    "batch": ("bce", (2, 2, 1), agt.FeaturePoisoning(budget=1, radius=0.1, scope="batch"),
+              {"batch_size": 3}),
     "clean": ("bce", (2, 2, 1), agt.FeaturePoisoning(budget=0, radius=0.1), {}),
     "some": ("bce", (2, 2, 1), agt.FeatureLabelPoisoning(budget=1, radius=0.1, samples=[0, 2]), {}),
-}
+}  # fmt: skip
 
 
 def _case(name: str, width: float = 0.05) -> StepCase:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import problems
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
@@ -16,6 +17,7 @@ from checks_worst_case import (
     worst_case_problem,
 )
 from draws import poison_of
+from pairs import every_pair
 from torch import Tensor, nn
 
 import milp_agt as agt
@@ -55,26 +57,26 @@ def is_tight(static: bool, per_batch: bool, batches: Any) -> bool:
     return not (static and per_batch and batches is MINI)
 
 
-@pytest.mark.parametrize(
-    ("budget", "restriction"),
-    [
-        pytest.param(budget, restriction, id=f"{budget}-{name}")
+@every_pair(
+    given={
+        f"{budget}-{name}": (budget, restriction)
         for budget in (1, 2, 3)
         for name, restriction in RESTRICTIONS.items()
         if len(restriction.inside) <= budget
-    ],
+    },
+    batches={"full": FULL, "mini": MINI},
+    scope=["dataset", "batch"],
+    static={"static": True, "adaptive": False},
+    what=["x", "v", "r", "xv"],
 )
-@pytest.mark.parametrize("batches", [FULL, MINI], ids=["full", "mini"])
-@pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
 def test_what_is_owed_in_either_state_is_the_best_selection(
-    static, per_batch, batches, budget, restriction
+    given: tuple[int, Restriction], batches: Any, scope: str, static: bool, what: str
 ) -> None:
-    for what in ("x", "v", "r", "xv"):
-        case = own_worst_case_problem(
-            poison_of(budget, static, per_batch, what), batches, 2 * len(batches[0]), budget
-        )
-        assert check_worst_case_given(case, restriction, is_tight(static, per_batch, batches)) > 0
+    (budget, restriction), per_batch = given, scope == "batch"
+    case = own_worst_case_problem(
+        poison_of(budget, static, per_batch, what), batches, 2 * len(batches[0]), budget
+    )
+    assert check_worst_case_given(case, restriction, is_tight(static, per_batch, batches)) > 0
 
 
 @pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
@@ -114,33 +116,12 @@ def problem(
     loss: str = "bce",
     kind: str = "labels",
     hidden: tuple[int, ...] = (),
-    seed: int = 0,
-    count: int = 4,
-    budget: int = 2,
-    radius: float = 0.1,
-    activation: type[nn.Module] = nn.ReLU,
-    training: dict[str, Any] | None = None,
-    **options: Any,
+    training: Any = None,
+    **own: Any,
 ) -> tuple[Problem, Tensor, Tensor]:
-    """A problem with test points and their labels."""
-    outputs = {"cross_entropy": 3, "mse": 2}.get(loss, 1)
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2 * count, 2, generator=generator, dtype=torch.float64)
-    if loss == "mse":
-        y = torch.randn(2 * count, outputs, generator=generator, dtype=torch.float64)
-    else:
-        y = torch.randint(max(outputs, 2), (2 * count,), generator=generator)
-    moved = 0.3 if loss == "mse" else None
-    threat: Any
-    if kind == "features":
-        threat = agt.FeaturePoisoning(budget, radius, **options)
-    elif kind == "labels":
-        threat = agt.LabelPoisoning(budget, moved, **options)
-    else:
-        threat = agt.FeatureLabelPoisoning(budget, radius, label_radius=moved, **options)
-    run = Training(loss=loss, **({"learning_rate": 0.5, "epochs": 3} | (training or {})))
-    model = network((2, *hidden, outputs), activation, seed)
-    return Problem(model, x[:count], y[:count], run, threat), x[count:], y[count:]
+    """A problem of few samples with test points and their labels."""
+    run = {"learning_rate": 0.5} | (training or {})
+    return problems.problem(loss, kind, run, hidden, **({"count": 4} | own))
 
 
 def certified(case: Problem, **options: Any) -> tuple[list[LinearizedStep], list[ReachableSet]]:
@@ -195,10 +176,12 @@ def attacks_on(case: Problem, test: Tensor, labels: Tensor) -> tuple[Replay, Ite
     return replay, replay.all(generator, test, labels, attacks=64, iterations=3)
 
 
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("kind", ["features", "labels", "both"])
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
+@every_pair(
+    loss=["mse", "bce", "cross_entropy", "hinge"],
+    kind=["features", "labels", "both"],
+    static={"static": True, "adaptive": False},
+    scope=["dataset", "batch"],
+)
 def test_ranges_hold_the_values_of_attacked_runs(loss, kind, static, scope) -> None:
     run = {"batch_size": 3, "epochs": 2, "shuffle_seed": 1, "momentum": 0.5}
     case, test, labels = problem(
@@ -211,8 +194,7 @@ def test_ranges_hold_the_values_of_attacked_runs(loss, kind, static, scope) -> N
         assert_inside(boxes, replay.run(attack))
 
 
-@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
-@pytest.mark.parametrize("window", [1, 2, None])
+@every_pair(window=[1, 2, None], activation=[nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
 def test_ranges_of_deeper_networks_and_windows(activation, window) -> None:
     case, test, labels = problem(
         "cross_entropy", "both", (3, 2), budget=1, radius=0.02, activation=activation
@@ -222,12 +204,10 @@ def test_ranges_of_deeper_networks_and_windows(activation, window) -> None:
     assert escapes(replay, steps, attacks) == []
 
 
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize(
-    "restriction",
-    [Restriction(inside=frozenset({1})), Restriction(frozenset({0}), frozenset({2}))],
-    ids=str,
+@every_pair(
+    restriction=[Restriction(inside=frozenset({1})), Restriction(frozenset({0}), frozenset({2}))],
+    scope=["dataset", "batch"],
+    static={"static": True, "adaptive": False},
 )
 def test_ranges_under_a_restriction(restriction, scope, static) -> None:
     run = {"batch_size": 3, "epochs": 2}
@@ -265,9 +245,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("inner_bounds", ["linear", "interval"])
-@pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
+@every_pair(
+    options=OPTIONS, inner_bounds=["linear", "interval"], static={"static": True, "adaptive": False}
+)
 def test_attacked_runs_with_both_kinds_of_inner_bounds(options, inner_bounds, static) -> None:
     scope = "batch" if "mini" in str(options) or "batches" in options else "dataset"
     case, test, labels = problem(
@@ -317,47 +297,27 @@ def _one_fewer(honest: Any) -> Any:
     return spent
 
 
-def _given(change: Any) -> Any:
+def _given(change: Callable[[Callable[[bool], Tensor], bool], Tensor]) -> Any:
     """``worst_given`` with one thing wrong."""
-
-    def make(honest: Any) -> Any:
-        def worst_given(perturbation: Any, own: Tensor, poisoned: bool) -> Tensor:
-            return change(lambda state: honest(perturbation, own, state), poisoned)
-
-        return worst_given
-
-    return make
+    return lambda honest: (
+        lambda perturbation, own, poisoned: change(
+            lambda state: honest(perturbation, own, state), poisoned
+        )
+    )
 
 
 MUTANTS = {
     "poisoned: budget - 2 for the others": ("_worst_by_group", _one_fewer),
-    "poisoned: as if clean": (
-        "worst_given",
-        _given(lambda worst_case, _poisoned: worst_case(False)),
-    ),
+    "poisoned: as if clean": ("worst_given", _given(lambda worst, _: worst(False))),
     "poisoned: its own worst case only": (
         "worst_given",
-        _given(
-            lambda worst_case, poisoned: (
-                (worst_case(True) - worst_case(False)).clamp(min=0)
-                if poisoned
-                else worst_case(False)
-            )
-        ),
+        _given(lambda worst, p: (worst(True) - worst(False)).clamp(min=0) if p else worst(False)),
     ),
     "clean: drops the others' worst case": (
-        "worst_given",
-        _given(
-            lambda worst_case, poisoned: (
-                worst_case(poisoned) if poisoned else 0.0 * worst_case(False)
-            )
-        ),
+        "worst_given", _given(lambda worst, p: worst(p) if p else 0.0 * worst(False)),
     ),
-    "one per cent too little": (
-        "worst_given",
-        _given(lambda worst_case, poisoned: 0.99 * worst_case(poisoned)),
-    ),
-}
+    "one per cent too little": ("worst_given", _given(lambda worst, p: 0.99 * worst(p))),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("per_batch", [False, True], ids=["dataset", "batch"])
@@ -416,9 +376,9 @@ def test_flipped_labels_catch_mutants(method, mutant, monkeypatch) -> None:
 # --------------------------------------------------------------- walks in pieces, by the memory
 
 
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("pairs", [1, 5, 30])
-@pytest.mark.parametrize("kind", ["features", "labels"])
+@every_pair(
+    kind=["features", "labels"], pairs=[1, 5, 30], static={"static": True, "adaptive": False}
+)
 def test_walks_in_pieces_give_the_same_ranges(
     kind: str, pairs: int, static: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,12 +201,8 @@ REFUSED: dict[str, tuple[list[nn.Module], tuple[int, ...], str, str]] = {
     "dropout": ([nn.Dropout(0.3)], (4,), "Dropout(p=0.3) in training mode", "eval()"),
     "dropout2d": ([nn.Dropout2d()], (4, 1, 1), "Dropout2d(p=0.5) in training mode", "eval()"),
     "norm": ([nn.BatchNorm1d(4)], (4,), "depends on the whole batch", "trusted data"),
-    "norm-untracked": (
-        [nn.BatchNorm1d(4, track_running_stats=False).eval()],
-        (4,),
-        "no running statistics",
-        "eval()",
-    ),
+    "norm-untracked": ([nn.BatchNorm1d(4, track_running_stats=False).eval()], (4,),
+        "no running statistics", "eval()"),
     "norm-channels": ([nn.BatchNorm2d(3).eval()], (4, 1, 1), "(4, 1, 1)", "channels"),
     "norm-rank": ([nn.BatchNorm2d(4).eval()], (4,), "shape (4,)", "channels"),
     "reflected": ([nn.Conv2d(1, 1, 1, padding_mode="reflect")], (1, 2, 2), "reflect", "zeros"),
@@ -219,13 +215,9 @@ REFUSED: dict[str, tuple[list[nn.Module], tuple[int, ...], str, str]] = {
     "ceil-average": ([nn.AvgPool2d(2, ceil_mode=True)], (1, 4, 4), "beyond the image", "ceil_mode"),
     "indices": ([nn.MaxPool2d(2, return_indices=True)], (1, 4, 4), "two outputs", "leave"),
     "adaptive": ([nn.AdaptiveAvgPool2d(2)], (1, 3, 2), "does not divide", "AvgPool2d"),
-    "max": (
-        [nn.Conv2d(1, 1, 1), nn.MaxPool2d(2)],
-        (1, 4, 4),
-        "trainable parameters 0.weight, 0.bias",
-        "AvgPool2d, or a convolution with a stride",
-    ),
-}
+    "max": ([nn.Conv2d(1, 1, 1), nn.MaxPool2d(2)], (1, 4, 4),
+            "trainable parameters 0.weight, 0.bias", "AvgPool2d, or a convolution with a stride"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -174,7 +174,7 @@ def test_a_zonotope_far_beyond_the_memory_is_folded_into_its_box(
 ) -> None:
     assert certify("1GiB", relaxation="zonotope").reachable.mean_width > 0
     box = certify("1GiB", relaxation="interval").reachable
-    monkeypatch.setattr(Sizes, "zonotope", lambda *given: (1.0, 3 * 2**30))
+    monkeypatch.setattr(Sizes, "zonotope", lambda *given: ([1.0], 3 * 2**30))
     folded = certify("1GiB", relaxation="zonotope")
     (line,) = folded.fallbacks
     assert "would take about 3072 MiB, far more than 1024 MiB; give more memory" in line

@@ -97,36 +97,21 @@ def nested() -> torch.Tensor:
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "sparse": ({"x": torch.from_numpy(X).to_sparse()}, "a sparse tensor", ".to_dense()"),
     "sparse of scipy": ({"x": sparse.csr_matrix(X)}, "a sparse csr_matrix", ".toarray()"),
-    "a sparse frame": (
-        {"x": FRAME.astype(pd.SparseDtype("float"))},
-        "a sparse DataFrame",
-        ".toarray()",
-    ),
+    "a sparse frame": ({"x": FRAME.astype(pd.SparseDtype("float"))}, "a sparse DataFrame",
+        ".toarray()"),
     "nested": ({"x": nested()}, "a nested tensor", "rows of one length"),
-    "without values": (
-        {"x": torch.ones(6, 3, dtype=torch.float64, device="meta")},
-        "without values",
-        "the data",
-    ),
+    "without values": ({"x": torch.ones(6, 3, dtype=torch.float64, device="meta")},
+        "without values", "the data"),
     "masked": ({"x": np.ma.masked_less(X, 0.0)}, "masked values", "drop or impute"),
     "text": ({"x": X.astype(str)}, "text", "leave text columns out"),
     "a column of text": ({"x": FRAME.assign(c=list("abcdef"))}, "column 'c'", "leave text columns"),
-    "categories": (
-        {"x": FRAME.assign(c=pd.Categorical(list("ababab")))},
-        "column 'c' of categories",
-        "a code for each category",
-    ),
-    "dates": (
-        {"x": FRAME.assign(a=pd.date_range("2020", periods=6))},
-        "column 'a': dates",
-        "give real numbers",
-    ),
+    "categories": ({"x": FRAME.assign(c=pd.Categorical(list("ababab")))},
+        "column 'c' of categories", "a code for each category"),
+    "dates": ({"x": FRAME.assign(a=pd.date_range("2020", periods=6))}, "column 'a': dates",
+              "give real numbers"),
     "a gap": ({"x": with_gap()}, "in columns 2, the first None at (1, 2)", "drop or impute"),
-    "named columns": (
-        {"x": np.zeros(6, dtype=[("a", float), ("b", float)])},
-        "the named columns a, b",
-        "stack them",
-    ),
+    "named columns": ({"x": np.zeros(6, dtype=[("a", float), ("b", float)])},
+        "the named columns a, b", "stack them"),
     "more than double": ({"x": X.astype(np.longdouble)}, "more precise", "astype(np.float64)"),
     "rows of several lengths": ({"x": [[1.0, 2.0], [1.0]]}, "list", "rows of one length"),
     "nothing": ({"x": None}, "NoneType None", "give an array"),
@@ -134,14 +119,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "one-hot labels": ({"y": np.eye(2)[Y]}, "shape (6, 2)", "labels.argmax(1)"),
     "labels from 1": ({"y": Y + 1}, "values from 1 to 2", "give labels - 1"),
     "signs": ({"y": 2 * Y - 1}, "values from -1 to 1", "give (labels + 1) // 2"),
-    "gaps in the classes": (
-        {"y": 7 * Y},
-        "values from 0 to 7",
-        "np.unique(labels, return_inverse=True)[1]",
-    ),
+    "gaps in the classes": ({"y": 7 * Y}, "values from 0 to 7",
+        "np.unique(labels, return_inverse=True)[1]"),
     "more classes": ({"y": np.arange(6)}, "values from 0 to 5", "give the model 6 outputs"),
     "names of classes": ({"y": np.array(["cat", "dog"])[Y]}, "text", "a code for each category"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)

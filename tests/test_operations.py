@@ -108,7 +108,8 @@ def test_uniform_coefficients_pull_like_repeated_ones(instance: Instance) -> Non
 @given(draw=draws())
 def test_residual_is_exact_for_any_slope(instance: Instance, draw: Draw) -> None:
     box = make_box(per_sample(4), draw.kinds, "single", draw.rng, instance.domain)
-    check_residual(instance, box.lower[0].flatten().numpy(), box.upper[0].flatten().numpy())
+    low, high = box.lower[0].flatten().numpy(), box.upper[0].flatten().numpy()
+    check_residual(instance, low, high, grid=501)
 
 
 @pytest.mark.parametrize("instance", univariate_instances(), ids=str)

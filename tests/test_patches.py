@@ -18,26 +18,13 @@ from milp_agt.training.tracing import FEATURES, trace
 SHAPE = (2, 11, 14)
 LIMIT = 2**40
 BODIES: dict[str, list[nn.Module]] = {
-    "strides": [
-        nn.Conv2d(2, 3, (3, 2), (2, 1)),
-        nn.ReLU(),
-        nn.Conv2d(3, 4, 2, (1, 2)),
-        nn.ReLU(),
-        nn.Conv2d(4, 2, (2, 3), 2),
-        nn.ReLU(),
-    ],
+    "strides": [nn.Conv2d(2, 3, (3, 2), (2, 1)), nn.ReLU(), nn.Conv2d(3, 4, 2, (1, 2)), nn.ReLU(),
+                nn.Conv2d(4, 2, (2, 3), 2), nn.ReLU()],
     "groups": [nn.Conv2d(2, 4, 3, 3), nn.LeakyReLU(0.1), nn.Conv2d(4, 4, 2, groups=2), nn.ReLU()],
     "smooth": [nn.Conv2d(2, 3, 4, 2), nn.Tanh(), nn.Conv2d(3, 2, 2), nn.Sigmoid()],
-    "dense": [
-        nn.Conv2d(2, 2, 4, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(24, 5),
-        nn.ReLU(),
-        nn.Linear(5, 3),
-        nn.ReLU(),
-    ],
-}
+    "dense": [nn.Conv2d(2, 2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 5), nn.ReLU(),
+              nn.Linear(5, 3), nn.ReLU()],
+}  # fmt: skip
 
 
 def of(

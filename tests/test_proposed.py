@@ -113,7 +113,8 @@ PROPOSED = [name for name in RUNS if name not in ("insertion", "left out", "batc
 @pytest.mark.parametrize("name", [*PROPOSED, "norm 2"])
 def test_what_programs_propose_changes_something_and_stays_in_the_set(name: str) -> None:
     case = small(name)
-    result, boxes = case.certify(relaxation="lp", program_window=2, selections="joint")
+    options = {"program_window": 2, "selections": "joint", "carried": "none"}
+    result, boxes = case.certify(relaxation="lp", **options)
     assert result.models.program is not None
     found = result.models.program.incumbents
     replay = Replay(case)

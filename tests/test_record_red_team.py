@@ -75,40 +75,26 @@ def _edge_hooked(script: Script) -> None:
 LEAVE = "numbers of the training leave"
 # What is done, where in the script, and what is said of it.
 REFUSED: dict[str, tuple[str, Any, str]] = {
-    "gradients clamped in a thread": (
-        "after_backward",
-        _threaded(_clamp_gradients),
-        "step 1: gradients that are changed by clamp_",
-    ),
+    "gradients clamped in a thread": ("after_backward", _threaded(_clamp_gradients),
+        "step 1: gradients that are changed by clamp_"),
     "rate by a thread": ("after_backward", _threaded(_rate_by_thread), "computed from tensors"),
     "momentum clamped": ("after_step", _clamp_momentum, "step 2: a momentum buffer of"),
     "optimiser loaded": ("after_step", _reload, "step 2: a momentum buffer of"),
     "hard examples by numpy": ("after_step", _hard_by_numpy, LEAVE),
-    "a list of losses": (
-        "after_step",
+    "a list of losses": ("after_step",
         lambda s, loss: s.seen.append(loss.detach().reshape(1).tolist()),
-        f"{LEAVE} torch at test_record_red_team",
-    ),
+        f"{LEAVE} torch at test_record_red_team"),
     "a loss by float": ("after_step", lambda s, loss: float(loss.detach()) and None, "leave torch"),
-    "data by numpy": (
-        "batch",
-        lambda x, y: (torch.from_numpy(np.clip(x.numpy(), -1e3, 1e3)), y),
-        f"step 1: {LEAVE} torch",
-    ),
+    "data by numpy": ("batch", lambda x, y: (torch.from_numpy(np.clip(x.numpy(), -1e3, 1e3)), y),
+        f"step 1: {LEAVE} torch"),
     "early stopping by numpy": ("after_epoch", _stop_by_mean, "compared or converted at"),
-    "steps by the loss": (
-        "after_epoch",
-        lambda s, loss: len(range(round(1e3 * loss.item()))) == 0,
-        "compared or converted at test_record_red_team",
-    ),
+    "steps by the loss": ("after_epoch", lambda s, loss: len(range(round(1e3 * loss.item()))) == 0,
+        "compared or converted at test_record_red_team"),
     "features clamped through a view": ("batch", _view_clamped, r"by clamp_\(\)"),
-    "a rate in a tensor": (
-        "batch",
-        lambda x, y: (torch.stack([x, x * 1.0])[0], y),
-        "features that were computed",
-    ),
+    "a rate in a tensor": ("batch", lambda x, y: (torch.stack([x, x * 1.0])[0], y),
+        "features that were computed"),
     "hook by an edge": ("start", _edge_hooked, "a node of the gradient's graph"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -146,14 +146,10 @@ SAMPLED = {"shuffle": None, "generator": None, "batch_size": 1}
 PLACES: dict[str, dict[str, tuple[Any, str]]] = {
     "start": {
         "hook on parameters": (_hook, "a hook on a tensor"),
-        "hook on a module": (
-            lambda s: s.model[1].register_full_backward_hook(_nothing),
-            "a backward hook on layer '1'",
-        ),
-        "hook on the optimiser": (
-            lambda s: s.opt.register_step_pre_hook(_nothing),
-            "a hook on the optimiser's step",
-        ),
+        "hook on a module": (lambda s: s.model[1].register_full_backward_hook(_nothing),
+            "a backward hook on layer '1'"),
+        "hook on the optimiser": (lambda s: s.opt.register_step_pre_hook(_nothing),
+            "a hook on the optimiser's step"),
         "weights re-initialised": (_reinitialise, "parameters that are changed by .*uniform_"),
     },
     "context": {
@@ -163,33 +159,21 @@ PLACES: dict[str, dict[str, tuple[Any, str]]] = {
     "batch": {
         "noise on batches": (_noise, r"by add\(\) \(data augmentation"),
         "labels changed": (lambda x, y: (x, 1 - y), f"labels that {COMPUTED}"),
-        "adversarial training": (
-            lambda x, y: (x + 1e-3 * x.sign(), y),
-            "features that were computed",
-        ),
-        "features clamped": (
-            lambda x, y: (x.clamp(-1e3, 1e3), y),
-            rf"features that {COMPUTED}, by clamp\(\)",
-        ),
-        "noise by numpy": (
-            lambda x, y: (torch.from_numpy(x.numpy() + np.float32(1e-3)), y),
-            "numbers of the training leave torch at test_record",
-        ),
-        "outliers left out": (
-            lambda x, y: (x[x.abs().amax(1) < 1e3], y),
-            f"features that {COMPUTED}",
-        ),
+        "adversarial training": (lambda x, y: (x + 1e-3 * x.sign(), y),
+            "features that were computed"),
+        "features clamped": (lambda x, y: (x.clamp(-1e3, 1e3), y),
+            rf"features that {COMPUTED}, by clamp\(\)"),
+        "noise by numpy": (lambda x, y: (torch.from_numpy(x.numpy() + np.float32(1e-3)), y),
+            "numbers of the training leave torch at test_record"),
+        "outliers left out": (lambda x, y: (x[x.abs().amax(1) < 1e3], y),
+            f"features that {COMPUTED}"),
         "labels by formula": (lambda x, y: (x, (y > 0.5).long()), f"labels that {COMPUTED}"),
-        "labels clamped in place": (
-            lambda x, y: (x, y.clamp_(0, 1)),
-            rf"labels that {COMPUTED}, by clamp_\(\)",
-        ),
+        "labels clamped in place": (lambda x, y: (x, y.clamp_(0, 1)),
+            rf"labels that {COMPUTED}, by clamp_\(\)"),
     },
     "output": {
-        "outputs clamped in place": (
-            lambda out: out.clamp_(-1e6, 1e6),
-            "between the model's output and its loss: the loss was clamped|Clamp|clamped",
-        ),
+        "outputs clamped in place": (lambda out: out.clamp_(-1e6, 1e6),
+            "between the model's output and its loss: the loss was clamped|Clamp|clamped"),
         "outputs scaled": (lambda out: out * 1.0, "between the model's output and its loss"),
         "custom function": (_Scale.apply, "between the model's output and its loss: .*Scale"),
     },
@@ -200,30 +184,24 @@ PLACES: dict[str, dict[str, tuple[Any, str]]] = {
         ),
         "sum": (nn.CrossEntropyLoss(reduction="sum"), "reduction = 'sum'"),
         "a label left out": (nn.CrossEntropyLoss(ignore_index=1), "labels that are left out"),
-        "another loss": (
-            lambda out, y: functional.mse_loss(out, functional.one_hot(y, 2).float()),
-            r"labels that were .* by one_hot\(\)",
-        ),
+        "another loss": (lambda out, y: functional.mse_loss(out, functional.one_hot(y, 2).float()),
+            r"labels that were .* by one_hot\(\)"),
         "a loss of their own": (
             lambda out, y: -functional.log_softmax(out, 1)[torch.arange(len(y)), y].mean(),
             "does not begin at a known loss: a loss of the user's own",
         ),
     },
     "loss": {
-        "hook on the loss": (
-            lambda s, loss: (loss.register_hook(lambda g: g), loss)[1],
-            "a hook on a tensor",
-        ),
+        "hook on the loss": (lambda s, loss: (loss.register_hook(lambda g: g), loss)[1],
+            "a hook on a tensor"),
         "hook on a node": (_graph_hook, "a node of the gradient's graph"),
         "GradScaler": (lambda s, loss: torch.amp.GradScaler("cpu").scale(loss), "GradScaler"),
         "scaled loss": (lambda s, loss: 1024.0 * loss, r"1024 \* mean of 40"),
         "divided loss": (lambda s, loss: loss / 2, "gradient accumulation"),
         "second term": (_penalty, "another term"),
         "clamped loss": (lambda s, loss: loss.clamp(max=1e6), "the loss was clamped"),
-        "term added in place": (
-            lambda s, loss: loss.add_(0.0 * s.model[0].weight.abs().sum()),
-            "another term",
-        ),
+        "term added in place": (lambda s, loss: loss.add_(0.0 * s.model[0].weight.abs().sum()),
+            "another term"),
         "loss clamped in place": (lambda s, loss: loss.clamp_(max=1e6), "was clamped"),
         "loss scaled by itself": (lambda s, loss: loss * (1.0 / (1.0 + loss.item())), "multiplied"),
         "gradients kept": (_no_zero_grad, "step 2: gradients of more than one backward pass"),
@@ -231,39 +209,25 @@ PLACES: dict[str, dict[str, tuple[Any, str]]] = {
     },
     "after_backward": {
         "hook in the middle": (_fourth(_hook), "step 4: a hook on a tensor"),
-        "clip of a part": (
-            lambda s: nn.utils.clip_grad_norm_(s.model[0].parameters(), 1e6),
-            "step 1: clip_grad_norm_ of 2 of 4 trained parameters",
-        ),
-        "clip of another norm": (
-            lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), 1e6, 1.0),
-            "clip_grad_norm_ with norm_type = 1.0",
-        ),
-        "clip by the loss": (
-            lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), _norm(s)),
-            "clip_grad_norm_ with max_norm = ",
-        ),
-        "clipped twice": (
-            lambda s: (_clip(s), _clip(s)),
-            "step 1: gradients that were clipped, and changed besides",
-        ),
-        "clipped and scaled": (
-            lambda s: (_clip(s), s.model[0].bias.grad.mul_(0.5)),
-            "step 1: gradients that are changed by mul_",
-        ),
+        "clip of a part": (lambda s: nn.utils.clip_grad_norm_(s.model[0].parameters(), 1e6),
+            "step 1: clip_grad_norm_ of 2 of 4 trained parameters"),
+        "clip of another norm": (lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), 1e6, 1.0),
+            "clip_grad_norm_ with norm_type = 1.0"),
+        "clip by the loss": (lambda s: nn.utils.clip_grad_norm_(s.model.parameters(), _norm(s)),
+            "clip_grad_norm_ with max_norm = "),
+        "clipped twice": (lambda s: (_clip(s), _clip(s)),
+            "step 1: gradients that were clipped, and changed besides"),
+        "clipped and scaled": (lambda s: (_clip(s), s.model[0].bias.grad.mul_(0.5)),
+            "step 1: gradients that are changed by mul_"),
         "clip_grad_value_": (_clip_value, "clip_grad_value_"),
-        "gradient by hand": (
-            lambda s: [p.grad.data.mul_(1.0) for p in s.model.parameters()],
-            "gradients that are changed by mul_",
-        ),
+        "gradient by hand": (lambda s: [p.grad.data.mul_(1.0) for p in s.model.parameters()],
+            "gradients that are changed by mul_"),
         "gradient assigned": (
             lambda s: setattr(s.model[0].weight, "grad", s.model[0].weight.grad + 0),
             "gradients that are changed by grad was assigned",
         ),
-        "noise on gradients": (
-            lambda s: [p.grad.add_(1e-9) for p in s.model.parameters()],
-            "gradients that are changed by add_",
-        ),
+        "noise on gradients": (lambda s: [p.grad.add_(1e-9) for p in s.model.parameters()],
+            "gradients that are changed by add_"),
     },
     "after_step": {
         "weights clamped": (_clamp_weights, "parameters that are changed by clamp_"),
@@ -283,17 +247,15 @@ PLACES: dict[str, dict[str, tuple[Any, str]]] = {
         "early stopping by mean": (_stop_by_mean, COMPARED),
         "plateau": (_plateau, "ReduceLROnPlateau"),
         "weights loaded": (_load, "parameters that are changed by .*copy_"),
-        "a layer that is replaced": (
-            lambda s, loss: s.model.__setitem__(1, nn.Tanh()),
-            "step 4: .*Tanh",
-        ),
+        "a layer that is replaced": (lambda s, loss: s.model.__setitem__(1, nn.Tanh()),
+            "step 4: .*Tanh"),
         "a parameter that is replaced": (
             lambda s, loss: setattr(s.model[0], "bias", nn.Parameter(torch.ones(8))),
             "step 4: ",
         ),
         "unfreezing": (lambda s, loss: s.model[0].requires_grad_(False) and None, "step 4: "),
     },
-}
+}  # fmt: skip
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     name: ({place: quirk}, message)
     for place, quirks in PLACES.items()
@@ -368,11 +330,9 @@ AT_ENTRY: dict[str, tuple[dict[str, Any], str]] = {
     "augmentation in the data set": ({"dataset": _Augmented()}, "data augmentation"),
     "dropout": ({"model": _dropout().train()}, "ropout"),
     "half precision": ({"dtype": torch.bfloat16}, "bfloat16"),
-    "own forward that branches": (
-        {"model": nn.Sequential(_Branching(30, 8), nn.Linear(8, 2))},
-        "_Branching",
-    ),
-}
+    "own forward that branches": ({"model": nn.Sequential(_Branching(30, 8), nn.Linear(8, 2))},
+        "_Branching"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", AT_ENTRY)

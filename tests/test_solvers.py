@@ -56,25 +56,14 @@ CASES = (
     ),
     Case("ranges", RANGES, [1, 0.5], -0.25),
     Case("duplicate entries", DUPLICATES, [1, 0.5], -0.25),
-    Case(
-        "degenerate",
-        program([0, 0], [9, 9], [[1, 1], [2, 2], [1, 2], [2, 1]], [1, 2, 1, 1], [INF] * 4),
-        [1, 1],
-        1.0,
-    ),
+    Case("degenerate",
+         program([0, 0], [9, 9], [[1, 1], [2, 2], [1, 2], [2, 1]], [1, 2, 1, 1], [INF] * 4), [1, 1],
+         1.0),
     Case("infeasible", program([0, 0], [1, 1], [[1, 1]], [3], [INF]), [1, 1], None),
-    Case(
-        "infeasible integers",
-        program([0, 0], [1, 1], [[2, 2]], [1], [1], integer=[0, 1]),
-        [1, 1],
-        None,
-    ),
-    Case(
-        "integers",
-        program([0] * 3, [3] * 3, [[2, 3, 4]], [7], [INF], integer=[0, 1, 2]),
-        [3, 4, 5.5],
-        9.5,
-    ),
+    Case("infeasible integers", program([0, 0], [1, 1], [[2, 2]], [1], [1], integer=[0, 1]), [1, 1],
+         None),
+    Case("integers", program([0] * 3, [3] * 3, [[2, 3, 4]], [7], [INF], integer=[0, 1, 2]),
+         [3, 4, 5.5], 9.5),
     Case(
         "mixed integers",  # x >= 0.5 b, b >= 1.5 - x
         program([0, 0], [2, 1], [[1, -0.5], [1, 1]], [0, 1.5], [INF, INF], integer=[1]),
@@ -84,17 +73,13 @@ CASES = (
     Case("large", program([0, 0], [1e8, 1e8], [[1, 1]], [1e8], [INF]), [2e8, 3e8], 2e16),
     Case("small", program([0, 0], [1e-3, 1e-3], [[1, 1]], [1e-3], [INF]), [2e-8, 3e-8], 2e-11),
     Case("no rows", program([-1, 2], [1, 3]), [1, -1], -4.0),
-    Case(
-        "zero row and column",
-        program([0, 1], [1, 2], [[0, 0], [1, 0]], [-1, 0.5], [1, 1]),
-        [1, 0],
-        0.5,
-    ),
+    Case("zero row and column", program([0, 1], [1, 2], [[0, 0], [1, 0]], [-1, 0.5], [1, 1]),
+         [1, 0], 0.5),
     Case("zero objective", program([0, 0], [1, 1], [[1, 1]], [1], [INF]), [0, 0], 0.0),
     Case("fixed columns", program([1, 2], [1, 2], [[1, 1]], [3], [3]), [1, 1], 3.0),
     Case("no columns", program([], [], [[]], [-1], [1]), [], 0.0),
     Case("no columns, infeasible", program([], [], [[]], [1], [2]), [], None),
-)
+)  # fmt: skip
 
 
 @pytest.fixture(params=BACK_ENDS)

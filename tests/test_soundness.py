@@ -19,19 +19,24 @@ from milp_agt.certification import bound_step
 from milp_agt.core.restriction import Restriction
 from milp_agt.formulations import interval_products
 
+LEVELS: dict[str, dict[str, Any]] = {
+    "interval": {"relaxation": "interval"},
+    "linear": {"inner_bounds": "linear"},
+    "linear beside a zonotope": {"carried": "zonotope"},
+}
+
 
 @every_pair(
     loss=["mse", "bce", "cross_entropy", "hinge"],
     kind=["features", "labels", "both"],
     static={"static": True, "adaptive": False},
     scope=["dataset", "batch"],
-    relaxation=["interval", "linear"],
+    level=LEVELS,
 )
-def test_every_threat_and_loss(loss, kind, static, scope, relaxation) -> None:
+def test_every_threat_and_loss(loss, kind, static, scope, level) -> None:
     run = {"batch_size": 4, "epochs": 2, "shuffle_seed": 1}
     case, test, labels = problem(loss, kind, run, static=static, scope=scope)
-    inner_bounds = None if relaxation == "interval" else "linear"
-    assert_sound(case, test, labels, relaxation=relaxation, inner_bounds=inner_bounds)
+    assert_sound(case, test, labels, **level)
 
 
 @every_pair(
@@ -202,12 +207,12 @@ def test_the_choices_of_one_sample_cover_budget_one(relaxation) -> None:
     radius=st.sampled_from([0.0, 1e-9, 0.01, 0.3]),
     static=st.booleans(),
     scope=st.sampled_from(["dataset", "batch"]),
-    relaxation=st.sampled_from(["interval", "linear"]),
+    level=st.sampled_from(list(LEVELS.values())),
     window=st.sampled_from([None, 1, 2]),
     seed=st.integers(0, 10_000),
 )
 def test_random_configurations(
-    loss, kind, hidden, activation, run, budget, radius, static, scope, relaxation, window, seed
+    loss, kind, hidden, activation, run, budget, radius, static, scope, level, window, seed
 ) -> None:
     case, test, labels = problem(
         loss,
@@ -229,6 +234,6 @@ def test_random_configurations(
         attacks=24,
         iterations=2,
         seed=seed,
-        relaxation=relaxation,
         window=window,
+        **level,
     )

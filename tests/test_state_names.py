@@ -44,33 +44,22 @@ def normed() -> Any:
 
 PLAIN = saved().state_dict()
 CASES: dict[str, tuple[Any, str, str]] = {
-    "DataParallel": (
-        nn.DataParallel(saved()).state_dict(),
-        "'module.' in front of every name",
-        "torch.save(model.module.state_dict(), path)",
-    ),
-    "compiled": (
-        {f"_orig_mod.{n}": v for n, v in PLAIN.items()},
-        "'_orig_mod.'",
-        "model._orig_mod.state_dict()",
-    ),
+    "DataParallel": (nn.DataParallel(saved()).state_dict(), "'module.' in front of every name",
+        "torch.save(model.module.state_dict(), path)"),
+    "compiled": ({f"_orig_mod.{n}": v for n, v in PLAIN.items()}, "'_orig_mod.'",
+        "model._orig_mod.state_dict()"),
     "inside": (Inside().state_dict(), "'net.head.'", "model.net.head.state_dict()"),
-    "checkpoint": (
-        {"epoch": 3, "model_state_dict": PLAIN, "loss": 0.5},
+    "checkpoint": ({"epoch": 3, "model_state_dict": PLAIN, "loss": 0.5},
         "the keys 'epoch', 'model_state_dict', 'loss'",
-        "torch.save(checkpoint['model_state_dict'], path)",
-    ),
+        "torch.save(checkpoint['model_state_dict'], path)"),
     "other names": (Named().state_dict(), "'fc1.weight' for '0.weight'", "dict(zip(['0.weight'"),
     "normed": (normed().state_dict(), "torch.nn.utils.parametrize", "remove_parametrizations"),
     "pruned": ({"0.weight_mask": torch.ones(3, 2)} | PLAIN, "torch.nn.utils.prune", "prune.remove"),
-    "another shape": (
-        PLAIN | {"2.bias": torch.zeros(5)},
-        "other shapes: 2.bias (5,) where the model has (2,)",
-        "let [model] describe",
-    ),
+    "another shape": (PLAIN | {"2.bias": torch.zeros(5)},
+        "other shapes: 2.bias (5,) where the model has (2,)", "let [model] describe"),
     "too few": ({"0.weight": PLAIN["0.weight"]}, "no tensor for: 0.bias", "let [model] describe"),
     "a tensor": (torch.zeros(2), "an object of type Tensor", "model.state_dict()"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)

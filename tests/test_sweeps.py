@@ -297,27 +297,19 @@ def test_largest_radius_of_points_holds_under_attack() -> None:
     ("call", "parts"),
     [
         (lambda: agt.sweep(certify, THREAT, ask, budgets=()), ("Sweep", "0 budgets", "at least")),
-        (
-            lambda: agt.sweep(certify, agt.LabelPoisoning(1), ask, budgets=(1,), radii=(0.1,)),
-            ("radius for LabelPoisoning", "without a radius", "leave it out"),
-        ),
+        (lambda: agt.sweep(certify, agt.LabelPoisoning(1), ask, budgets=(1,), radii=(0.1,)),
+         ("radius for LabelPoisoning", "without a radius", "leave it out")),
         (lambda: agt.largest(certify, THREAT, ask), ("largest", "neither", "budgets=(1, 20)")),
-        (
-            lambda: agt.largest(certify, THREAT, ask, budgets=(1, 2), radii=(1, 2)),
-            ("largest", "both", "one range"),
-        ),
+        (lambda: agt.largest(certify, THREAT, ask, budgets=(1, 2), radii=(1, 2)),
+         ("largest", "both", "one range")),
         (lambda: agt.largest(certify, THREAT, ask, budgets=(3, 2)), ("largest", "3 to 2", ">= 0")),
         (lambda: agt.largest(certify, THREAT, ask, radii=(0.0, 2)), ("largest", "0.0 to", "> 0")),
-        (
-            lambda: agt.largest(certify, THREAT, ask, radii=(1, 2), precision=1.0),
-            ("largest", "precision 1.0", "above 1"),
-        ),
-        (
-            lambda: agt.largest(certify, THREAT, ask, budgets=(1, 50)),
-            ("50 samples", "10 samples", "at most 10"),
-        ),
+        (lambda: agt.largest(certify, THREAT, ask, radii=(1, 2), precision=1.0),
+         ("largest", "precision 1.0", "above 1")),
+        (lambda: agt.largest(certify, THREAT, ask, budgets=(1, 50)),
+         ("50 samples", "10 samples", "at most 10")),
     ],
-)
+)  # fmt: skip
 def test_bad_sweeps_are_one_clear_error(call: Any, parts: tuple[str, ...]) -> None:
     with refused(*parts, kind=agt.MilpAgtError):
         call()

@@ -101,7 +101,7 @@ def test_no_attack_on_features_leaves_the_programs(name: str, relaxation: str) -
     threat = agt.FeaturePoisoning(1, **options)
     case, test, labels = problem(threat, hidden=(), samples=3, epochs=1, batch_size=2)
     result = assert_sound(
-        case, test, labels, relaxation=relaxation, window=2, program_window=2, attacks=32
+        case, test, labels, relaxation=relaxation, program_window=2, carried="none", attacks=32
     )
     assert not any("linear rows" in note for note in result.fallbacks)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from milp_agt.attacks.unrolled import Pace, Unrolled
 from milp_agt.core import deadline as core_deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.decisions import Decisions, decided
+from milp_agt.properties.functional import AttackedFunctional
 from milp_agt.properties.witness import Witness, load_witness
+from milp_agt.runfile.run_file import parse_properties
+from milp_agt.runfile.verdicts import judge
 from milp_agt.threats import ThreatModel
 from milp_agt.training.groups import ParameterGroup
 
@@ -46,7 +50,7 @@ def model() -> nn.Sequential:
 
 
 def certified(threat: ThreatModel, **options: Any) -> agt.Result:
-    options.setdefault("relaxation", "linear")
+    options = {"relaxation": "linear", "carried": "none"} | options
     return agt.certify(model(), (X, Y), TRAINING, threat, **options)
 
 
@@ -88,19 +92,19 @@ def removed(budget: int) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize(
-    ("threat", "models", "options"),
+    ("threat", "models_of", "options"),
     [
-        (agt.LabelPoisoning(2), flipped(2), {}),
-        (agt.Removal(2), removed(2), {}),
-        (agt.LabelPoisoning(1), flipped(1), {"selections": "joint"}),
+        (agt.LabelPoisoning(2), flipped, {}),
+        (agt.Removal(2), removed, {}),
+        (agt.LabelPoisoning(1), flipped, {"selections": "joint"}),
     ],
     ids=["two flipped labels, listed", "two samples removed, listed", "one flipped label, joint"],
 )
 def test_verdicts_are_the_truth_where_everything_can_be_listed(
-    threat: ThreatModel, models: list[nn.Module], options: dict[str, Any]
+    threat: Any, models_of: Callable[[int], list[nn.Module]], options: dict[str, Any]
 ) -> None:
     answer = certified(threat, **options).accuracy(TEST, LABELS)
-    every = torch.stack([margins(own) for own in models])
+    every = torch.stack([margins(own) for own in models_of(threat.budget)])
     truth = every.amin(0).numpy()
     verdict, points = answer.points.verdict, answer.points
     assert verdict is not None
@@ -119,11 +123,58 @@ def test_verdicts_are_the_truth_where_everything_can_be_listed(
     assert answer.lower <= float(worst)
 
 
-def witnesses_of(result: agt.Result) -> tuple[agt.Answer, list[Witness]]:
+def test_functionals_and_subgroups_are_decided_as_points_are(tmp_path: Path) -> None:
+    """Both ends of a functional against every data set, with the data that show them; groups likewise."""
+    models, result = flipped(2), certified(agt.LabelPoisoning(2))
+    coefficients = {"0.bias": [1.0, -1.0, 0.0, 0.5], "2.weight": np.eye(2, 4).tolist()}
+
+    def value(state: Mapping[str, Tensor]) -> float:
+        parts = [(torch.tensor(c).double() * state[n]).sum() for n, c in coefficients.items()]
+        return float(sum(parts))
+
+    values = [value(own.state_dict()) for own in models]
+    nobody = agt.Dataset.of(X, Y)
+    for end, worst, sign in (("at_least", min(values), 1.0), ("at_most", max(values), -1.0)):
+        for beyond, status in ((-1e-3, "PROVED"), (1e-3, "REFUTED")):
+            asked = {"kind": "functional", "coefficients": coefficients, end: worst + sign * beyond}
+            (verdict,) = judge(result, nobody, *parse_properties([asked]))
+            assert verdict.status == status
+            if status == "REFUTED":
+                assert verdict.shown is not None
+                assert verdict.worst == pytest.approx(worst, abs=1e-12)
+                saved = load_witness(verdict.shown.save(tmp_path / "w.npz"))
+                assert value(result.replay(saved)) == pytest.approx(worst, abs=1e-12)
+    (bare,) = judge(
+        result, nobody, *parse_properties([{"kind": "functional", "coefficients": coefficients}])
+    )
+    assert (bare.status, bare.worst) == ("REPORTED", None)
+    rows = {name: np.stack([np.array(c), -np.array(c)]) for name, c in coefficients.items()}
+    found = result.functional(rows, at_least=min(values) + 1e-3)
+    assert isinstance(found[0], AttackedFunctional)
+    assert found[0].reached == pytest.approx(min(values), abs=1e-12)
+    assert found[1].reached == pytest.approx(-max(values), abs=1e-12)
+    assert all(each.reached is None for each in result.functional(rows))
+    names = np.arange(len(TEST)) % 3
+    answer = result.accuracy(TEST, LABELS, groups=names)
+    right = torch.stack([margins(own) for own in models]) > 0
+    for name, bounds in answer.groups.items():
+        among = torch.from_numpy(names == name)
+        truth = float(right[:, among].double().mean(1).min())
+        assert bounds.lower <= truth
+        assert bounds.reached == pytest.approx(truth, abs=1e-12)
+        own = model()
+        own.load_state_dict(result.replay(answer.shown_in[name]))
+        assert float((margins(own) > 0)[among].double().mean()) == pytest.approx(truth, abs=1e-12)
+
+
+@functools.cache
+def witnessed(threat: ThreatModel) -> tuple[agt.Result, agt.Answer, list[Witness]]:
+    """A run with what it says of the test points, and the witnesses of those that are refuted."""
+    result = certified(threat)
     answer = result.accuracy(TEST, LABELS)
     assert answer.points.verdict is not None
     refuted = answer.points.index[answer.points.verdict == "REFUTED"]
-    return answer, [result.witness(answer, int(point)) for point in refuted]
+    return result, answer, [result.witness(answer, int(point)) for point in refuted]
 
 
 RADIUS = 0.7
@@ -144,8 +195,7 @@ RADIUS = 0.7
 def test_a_saved_witness_violates_the_property_in_plain_torch(
     threat: ThreatModel, tmp_path: Path
 ) -> None:
-    result = certified(threat)
-    answer, found = witnesses_of(result)
+    result, answer, found = witnessed(threat)
     changed = [w for w in found if w.changes]
     assert changed
     for witness in {id(w): w for w in changed}.values():
@@ -175,8 +225,7 @@ def test_a_saved_witness_violates_the_property_in_plain_torch(
 
 @pytest.mark.parametrize("scope", ["batch", "dataset"])
 def test_an_adaptive_witness_replays(scope: str) -> None:
-    result = certified(agt.FeaturePoisoning(1, 1.5, static=False, scope=scope))
-    _, found = witnesses_of(result)
+    result, _, found = witnessed(agt.FeaturePoisoning(1, 1.5, static=False, scope=scope))
     changed = next(w for w in found if w.changes)
     assert len(changed.features) == 6
     assert result.reachable.contains(result.replay(changed))
@@ -220,8 +269,7 @@ def forged(witness: Witness, how: str) -> Witness:
     ],
 )
 def test_a_forged_witness_is_refused(how: str, found: str) -> None:
-    result = certified(agt.FeaturePoisoning(2, RADIUS, samples=range(15)))
-    _, known = witnesses_of(result)
+    result, _, known = witnessed(agt.FeaturePoisoning(2, RADIUS, samples=range(15)))
     witness = next(w for w in known if w.changes)
     result.replay(witness)
     with pytest.raises(InvalidInputError, match=found):
@@ -230,8 +278,7 @@ def test_a_forged_witness_is_refused(how: str, found: str) -> None:
 
 def test_a_run_outside_a_certified_bound_raises() -> None:
     """The mutant of every certifier: a bound that is too tight by a little is found by attacks."""
-    result = certified(agt.FeaturePoisoning(2, RADIUS))
-    answer, _ = witnesses_of(result)
+    result, answer, _ = witnessed(agt.FeaturePoisoning(2, RADIUS))
     assert result.decider is not None
     assert answer.points.reached is not None
     low = answer.points.score_lower.copy()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_sound
 from golden_runs import behind, convolution, frozen_convolution
+from pairs import every_pair
 from problems import data, problem, threat, tiny
 from zonotope_runs import Passed, assert_in_boxes, attacks_of
 
@@ -110,9 +111,7 @@ ADVERSARIES = {
 }
 
 
-@pytest.mark.parametrize("batch", [None, 3])
-@pytest.mark.parametrize("name", ADVERSARIES)
-@pytest.mark.parametrize("kind", ["features", "labels", "both"])
+@every_pair(kind=["features", "labels", "both"], name=list(ADVERSARIES), batch=[None, 3])
 def test_other_adversaries_stay_inside(name: str, kind: str, batch: int | None) -> None:
     training = {"epochs": 3, "batch_size": batch, "shuffle_seed": 1}
     case, test, labels = problem("bce", kind, training, (4,), budget=1, **ADVERSARIES[name])

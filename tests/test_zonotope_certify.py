@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import milp_agt as agt
 from milp_agt.bounds.zonotope import Cause, charges, engine, least
 from milp_agt.certification import loop, planning
 from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.properties.accuracy import AccuracyTable
 from milp_agt.properties.property_table import PickedPoints
@@ -133,7 +135,7 @@ def test_flips_are_told_apart_by_who_is_poisoned() -> None:
 @pytest.mark.parametrize("relaxation", ["zonotope", "linear"])
 def test_suspects_of_a_question_are_those_of_its_margins(relaxation: str) -> None:
     case, test, labels = problem("bce", "features", {"epochs": 5}, (4,), radius=0.05)
-    result, _ = case.certify(relaxation=relaxation)
+    result, _ = case.certify(relaxation=relaxation, carried="zonotope")
     at = PickedPoints(np.arange(2), test[:2].numpy(), labels[:2].numpy(), None)
     found = result.suspects(6, (AccuracyTable(kind="accuracy"), at))
     low, high = result.margins(*at[1:3])
@@ -144,7 +146,9 @@ def test_suspects_of_a_question_are_those_of_its_margins(relaxation: str) -> Non
     assert found.causes[Cause.PREDICTION] >= 0
     heaviest = found[0].sample
     only = agt.FeaturePoisoning(1, 0.05, samples=[heaviest])
-    alone, _ = dataclasses.replace(case, threat=only).certify(relaxation=relaxation)
+    alone, _ = dataclasses.replace(case, threat=only).certify(
+        relaxation=relaxation, carried="zonotope"
+    )
     low, high = alone.margins(*at[1:3])
     assert found[0].width == pytest.approx((high - low).mean(), rel=0.25)
 
@@ -192,13 +196,12 @@ def test_a_zonotope_that_explodes_leaves_the_rest_to_intervals(monkeypatch) -> N
 
 
 def test_what_has_no_rule_is_refused_by_name() -> None:
-    case = tiny(agt.Removal(1))
-    run = agt.Training(loss="bce", epochs=2, batch_size=1)
-    data = case.features, case.labels
+    case = tiny(agt.FeaturePoisoning(1, 0.1, scope="batch"))
+    case = replace(case, restriction=Restriction(frozenset({1})))
     with pytest.raises(UnsupportedOperationError) as caught:
-        agt.certify(case.model, data, run, case.threat, relaxation="zonotope")
+        case.certify(relaxation="zonotope")
     assert "zonotope" in caught.value.asked
-    assert "batches that may lose all their samples" in caught.value.found
+    assert "known to be poisoned, with a budget in each batch" in caught.value.found
     assert "linear" in caught.value.remedy
 
 
@@ -229,7 +232,7 @@ def test_attacks_start_from_what_bounds_maximise(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("static", [True, False])
 def test_linear_forms_are_met_with_the_zonotope_beside_them(static: bool) -> None:
     case, test, labels = problem("bce", "features", {"epochs": 5}, (4,), radius=0.1, static=static)
-    met, boxes = case.certify(relaxation="linear", selections="joint")
+    met, boxes = case.certify(relaxation="linear", carried="zonotope", selections="joint")
     alone, inner = case.certify(relaxation="zonotope")
     assert set(met.steps[-1].chains) == {"interval", "zonotope", "linear"}
     for box, outer in zip(boxes, inner, strict=True):
@@ -246,7 +249,7 @@ def test_linear_forms_end_where_they_add_nothing(monkeypatch: pytest.MonkeyPatch
     """What is left is what the zonotope proves by itself; one that is not narrower keeps them."""
     monkeypatch.setattr(loop, "IDLE_STEPS", 2)
     case, _, _ = problem("bce", "features", {"epochs": 6}, (4,), radius=0.1)
-    result, boxes = case.certify(relaxation="linear", selections="joint")
+    result, boxes = case.certify(relaxation="linear", carried="zonotope", selections="joint")
     _, others = case.certify(relaxation="zonotope")
     box, alone = boxes[-1], others[-1]
     used = [step.relaxation for step in result.steps]
@@ -257,7 +260,7 @@ def test_linear_forms_end_where_they_add_nothing(monkeypatch: pytest.MonkeyPatch
         assert (box.lower[name] == alone.lower[name]).all()
         assert (box.upper[name] == alone.upper[name]).all()
     monkeypatch.setattr(loop, "WIDER", torch.inf)
-    result, _ = case.certify(relaxation="linear", selections="joint")
+    result, _ = case.certify(relaxation="linear", carried="zonotope", selections="joint")
     assert "linear" in result.steps[-1].chains
 
 
@@ -265,7 +268,7 @@ def test_where_it_has_no_rule_a_note_says_so_and_linear_forms_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(planning, "refusal", lambda *_: "lunar phases")
-    result, _ = tiny(agt.FeaturePoisoning(1, 0.1)).certify(relaxation="linear")
+    result, _ = tiny(agt.FeaturePoisoning(1, 0.1)).certify(carried="zonotope")
     assert any("no rule for lunar phases" in note for note in result.notes)
     assert "zonotope" not in result.steps[-1].chains
     assert not result.fallbacks
@@ -274,7 +277,9 @@ def test_where_it_has_no_rule_a_note_says_so_and_linear_forms_go_on(
 def test_a_zonotope_that_linear_forms_beat_by_far_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("milp_agt.certification.loop.HOPELESS", 1.1)
     case, test, labels = problem("bce", "features", {"epochs": 4}, (4,), radius=0.1)
-    result = assert_sound(case, test, labels, relaxation="linear", selections="joint")
+    result = assert_sound(
+        case, test, labels, relaxation="linear", carried="zonotope", selections="joint"
+    )
     assert "zonotope" in result.steps[0].chains
     assert all("zonotope" not in step.chains for step in result.steps[1:])
     assert any("the zonotope is left out from here on" in note for note in result.notes)
@@ -284,7 +289,7 @@ def test_linear_forms_by_themselves() -> None:
     """``carried="none"``: what linear forms prove alone, and a note that says so."""
     case, _, _ = problem("bce", "features", budget=1, radius=0.05)
     alone, _ = case.certify(relaxation="linear", carried="none")
-    beside, _ = case.certify(relaxation="linear")
+    beside, _ = case.certify(relaxation="linear", carried="zonotope")
     assert "zonotope" in beside.steps[-1].chains
     assert "zonotope" not in alone.steps[-1].chains
     assert "no zonotope is carried along: carried = 'none'" in alone.notes
@@ -294,6 +299,6 @@ def test_linear_forms_by_themselves() -> None:
 @pytest.mark.parametrize("flips", [False, True])
 def test_selections_are_listed_beside_a_zonotope_where_labels_flip(flips: bool) -> None:
     threat = agt.FeatureLabelPoisoning(1, 0.1) if flips else agt.FeaturePoisoning(1, 0.1)
-    result, _ = tiny(threat).certify(relaxation="linear", selections=None)
+    result, _ = tiny(threat).certify(relaxation="linear", carried="zonotope", selections=None)
     assert "zonotope" in result.steps[0].chains
     assert ("linear, each selection" in result.steps[0].chains) is flips

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pairs import every_pair
 from problems import problem, tiny
 from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
 
@@ -12,11 +13,11 @@ import milp_agt as agt
 from milp_agt.bounds.zonotope import work
 from milp_agt.bounds.zonotope.work import Work
 
-RUNS = [
-    ("bce", {"epochs": 4}, (4,), {}),
-    ("bce", {"epochs": 4}, (3, 3), {}),
-    ("cross_entropy", {"epochs": 4, "batch_size": 4}, (4,), {"budget": 1}),
-]
+RUNS: dict[str, Any] = {
+    "one layer": ("bce", {"epochs": 4}, (4,), {}),
+    "two layers": ("bce", {"epochs": 4}, (3, 3), {}),
+    "batches": ("cross_entropy", {"epochs": 4, "batch_size": 4}, (4,), {"budget": 1}),
+}
 
 
 def check(radius: float, run: Any) -> list[Passed]:
@@ -34,9 +35,7 @@ def check(radius: float, run: Any) -> list[Passed]:
     return found
 
 
-@pytest.mark.parametrize("radius", [0.05, 0.2])
-@pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("most", [0, 1])
+@every_pair(most=[0, 1], run=RUNS, radius=[0.05, 0.2])
 def test_few_phases_get_rows(monkeypatch, most: int, run: Any, radius: float) -> None:
     monkeypatch.setattr(Work, "most_new", lambda self, rows, steps: most)
     flips = [passed.last.zonotope.flips for passed in check(radius, run)]
@@ -45,7 +44,7 @@ def test_few_phases_get_rows(monkeypatch, most: int, run: Any, radius: float) ->
     assert sum(each.rows for each in flips) < sum(each.count for each in flips)
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", list(RUNS.values()), ids=list(RUNS))
 def test_rows_go_when_there_are_too_many(monkeypatch, run: Any) -> None:
     monkeypatch.setattr(work, "MOST_ROWS", 3)
     monkeypatch.setattr(work, "FEWEST_ROWS", 3)

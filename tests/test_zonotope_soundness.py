@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from attacks import assert_sound
+from pairs import every_pair
 from problems import problem, tiny
 from torch import nn
 from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
@@ -41,6 +42,8 @@ RUNS = {
     "norm 1": ("bce", "features", {}, (4,), {"norm": 1}),
     "clipped norms": ("bce", "features", {"clip": 0.4}, (3,), {}),
     "clamped": ("bce", "features", {"clip": 0.2, "clip_mode": "clamp"}, (3,), {}),
+    "clipped in all": ("bce", "features", {"clip_total": 0.1, "momentum": 0.8}, (4,), {}),
+    "clipped in all at times": ("bce", "features", {"clip_total": 0.3, "batch_size": 4}, (4,), {}),
     "hinge": ("hinge", "features", {}, (4,), {}),
     "l1": ("bce", "features", {"l1": 0.05, "momentum": 0.5, "epochs": 5}, (4,), {}),
     "projected": ("bce", "features", {"projection": (-0.4, 0.4), "epochs": 5}, (4,), {}),
@@ -51,16 +54,14 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("radius", [0.02, 0.2])
-@pytest.mark.parametrize("name", RUNS)
-def test_attacks_stay_inside(name: str, radius: float) -> None:
+@every_pair(name=list(RUNS), radius=[0.02, 0.2], seed=[0, 1])
+def test_attacks_stay_inside(name: str, radius: float, seed: int) -> None:
     loss, kind, training, hidden, options = RUNS[name]
-    for seed in range(2):
-        case, _, _ = problem(loss, kind, training, hidden, seed=seed, radius=radius, **options)
-        passed = Passed.of(case)
-        for attacks in attacks_of(passed, seed):
-            assert_in_boxes(passed, attacks)
-            assert_generators(passed, attacks)
+    case, _, _ = problem(loss, kind, training, hidden, seed=seed, radius=radius, **options)
+    passed = Passed.of(case)
+    for attacks in attacks_of(passed, seed):
+        assert_in_boxes(passed, attacks)
+        assert_generators(passed, attacks)
 
 
 ACTIVATIONS = [nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.graph import evaluate
+from milp_agt.core.rounding import gamma
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.training.tracing import FEATURES, StepGraph
 
@@ -52,6 +53,10 @@ class Goal(ABC):
     def values(self, models: TrainedModels) -> Tensor:
         """Exact values, (attacks, quantities)."""
 
+    def rounding(self, models: TrainedModels) -> float:
+        """How far the largest value may be from the exact one: by nothing where its bounds cover that."""
+        return 0.0
+
     def scores(self, models: TrainedModels) -> Tensor:
         """What attacks are ranked by, (attacks, quantities): the values, or what tells more attacks apart."""
         return self.values(models)
@@ -85,6 +90,10 @@ class LinearForm(Goal):
     def values(self, models: TrainedModels) -> Tensor:
         theta = models.parameters
         return (theta @ self.coefficients.to(theta) + self.constant)[:, None]
+
+    def rounding(self, models: TrainedModels) -> float:
+        size = models.parameters.abs() @ self.coefficients.to(models.parameters).abs()
+        return gamma(2 * len(self.coefficients) + 8) * (float(size.max()) + abs(self.constant))
 
 
 class MeanLossGoal(Goal):

@@ -105,8 +105,7 @@ class Functional(Objective):
                 f"{len(asked.constant)} rows of coefficients",
                 "attack one row after another",
             )
-        flat = torch.cat([asked.coefficients[n].flatten() for n in graph.parameters])
-        return LinearForm("c . theta", flat, float(asked.constant))
+        return LinearForm("c . theta", asked.flat(graph), float(asked.constant))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from milp_agt.attacks.attacker import Attacker, Runs
 from milp_agt.attacks.changes import in_words
 from milp_agt.attacks.checked import fingerprint, stacked, tightened, train_plainly, violation
-from milp_agt.attacks.goals import Goal, MeanLossGoal
+from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal
 from milp_agt.attacks.packed import Aim, Packed
 from milp_agt.attacks.question_goal import QuestionGoal
 from milp_agt.attacks.question_time import QuestionTime
@@ -25,10 +25,12 @@ from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.interval import CLEAN
+from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.answer import Answer
 from milp_agt.properties.decisions import Decisions
+from milp_agt.properties.functional import FunctionalQuestion
 from milp_agt.properties.mean_loss import MeanLoss
 from milp_agt.properties.question import Question
 from milp_agt.properties.witness import Witness
@@ -118,19 +120,16 @@ class Refuter:
                 runs = self._hunt(goal, aims, time, runs.data)
                 check = _Checks(self, goal, runs, points.score_lower, time)
         chosen, of_point, exact = check.cover()
-        worst = check.worst()
-        share = None
-        if worst is not None:
-            unsafe, count = int((worst[0] < -check.slack).sum()), len(points)
-            share = (unsafe if question.counts_harm else count - unsafe) / count
+        names = () if points.groups is None else np.unique(points.groups)
+        found = {n.item(): check.worst(points.groups == n) for n in names}
         return Decisions(
             lower=points.score_lower,
             upper=points.score_upper,
             reached=torch.minimum(exact, check.margins.amin(0)).cpu().numpy(),
             witness=of_point.cpu().numpy(),
             witnesses=tuple(chosen),
-            mean=share,
-            shown=None if worst is None else worst[1],
+            worst=check.worst(np.ones(len(points), dtype=bool)),
+            of_groups={name: worst for name, worst in found.items() if worst is not None},
         )
 
     def worst_loss(
@@ -139,11 +138,29 @@ class Refuter:
         """The largest mean loss that attacks reach, by data that are admissible exactly."""
         if known.upper - known.lower <= BEYOND_ROUNDING[self.precision.name] * known.upper:
             return None
+        features = question.on_outputs.inputs.lower[CLEAN]
+        goal = MeanLossGoal(question.loss, features, question.encoded)
+        return self._worst(goal, 1.0, known, deadline)
+
+    def worst_functional(
+        self,
+        question: FunctionalQuestion,
+        known: Bounds,
+        low: bool,
+        deadline: Deadline | None = None,
+    ) -> tuple[float, Witness] | None:
+        """The least (``low``) or largest value of one functional, by data that are admissible exactly."""
+        sign, flat = -1.0 if low else 1.0, question.flat(self.attacker.unrolled.step_graph)
+        goal = LinearForm("c . theta", sign * flat, sign * float(question.constant))
+        return self._worst(goal, sign, known, deadline)
+
+    def _worst(
+        self, goal: Goal, sign: float, known: Bounds, deadline: Deadline | None
+    ) -> tuple[float, Witness] | None:
+        """``sign`` times the largest value of a goal of one quantity; None where no run has time."""
         time = QuestionTime.of(self.attacker.unrolled, deadline)
         if not time.fits(1):
             return None
-        features = question.on_outputs.inputs.lower[CLEAN]
-        goal = MeanLossGoal(question.loss, features, question.encoded)
         nominal = Packed.of(self.attacker.unrolled.nominal(1), self.attacker.unrolled)
         runs = self._hunt(goal, np.zeros(1, dtype=np.int64), time, nominal)
         values = torch.cat([goal.values(part)[:, 0] for part in runs.parts(256)])
@@ -153,14 +170,16 @@ class Refuter:
             if found is None:
                 continue
             data, module, models = found
-            loss = float(goal.values(models)[0, 0])
-            if not known.lower <= loss <= known.upper:
+            value = sign * float(goal.values(models)[0, 0])
+            slack = goal.rounding(models)
+            if not known.lower - slack <= value <= known.upper + slack:
                 raise SoundnessError(
-                    "What an attack reached must lie within the certified bounds of the loss",
-                    f"{loss} in [{known.lower}, {known.upper}]",
+                    "What an attack reached must lie within its certified bounds",
+                    f"{value} in [{known.lower}, {known.upper}]",
                     "do not use this certificate; please report this run",
                 )
-            return loss, self.witness(data, module, (), ())
+            inside = min(max(value, known.lower), known.upper)
+            return inside, self.witness(data, module, (), ())
         return None
 
     def replay(self, witness: Witness) -> Mapping[str, Tensor]:
@@ -316,11 +335,17 @@ class _Checks:
         witness = self._refuter.witness(data, module, points, tuple(margins[wrong].tolist()))
         return margins, witness
 
-    def worst(self) -> _Checked | None:
-        """The first run that stands up, by falling counts of unsafe points."""
-        unsafe = (self.margins < -self.slack).sum(1)
+    def worst(self, among: npt.NDArray[np.bool_]) -> tuple[float, Witness] | None:
+        """The mean over some points of the first run that stands up, by falling counts of unsafe ones."""
+        mask = torch.from_numpy(among).to(self.margins.device)
+        unsafe = ((self.margins < -self.slack) & mask).sum(1)
         found = map(self._of, unsafe.argsort(descending=True, stable=True).tolist())
-        return next((each for each in found if each is not None), None)
+        first = next((each for each in found if each is not None), None)
+        if first is None:
+            return None
+        count, wrong = int(mask.sum()), int(((first[0] < -self.slack) & mask).sum())
+        share = (wrong if self._goal.question.counts_harm else count - wrong) / count
+        return share, first[1]
 
     def cover(self) -> tuple[list[Witness], Tensor, Tensor]:
         """Few runs that refute all points that any refutes; which refutes each point, and by what margin."""

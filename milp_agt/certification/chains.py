@@ -272,8 +272,9 @@ class StepSets:
         part.state = end
         if part.adversary.emptied(self.step) is None:
             return True
+        begun = bool(part.window)
         part.window, part.past = [], []
-        return False
+        return not begun
 
     def _met(self, chain: Chain, sets: Mapping[str, State], state: State) -> State:
         """The meet of a state with the sets of the chains that a chain lies within."""

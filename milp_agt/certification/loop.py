@@ -104,9 +104,7 @@ class BoundedRun(RunInProgress):
         for chain in self.chains:
             if chain.level is Relaxation.ZONOTOPE:
                 if self.plan.relaxation is Relaxation.ZONOTOPE:
-                    check_supported(
-                        order, self.poison, task.restriction, task.updates, task.batches
-                    )
+                    check_supported(order, self.poison, task.restriction, task.updates)
                 chain.parts[0].forward = ZonotopePass.begin(
                     order,
                     task.start,

@@ -154,8 +154,7 @@ def make_plan(
     batch, exposed = max(len(b) for b in batches), int(poison.exposed.sum())
     sizes = Sizes(step_graph, batch, exposed, training.has_momentum, steps, walked, solved, budget)
     moved = _moved(poison)
-    updates = training.update_rules(steps)
-    refused = refusal(sizes.schedule, poison, restriction, updates, batches)
+    refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
     zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
     level, remarks, begun = Relaxation.INTERVAL, Remarks(), math.nan
     if options.relaxation == "auto":

@@ -28,7 +28,7 @@ def add_check(commands: common.Commands) -> None:
         "check the certificate of a result folder",
         description="Prove what a certificate states anew, with nothing of what made it: numpy alone. "
         "A result folder keeps what came of it, for milp-agt report. "
-        "Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 3 REJECTED.",
+        "Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 2 no folder there, 3 REJECTED.",
         example="check runs/iris",
     )
     checker.add_arguments(parser)

@@ -99,6 +99,7 @@ class Answer(Bounds):
         groups: bounds of the same mean over each subgroup, by name.
         witnesses: the poisoned data that refute points, see ``points.witness``.
         shown: the poisoned data of the run that shows ``reached``; None without one.
+        shown_in: the same for ``reached`` of subgroups, by name.
         tried: data sets that a tree trained on with the least margins of points that it did not prove.
         limit_reached: whether the time of the question ended before all was bounded and attacked.
 
@@ -110,6 +111,7 @@ class Answer(Bounds):
     groups: Mapping[GroupName, Bounds] = field(default_factory=dict)
     witnesses: tuple[Witness, ...] = field(default=(), repr=False)
     shown: Witness | None = field(default=None, repr=False)
+    shown_in: Mapping[GroupName, Witness] = field(default_factory=dict, repr=False)
     tried: tuple[Poisoned, ...] = field(default=(), repr=False)
     limit_reached: bool = field(default=False, repr=False)
 
@@ -171,7 +173,9 @@ def unattacked(bounds: Bounds) -> Bounds:
     if not isinstance(bounds, Answer):
         return replace(bounds, reached=None)
     points = replace(bounds.points, reached=None, witness=None)
-    return replace(bounds, reached=None, points=points, witnesses=(), shown=None)
+    groups = {name: replace(group, reached=None) for name, group in bounds.groups.items()}
+    bare = replace(bounds, reached=None, points=points, groups=groups)
+    return replace(bare, witnesses=(), shown=None, shown_in={})
 
 
 def nested(answers: Sequence[Answer]) -> tuple[Answer, ...]:

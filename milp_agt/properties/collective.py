@@ -86,7 +86,7 @@ def _most(
         )
     if models.program is not None:
         box = Interval(known.lower[:, points], known.upper[:, points])
-        program = models.program.by(None if models.deadline is None else models.deadline.at)
+        program = models.program.by(models.deadline)
         most = min(most, program.most_at_once(models.asked(forms), groups, box))
     return most
 

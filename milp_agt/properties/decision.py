@@ -129,7 +129,10 @@ class DecisionQuestion(Question):
         if cells is None:
             return known, ()
         left -= time.monotonic() - begun
-        return self._by_cells(cells, tree.workers, known, left)
+        found, tried, limited = self._by_cells(cells, tree.workers, known, left)
+        if limited and models.deadline is not None:
+            models.deadline.is_over()  # which it notes
+        return found, tried
 
     def _by_branching(self, models: ReachableModels, known: Interval, seconds: float) -> Interval:
         """Bounds ``known`` of the forms met with those that a tree over samples and phases proves of the
@@ -155,16 +158,19 @@ class DecisionQuestion(Question):
 
     def _by_cells(
         self, cells: Cover, workers: int, known: Interval, seconds: float
-    ) -> tuple[Interval, tuple[Poisoned, ...]]:
-        """The same by a search over selections and cells of moves, for points that nobody touches."""
+    ) -> tuple[Interval, tuple[Poisoned, ...], bool]:
+        """The same by a search over selections and cells of moves, for points that nobody touches; and
+        whether it came to its limit."""
         points, inputs = self.open_points([known]), self.decision.forms.inputs
         if not len(points) or not torch.equal(inputs.lower, inputs.upper):
-            return known, ()
+            return known, (), False
         decision = self.decision.part(points)
         found = decide(cells, decision, Limits(seconds), workers)
         proved = decision.margin(found.bounds).lower > 0.0
-        what = "a form of the outputs by a tree and by other bounds"
-        return _met(known, points, found.bounds, what), _worst(cells, found, ~proved)
+        met = _met(
+            known, points, found.bounds, "a form of the outputs by a tree and by other bounds"
+        )
+        return met, _worst(cells, found, ~proved), found.limited
 
 
 def _worst(cells: Cover, found: Decided, points: Tensor) -> tuple[Poisoned, ...]:

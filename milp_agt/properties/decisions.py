@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from milp_agt.bounds.listed import ListedData, Poisoned
 from milp_agt.core.deadline import Deadline
+from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError, SoundnessError
-from milp_agt.properties.answer import Answer, combined
+from milp_agt.properties.answer import Answer, GroupName, combined
 from milp_agt.properties.decision import DecisionQuestion
+from milp_agt.properties.functional import FunctionalQuestion
 from milp_agt.properties.mean_loss import MeanLoss
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.question import Question
@@ -39,8 +41,8 @@ class Decisions:
         reached: the least margin of a real training run on admissible data, (n,); inf where none was tried.
         witness: which of ``witnesses`` refutes the point, (n,); -1 for none.
         witnesses: the poisoned data.
-        mean: the worst mean over the points that one real run shows; None where none was tried.
-        shown: the data of this run.
+        worst: the worst mean over the points that one real run shows, with its data; None for none tried.
+        of_groups: the same for subgroups, by name.
     """
 
     lower: Array
@@ -48,8 +50,8 @@ class Decisions:
     reached: Array
     witness: npt.NDArray[np.int64]
     witnesses: tuple[Witness, ...] = ()
-    mean: float | None = None
-    shown: Witness | None = None
+    worst: tuple[float, Witness] | None = None
+    of_groups: Mapping[GroupName, tuple[float, Witness]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (self.reached >= self.lower).all():
@@ -91,6 +93,16 @@ class Decider(Protocol):
         """The largest mean loss that a real run reaches, and its data; None where nothing is open."""
         ...
 
+    def worst_functional(
+        self,
+        question: FunctionalQuestion,
+        known: Bounds,
+        low: bool,
+        deadline: Deadline | None = None,
+    ) -> tuple[float, Witness] | None:
+        """The least or largest value of a functional that a real run reaches, and its data."""
+        ...
+
     def replay(self, witness: Witness) -> Mapping[str, Tensor]:
         """The parameters after plain training on the data of a witness; inadmissible data are refused."""
         ...
@@ -120,11 +132,23 @@ def decided(answer: Answer, decisions: Decisions | None, counts_harm: bool) -> A
         witness=met.witness,
     )
     found = combined(answer, points, (answer,), (answer,))
-    reached = met.mean
-    if reached is not None:
+
+    def within(value: float, bounds: Bounds) -> float:
         # A margin within rounding of zero counts as safe on this side.
-        reached = max(reached, found.lower) if counts_harm else min(reached, found.upper)
-    return replace(found, reached=reached, shown=met.shown, witnesses=met.witnesses)
+        return max(value, bounds.lower) if counts_harm else min(value, bounds.upper)
+
+    groups = dict(found.groups)
+    for name, (value, _) in met.of_groups.items():
+        groups[name] = replace(groups[name], reached=within(value, groups[name]))
+    worst = met.worst
+    return replace(
+        found,
+        reached=None if worst is None else within(worst[0], found),
+        shown=None if worst is None else worst[1],
+        groups=groups,
+        shown_in={name: witness for name, (_, witness) in met.of_groups.items()},
+        witnesses=met.witnesses,
+    )
 
 
 def witness_of(answer: Answer, point: int | None) -> Witness:
@@ -162,7 +186,8 @@ def witness_of(answer: Answer, point: int | None) -> Witness:
 def worst_of_list(
     models: ReachableModels, question: Question, answer: Answer
 ) -> tuple[Poisoned, ...] | None:
-    """The data set with the least margin for each point that is open, and that of most wrong points.
+    """The data set with the least margin for each point that is open, and those of most wrong points, of all
+    and in each subgroup.
 
     None where the data sets of the threat are not listed, or inputs may move as well: then nobody knows.
     """
@@ -178,6 +203,9 @@ def worst_of_list(
         return ()
     decision = question.decision.part(torch.from_numpy(near).to(question.index.device))
     margins = decision.margin(models.bound(decision.forms)).upper
-    most = (margins < 0).sum(1).argmax()
-    cases = sorted({*margins.argmin(0).tolist(), int(most)})
+    names = () if points.groups is None else points.groups[near]
+    among = [np.ones(len(near), dtype=bool), *(names == name for name in np.unique(names))]
+    parts = torch.from_numpy(np.stack(among)).to(margins)
+    most = (parts @ (margins < 0).to(parts).T).argmax(1)
+    cases = sorted({*margins.argmin(0).tolist(), *most.tolist()})
     return tuple(reached.adversary.choices.poisoned(case) for case in cases)

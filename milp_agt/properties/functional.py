@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfParameters
+from milp_agt.properties.witness import Witness
 from milp_agt.training.inputs import ArrayLike, of_kind
 from milp_agt.training.tracing import StepGraph
 
@@ -64,6 +65,16 @@ class FunctionalQuestion:
                 terms += products.shape[1]
         return FunctionalQuestion(coefficients, constant, gamma(2 * terms + 8) * size + TINY)
 
+    def row(self, number: int) -> FunctionalQuestion:
+        """One of the rows."""
+        part = slice(number, number + 1)
+        rows = {name: value[part] for name, value in self.coefficients.items()}
+        return FunctionalQuestion(rows, self.constant[part], self.error[part])
+
+    def flat(self, graph: StepGraph) -> Tensor:
+        """The coefficients of one row on all trainable parameters, one after the other, (P,)."""
+        return torch.cat([self.coefficients[name].flatten() for name in graph.parameters])
+
     def answer(self, models: ReachableModels) -> tuple[Bounds, ...]:
         """Bounds of every row: the worst over all cases."""
         box = models.bound_parameters(self.coefficients)
@@ -75,6 +86,17 @@ class FunctionalQuestion:
         upper = upper + self.error + gamma(4) * upper.abs()
         rows = torch.stack([lower, at_nominal + self.constant, upper], 1)
         return tuple(Bounds(*(float(v) for v in row)) for row in rows)
+
+
+@dataclass(frozen=True, eq=False)
+class AttackedFunctional(Bounds):
+    """Bounds of a functional with the value that an attack on its threshold reached.
+
+    Attributes:
+        shown: the poisoned data of the run that shows ``reached``.
+    """
+
+    shown: Witness = field(repr=False, kw_only=True)
 
 
 def functional(models: ReachableModels, given: Mapping[str, ArrayLike]) -> tuple[Bounds, ...]:

@@ -11,6 +11,7 @@ from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.program import FinalZonotope
 from milp_agt.bounds.step import State
 from milp_agt.bounds.zonotope import ZonotopePass, least, least_by_branching, least_by_sample
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.rounding import TINY, gamma
 
 
@@ -19,15 +20,15 @@ def least_of_forms(
     forms: Forms,
     state: State,
     rows: FinalZonotope | None = None,
-    until: float | None = None,
+    deadline: Deadline | None = None,
 ) -> Tensor:
     """Lower bounds of forms over a hybrid zonotope, and by programs on its rows, (rows, 1).
 
-    Programs end by a time of ``time.monotonic``.
+    Programs end by the deadline.
     """
     found = least(forward, forms.coefficients)
     if rows is not None:
-        found = rows.least(forms.coefficients, found, until)
+        found = rows.least(forms.coefficients, found, deadline)
     return _with_rest(found, forms, state)
 
 

@@ -136,11 +136,6 @@ class ReachableModels:
         return self.deadline is not None and self.deadline.is_over(grace)
 
     @property
-    def _until(self) -> float | None:
-        """The end of the time, for solvers."""
-        return None if self.deadline is None else self.deadline.at
-
-    @property
     def state(self) -> State:
         """One box that holds the parameters in all cases, (1, *shape) each."""
         return self.box or union([r.boxes for r in self.reached])
@@ -188,7 +183,7 @@ class ReachableModels:
         bounds = self._bounded(self.reached, forms, self.beside)
         if self.program is None:
             return bounds
-        solved = self.program.by(self._until).bound(self.asked(forms), bounds)
+        solved = self.program.by(self.deadline).bound(self.asked(forms), bounds)
         return bounds.meet(solved, "a form of the outputs by linear forms and by program")
 
     def bound_in_box(self, forms: OutputForms) -> Interval:
@@ -225,10 +220,7 @@ class ReachableModels:
         beside: Reached | None = None,
         grace: float = 0.0,
     ) -> Interval:
-        """Bounds by intervals and linear forms, some points at once; met with those over ``beside``.
-
-        By intervals alone after the deadline and its grace.
-        """
+        """Bounds by intervals and, until the deadline, by linear forms and met with those over ``beside``."""
         found: list[Interval] = []
         walked = any(reached.keeps_forms for reached in where)
         for part in self.parts(forms):
@@ -278,7 +270,9 @@ class ReachableModels:
         if self.program is None:
             return walked
         nominal = self.at_nominal(forms)
-        solved = self.program.by(self._until).bound_sums(self.asked(forms), weights, known, nominal)
+        solved = self.program.by(self.deadline).bound_sums(
+            self.asked(forms), weights, known, nominal
+        )
         return torch.maximum(walked, solved)
 
     def _summed(self, reached: Reached, forms: OutputForms, weights: Tensor) -> Forms:
@@ -319,7 +313,7 @@ class ReachableModels:
             bounds = bounds.meet(wider, "a functional of the parameters by two chains")
         if self.program is None:
             return bounds
-        solved = self.program.by(self._until).bound_parameters(coefficients, bounds)
+        solved = self.program.by(self.deadline).bound_parameters(coefficients, bounds)
         what = "a functional of the parameters by linear forms and by program"
         return bounds.meet(solved, what)
 
@@ -333,7 +327,9 @@ class ReachableModels:
         the window."""
         best = start.concretise(reached.state, torch.zeros_like(start.constant))
         if reached.forward is not None and not self.is_late():
-            found = least_of_forms(reached.forward, start, reached.state, reached.rows, self._until)
+            found = least_of_forms(
+                reached.forward, start, reached.state, reached.rows, self.deadline
+            )
             return torch.maximum(best, found)
         if not reached.window:
             return best

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -14,16 +14,15 @@ from torch import Tensor
 from milp_agt.bounds.listed import ListedData, Poisoned
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.interval import Interval
-from milp_agt.core.reachable import Bounds
 from milp_agt.core.torch_modes import own_modes
 from milp_agt.errors import InvalidInputError, SoundnessError
+from milp_agt.properties.about_parameters import QuestionsAboutParameters
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.collective import CollectiveQuestion
 from milp_agt.properties.decision import Decision, only
 from milp_agt.properties.decisions import Decider, decided, witness_of, worst_of_list
-from milp_agt.properties.functional import functional
 from milp_agt.properties.mean_loss import MeanLoss
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.predictions import Predictions
@@ -40,7 +39,7 @@ from milp_agt.training.precision import rounded_to
 Groups = ArrayLike | Sequence[str | int]
 
 
-class Questions:
+class Questions(QuestionsAboutParameters):
     """Every question holds for all reachable models at once: for every admissible poisoning.
 
     Test points that the box of the parameters decides are not walked through training; the ends of their
@@ -55,9 +54,6 @@ class Questions:
         models: the reachable models.
         decider: attacks test points that bounds leave open; None where nobody does.
     """
-
-    models: ReachableModels
-    decider: Decider | None
 
     def within(self, seconds: float | None) -> Self:
         """A copy each of whose questions takes at most so many seconds; None for no limit.
@@ -277,20 +273,6 @@ class Questions:
         return Predictions.of(self.models.asked_now, self._features(features))
 
     @own_modes()
-    def functional(self, coefficients: Mapping[str, ArrayLike]) -> tuple[Bounds, ...]:
-        """Bounds of linear functionals of the parameters, one for each row of coefficients.
-
-        ``coefficients`` holds arrays by the names of ``model.state_dict()``: of the shape of the
-        parameter for one functional, or (rows, *shape); parameters that are not named have
-        coefficient 0. The forms are walked through the window, so that the bounds are at least as
-        tight as the box.
-
-        Raises:
-            InvalidInputError: an unknown parameter, or a shape that does not fit.
-        """
-        return functional(self.models.asked_now, coefficients)
-
-    @own_modes()
     def ask(self, asked: TableOfPoints, at: PickedPoints) -> Answer:
         """A property of a run file, asked about the points ``at``.
 
@@ -370,10 +352,11 @@ class Questions:
     def _ask(self, question: Question, groups: npt.NDArray[Any] | None) -> Answer:
         """The answer with what the decider adds: points that are refuted, and what attacks reach."""
         models = self.models.asked_now
-        deadline, answer = models.deadline, question.answer(models, groups)
-        if self.decider is not None and (deadline is None or deadline.left > 0.0):
+        answer = question.answer(models, groups)
+        is_open = not answer.points.judged or not bool((answer.points.score_lower > 0).all())
+        if self.decider is not None and is_open and not models.is_late():
             answer = self._attacked(self.decider, models, question, answer)
-        missed = deadline is not None and deadline.missed
+        missed = models.deadline is not None and models.deadline.missed
         return replace(answer, limit_reached=True) if missed else answer
 
     @staticmethod

@@ -28,6 +28,7 @@ from milp_agt.io.files import replace_arrays, replace_text, writing
 from milp_agt.io.tables import json_text, plain
 from milp_agt.io.versioned import author_of, commit_of
 from milp_agt.properties.suspects import Suspects
+from milp_agt.properties.witness import Witness
 from milp_agt.runfile.run_file import RunConfig
 from milp_agt.runfile.verdicts import Verdict
 
@@ -154,16 +155,16 @@ class ResultFolder:
         """``witness-1.npz`` and so on, each named with its words beside its property."""
         for old in self.folder.glob("witness-*.npz"):
             old.unlink()
-        count = 0
+        names: dict[Witness, str] = {}  # of those that are written, each once
         for verdict, entry in zip(verdicts, properties, strict=True):
             refuted = verdict.status == "REFUTED"
             worst = [verdict.shown] if refuted and verdict.shown is not None else []
             found: list[dict[str, Any]] = []
             for witness in (*verdict.witnesses, *(w for w in worst if w not in verdict.witnesses)):
-                name: str | None = None  # the data as given need no file
-                if witness.changes:
-                    count += 1
-                    name = witness.save(self.folder / f"witness-{count}.npz").name
+                if witness.changes and witness not in names:
+                    path = self.folder / f"witness-{len(names) + 1}.npz"
+                    names[witness] = witness.save(path).name
+                name = names.get(witness)  # the data as given need no file
                 found.append(
                     {
                         "file": name,

@@ -21,7 +21,7 @@ def _questions() -> list[str]:
         lines.append(f"| `{kind}` | {asked.what} | {fitting} |")
     combined = (
         "Every threat model, every question and every relaxation can be combined, but that `zonotope` "
-        "refuses clipping of the total norm, and removals that may leave nothing of a batch."
+        "refuses clipping of the total norm in float32 runs."
     )
     return [*lines, "", combined]
 

@@ -14,6 +14,7 @@ from milp_agt.core.reachable import Bounds
 from milp_agt.data.dataset import Dataset
 from milp_agt.properties.answer import Answer, nested
 from milp_agt.properties.backdoor import BackdoorTable
+from milp_agt.properties.functional import AttackedFunctional
 from milp_agt.properties.property_table import (
     PROPERTIES,
     PickedPoints,
@@ -135,7 +136,7 @@ def judge(result: Result, dataset: Dataset, asked: PropertyTable) -> tuple[Verdi
     return (
         _verdict(asked, answer, points=points, both=both),
         *(
-            _verdict(asked, bounds, group=f"{what} {name}")
+            _verdict(asked, bounds, group=f"{what} {name}", shown=answer.shown_in.get(name))
             for name, bounds in answer.groups.items()
         ),
     )
@@ -149,7 +150,7 @@ def _bounds(
         at = asked.pick(dataset)
         return result.ask(asked, at), at
     assert isinstance(asked, TableOfParameters)
-    return asked.bounds(result.models), None
+    return result.of_parameters(asked), None
 
 
 def _verdict(
@@ -159,10 +160,15 @@ def _verdict(
     group: str | None = None,
     points: Mapping[str, list[Any]] | None = None,
     both: Sandwich | None = None,
+    shown: Witness | None = None,
 ) -> Verdict:
-    # What an answer carries is the end that harms: of a threshold on the other side it says nothing.
-    worst = bounds.reached if (asked.at_least is not None) == asked.high_is_good else None
+    # What an answer carries is the end that harms: of a threshold on the other side it says nothing. A
+    # functional is attacked where its threshold is.
+    harms = (asked.at_least is not None) == asked.high_is_good
+    worst = bounds.reached if harms or isinstance(bounds, AttackedFunctional) else None
     answer = bounds if isinstance(bounds, Answer) else None
+    if shown is None and isinstance(bounds, (Answer, AttackedFunctional)):
+        shown = bounds.shown
     return Verdict(
         **{name: getattr(asked, name) for name in ("kind", "on", "at_least", "at_most", "detail")},
         lower=bounds.lower,
@@ -175,7 +181,7 @@ def _verdict(
         ratio=None if both is None else both.ratio,
         worst=bounds.reached,
         witnesses=() if answer is None else answer.witnesses,
-        shown=None if answer is None else answer.shown,
+        shown=shown,
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from time import monotonic
 
 import torch
 from torch import Tensor
@@ -177,8 +178,11 @@ class Passed:
     since: Tensor
 
 
-def passed(run: Run, origins: Sequence[Origins]) -> Passed:
-    """Pass cells through training from where they start, which the batch is ordered by."""
+def passed(run: Run, origins: Sequence[Origins], ends: float = math.inf) -> Passed | None:
+    """Pass cells through training from where they start, which the batch is ordered by.
+
+    None where a time of ``time.monotonic`` comes before the last step.
+    """
     origins = sorted(origins, key=lambda o: o.step)
     total = sum(len(o.states) for o in origins)
     device = run.start.lower.device
@@ -193,6 +197,8 @@ def passed(run: Run, origins: Sequence[Origins]) -> Passed:
     found: list[Ambiguous] = []
     waiting = list(origins)
     for step in run.steps:
+        if monotonic() >= ends:
+            return None
         while waiting and waiting[0].step == step.index:
             new = waiting.pop(0)
             own = replace(new.forced, cell=new.forced.cell + known)

@@ -108,9 +108,11 @@ def _missing(
     restriction: Restriction,
 ) -> str | None:
     """What has no rule, in words."""
-    found = refusal(schedule, poison, UNRESTRICTED, updates, batches)
+    found = refusal(schedule, poison, UNRESTRICTED, updates)
     if schedule.precision != FLOAT64:
         found = f"a run in {schedule.precision.name}"
+    if any(update.clip_total is not None for update in updates):
+        found = "clipping of the total norm (clip_total)"
     if poison.label_quota is not None:
         found = "budgets of features and of labels apart"
     if poison.whole is not None:

@@ -236,7 +236,9 @@ class Search:
             return list(leaves)
         origins, order = origins_of(self.training, leaves)
         ordered = [replace(leaves[number], origin=None) for number in order]
-        done = passed(self.training, origins)
+        done = passed(self.training, origins, self.begun + self.limits.seconds)
+        if done is None:
+            return list(leaves)  # with the bounds that they have
         if not len(done.rows):
             return self._doubted(self._tightened(ordered, done, None, points), done, {})
         found = self.asked.bounded(self.training, done.states, points)

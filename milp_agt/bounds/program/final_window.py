@@ -18,6 +18,7 @@ from milp_agt.bounds.program.state_bounds import Objectives, ProgramReport, Solv
 from milp_agt.bounds.program.window import RANGE_LIMIT, Window, curved_inputs
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add, stacked
 from milp_agt.core.interval import Interval
@@ -68,10 +69,11 @@ class FinalWindow:
     notes: list[str] = field(default_factory=list)
     _ready: list[Ready] = field(default_factory=list, repr=False)
 
-    def by(self, deadline: float | None) -> FinalWindow:
-        """The same for a question that ends by a time of ``time.monotonic``; what is not solved by then has
-        its cheaper bounds. Reports and notes are shared."""
-        return replace(self, options=replace(self.options, deadline=deadline))
+    def by(self, deadline: Deadline | None) -> FinalWindow:
+        """The same for a question with a deadline; what is not solved by then has its cheaper bounds. Reports
+        and notes are shared."""
+        at = None if deadline is None else deadline.at
+        return replace(self, options=replace(self.options, deadline=at))
 
     def bound(self, asked: OutputObjectives, known: Interval) -> Interval:
         """Dual bounds of forms of the outputs over all runs through the window.

@@ -23,6 +23,7 @@ from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.program.zonotope_rows import ZonotopeRows
 from milp_agt.bounds.step import State
 from milp_agt.bounds.zonotope import ZonotopePass
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SolverUnavailableError
 
@@ -74,12 +75,12 @@ class FinalZonotope:
         return bound_state(self.rows.window(), state, options, self.witness)
 
     def least(
-        self, coefficients: Mapping[str, Tensor], known: Tensor, deadline: float | None = None
+        self, coefficients: Mapping[str, Tensor], known: Tensor, deadline: Deadline | None = None
     ) -> Tensor:
         """Lower bounds of linear forms of the state, (rows,), nowhere below those ``known`` already.
 
         Coefficients by tensor of the state, (rows, *shape). Those furthest below the centre come first;
-        those that are not solved by ``deadline``, a time of ``time.monotonic``, stay as known.
+        those that are not solved by the deadline stay as known.
 
         Raises:
             EncodingError, SoundnessError: see :meth:`bound_state`.
@@ -95,7 +96,7 @@ class FinalZonotope:
                 lowest,
                 gain,
                 lambda: Objectives.of(program, forms.below, gain, batches),
-                replace(self.options, deadline=deadline),
+                replace(self.options, deadline=None if deadline is None else deadline.at),
             )
         except SolverUnavailableError as error:  # a licence that is too small, say
             self.notes.append(f"{len(known)} forms were left to the dual of the zonotope: {error}")

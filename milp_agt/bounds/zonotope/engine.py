@@ -11,19 +11,22 @@ from torch import Tensor
 from milp_agt.bounds.step import NodeOrder, State, Step, velocity_of
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.coordinates import projected, sign_of
+from milp_agt.bounds.zonotope.exchanges import unless_emptied
 from milp_agt.bounds.zonotope.flips import widened
 from milp_agt.bounds.zonotope.folding import most_flips, with_flips
+from milp_agt.bounds.zonotope.gradients import Gradient
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.pieces import Summed, summed_gradients
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Noise, fit_in, most_groups
+from milp_agt.bounds.zonotope.total_norm import shortened
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import FLOAT64, TINY, Precision, gamma
 from milp_agt.formulations.optimiser_step import OptimiserStep
 from milp_agt.formulations.run_rounding import RunRounding
-from milp_agt.threats.poison import Poison
+from milp_agt.threats.poison import Poison, Whole
 from milp_agt.training.training import Batch
 
 # Ranges beyond this prove nothing that intervals do not.
@@ -132,6 +135,12 @@ class ZonotopePass:
             used = self.layout.parameters
             zonotope = projected(zonotope, box, used, step.update.projection)
             bounds = StateBounds.of(zonotope, bounds.alpha, effort)
+        own = self.zonotope.samples.at(step)[:, 0]
+        may_be_empty = step.poison.whole is Whole.REMOVED and bool((own >= 0).all())
+        if may_be_empty and step.size <= step.poison.budget:
+            before, after = self.bounds.box(self.zonotope.centre), bounds.box(zonotope.centre)
+            zonotope = unless_emptied(zonotope, before, after, int(own[0]))
+            bounds = StateBounds.of(zonotope, bounds.alpha, effort)
         return replace(self, zonotope=zonotope, bounds=bounds, unprojected=box)
 
     def _moved(self, step: Step) -> tuple[HybridZonotope, Work]:
@@ -150,41 +159,88 @@ class ZonotopePass:
 
 def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
     """The state after the optimiser step: affine in the old state and in the gradients."""
-    old, bounds, layout = before.zonotope, before.bounds, before.layout
-    gradients, columns = found.gradients, found.columns
-    gradient = _Gradient.of(before, found)
-    size, used = old.size, layout.parameters
-    carry = old.centre.new_zeros(size, size)
-    scale = old.centre.new_zeros(size)
-    place = torch.zeros(size, dtype=torch.int64, device=scale.device)
+    gradient = Gradient.of(before.zonotope, before.layout, found)
+    clip = step.update.clip_total
+    if clip is not None:
+        means = _after(before, found, gradient, _Rule.mean(before, step, gradient))
+        # A bound of each mean alone, without a search: what clipping makes of them is exact to first order.
+        box = StateBounds.of(means, None, 0).box(means.centre)
+        gradient = shortened(gradient.times(1.0 / step.count), box, clip)
+    return _after(before, found, gradient, _Rule.of(before, step, found, gradient))
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """``x' = carry x + scale g[place] + penalty sign(x)``, with what the run rounds, (P,) each.
+
+    Attributes:
+        rounding: sizes of the terms of x', to which rounding in float64 is charged.
+        reduced: what a run of reduced precision rounds.
+    """
+
+    carry: Tensor
+    scale: Tensor
+    place: Tensor
+    penalty: Tensor
+    rounding: Tensor
+    reduced: Tensor
+
+    @staticmethod
+    def _empty(before: ZonotopePass) -> _Rule:
+        zero = torch.zeros_like(before.zonotope.centre)
+        place = torch.zeros(len(zero), dtype=torch.int64, device=zero.device)
+        carry = zero.new_zeros(len(zero), len(zero))
+        return _Rule(carry, zero, place, *(zero.clone() for _ in range(3)))
+
+    @staticmethod
+    def mean(before: ZonotopePass, step: Step, gradient: Gradient) -> _Rule:
+        """The mean gradients in place of the parameters, and 0 in place of velocities."""
+        rule, used = _Rule._empty(before), before.layout.parameters
+        rule.scale[:used] = 1.0 / step.count
+        rule.place[:used] = torch.arange(used, device=rule.place.device)
+        rule.rounding[:used] = gradient.size / step.count
+        return rule
+
+    @staticmethod
+    def of(before: ZonotopePass, step: Step, found: Summed, gradient: Gradient) -> _Rule:
+        rule, layout = _Rule._empty(before), before.layout
+        magnitude = before.zonotope.centre.abs() + before.bounds.terms
+        for name in found.gradients:
+            part = layout.slices[name]
+            own = torch.arange(part.start, part.stop, device=magnitude.device)
+            update = step.of(name)
+            targets = [(own, update.theta_scalars, update.theta_sizes)]
+            sources = [own]
+            if step.has_velocity:
+                velocity = layout.slices[velocity_of(name)]
+                at = torch.arange(velocity.start, velocity.stop, device=own.device)
+                sources.append(at)
+                targets.append((at, update.velocity_scalars, update.velocity_sizes))
+            for at, scalars, of_terms in targets:
+                for source, share, term in zip(sources, scalars, of_terms, strict=False):
+                    rule.carry[at, source] += share
+                    rule.rounding[at] += abs(term) * magnitude[source]
+                rule.scale[at] = scalars[len(sources)]
+                rule.place[at] = own
+                rule.rounding[at] += abs(of_terms[len(sources)]) * gradient.size[own]
+                if step.update.l1:
+                    rule.penalty[at] = scalars[-1]
+                    rule.rounding[at] += abs(of_terms[-1])
+                sizes = [*(magnitude[source] for source in sources), gradient.size[own]]
+                sizes += [torch.ones_like(sizes[0])] * (len(scalars) - len(sizes))
+                kept = 1.0 if at is own else 0.0
+                precision = before.schedule.precision
+                rule.reduced[at] = _reduced(precision, scalars, of_terms, kept, sizes)
+        return rule
+
+
+def _after(before: ZonotopePass, found: Summed, gradient: Gradient, rule: _Rule) -> HybridZonotope:
+    """The set of all x' of a rule."""
+    old, bounds = before.zonotope, before.bounds
+    size, used, columns = old.size, before.layout.parameters, found.columns
+    scale, place, penalty = rule.scale, rule.place, rule.penalty
     magnitude = old.centre.abs() + bounds.terms
-    rounding, penalty = torch.zeros_like(scale), torch.zeros_like(scale)
-    reduced = torch.zeros_like(scale)
-    for name in gradients:
-        part = layout.slices[name]
-        own = torch.arange(part.start, part.stop, device=scale.device)
-        rule = step.of(name)
-        targets = [(own, rule.theta_scalars, rule.theta_sizes)]
-        sources = [own]
-        if step.has_velocity:
-            velocity = layout.slices[velocity_of(name)]
-            sources.append(torch.arange(velocity.start, velocity.stop, device=scale.device))
-            targets.append((sources[1], rule.velocity_scalars, rule.velocity_sizes))
-        for at, scalars, of_terms in targets:
-            for source, share, term in zip(sources, scalars, of_terms, strict=False):
-                carry[at, source] += share
-                rounding[at] += abs(term) * magnitude[source]
-            scale[at] = scalars[len(sources)]
-            place[at] = own
-            rounding[at] += abs(of_terms[len(sources)]) * gradient.size[own]
-            if step.update.l1:
-                penalty[at] = scalars[-1]
-                rounding[at] += abs(of_terms[-1])
-            sizes = [*(magnitude[source] for source in sources), gradient.size[own]]
-            sizes += [torch.ones_like(sizes[0])] * (len(scalars) - len(sizes))
-            kept = 1.0 if at is own else 0.0
-            reduced[at] = _reduced(before.schedule.precision, scalars, of_terms, kept, sizes)
-    jacobian = carry.clone()
+    jacobian = rule.carry.clone()
     jacobian[:, :used] += scale[:, None] * gradient.on_state[place]
     sign = scale > 0
     low, high = gradient.below[place], gradient.above[place]
@@ -192,8 +248,8 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
     factor = scale.abs()
     count = old.flips.count + found.flips.count
     # Rounding of the run (few operations), and of the products with the Jacobian here.
-    error = gamma(64) * rounding + gamma(old.operations + 8.0 * used + 128.0) * (
-        jacobian.abs() @ magnitude + rounding
+    error = gamma(64) * rule.rounding + gamma(old.operations + 8.0 * used + 128.0) * (
+        jacobian.abs() @ magnitude + rule.rounding
     )
     middle, under, over = sign_of(bounds.box(old.centre), old.centre)
     rises = penalty > 0
@@ -201,7 +257,7 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
         penalty.abs() * torch.where(rises, first[place], second[place])
         for first, second in ((under, over), (over, under))
     )
-    error = error + reduced
+    error = error + rule.reduced
     grow = 1.0 + gamma(8)
     new = Noise(
         torch.eye(size, dtype=scale.dtype, device=scale.device)[None],
@@ -218,7 +274,7 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
     for part in () if old.is_folded else every.split(chunk):
         more = scale[part, None, None] * gradient.on_moves[place[part]][:, known]
         moved[part[0] : part[-1] + 1].index_add_(1, columns[known], more)
-    centre = carry @ old.centre + scale * gradient.centre[place] + penalty * middle[place]
+    centre = rule.carry @ old.centre + scale * gradient.centre[place] + penalty * middle[place]
     newest = HybridZonotope(
         old.samples,
         old.flips.joined(found.flips),
@@ -258,68 +314,3 @@ def _on_new(scale: Tensor, on_flips: Tensor, before: int) -> Tensor:
     """Coefficients on the flips of this step, (P, f), behind zeros for those before it."""
     zero = on_flips.new_zeros(len(on_flips), before)
     return torch.cat([zero, scale[:, None] * on_flips], 1)
-
-
-@dataclass(frozen=True)
-class _Gradient:
-    """The summed gradients of all parameters as one vector, (p, ...)."""
-
-    centre: Tensor
-    size: Tensor
-    on_state: Tensor
-    on_moves: Tensor  # (p, n, width)
-    on_phase: Tensor  # (p, f) on the flips of this step
-    on_bend: Tensor
-    charge: Tensor  # (p, q) on those with rows
-    below: Tensor
-    above: Tensor
-    down: Tensor  # (p, m)
-    up: Tensor
-
-    @staticmethod
-    def of(before: ZonotopePass, summed: Summed) -> _Gradient:
-        layout, used = before.layout, before.layout.parameters
-        old, columns = before.zonotope, summed.columns
-        zero = old.centre.new_zeros
-        flips, batch, width = summed.flips.count, len(columns), old.samples.width
-        found = _Gradient(
-            centre=zero(used),
-            size=zero(used),
-            on_state=zero(used, used),
-            on_moves=zero(used, 0 if old.is_folded else batch, width),
-            on_phase=zero(used, flips),
-            on_bend=zero(used, flips),
-            charge=zero(used, summed.flips.rows),
-            below=zero(used),
-            above=zero(used),
-            down=zero(used, old.samples.count),
-            up=zero(used, old.samples.count),
-        )
-        known = (columns >= 0).nonzero()[:, 0]
-        for name, form in summed.gradients.items():
-            at = layout.slices[name]
-            found.centre[at] = form.centre.flatten()
-            found.size[at] = form.size.flatten()
-            if form.on_state is not None:
-                found.on_state[at] = form.on_state.flatten(1).T
-            if form.on_moves is not None:
-                found.on_moves[at] = form.on_moves.flatten(2).permute(2, 1, 0)
-            for target, part in (
-                (found.on_phase, form.on_phase),
-                (found.on_bend, form.on_bend),
-                (found.charge, form.charge),
-            ):
-                target[at] = part.flatten(1).T
-            found.below[at] = -form.base.lower.flatten()
-            found.above[at] = form.base.upper.flatten()
-            low, high = (end.flatten(1).T for end in (-form.charges.lower, form.charges.upper))
-            found.down[at] = _in_columns(low, columns, known, old.samples.count)
-            found.up[at] = _in_columns(high, columns, known, old.samples.count)
-        return found
-
-
-def _in_columns(values: Tensor, columns: Tensor, known: Tensor, count: int) -> Tensor:
-    """Numbers of the samples of a batch, (p, n), at their generators, (p, m)."""
-    out = values.new_zeros(len(values), count)
-    out[:, columns[known]] = values[:, known]
-    return out

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.form import Form, holding_zero, plus
+from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.exchange import Exchange, ExchangePlanes
@@ -55,3 +56,19 @@ def exchanged(
     error = gamma(32) * size + TINY
     rest = Interval(form.rest.lower + offsets.lower, form.rest.upper + offsets.upper)
     return replace(form, rest=holding_zero(rest.widen(error)), size=size, on_moves=on_moves)
+
+
+def unless_emptied(
+    zonotope: HybridZonotope, before: Interval, after: Interval, own: int
+) -> HybridZonotope:
+    """The set after a step that is skipped if its batch is emptied: then the state is the one before.
+
+    For any choice of samples the set holds a point with the generators of that run, somewhere in its box
+    ``after``. In a run that skips the step the state is in ``before``, and the difference is noise of one of
+    the samples, all of which are removed then: in the newest group, onto which nothing came yet.
+    """
+    noise, grow = zonotope.noise, 1.0 + gamma(8)
+    down, up = noise.down.clone(), noise.up.clone()
+    down[-1, :, own] += (after.upper - before.lower).clamp(min=0.0) * grow + TINY
+    up[-1, :, own] += (before.upper - after.lower).clamp(min=0.0) * grow + TINY
+    return replace(zonotope, noise=replace(noise, down=down, up=up))

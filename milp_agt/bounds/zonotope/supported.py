@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope.kinks import kink_of
 from milp_agt.core.graph import Node, Operation
 from milp_agt.core.restriction import Restriction
+from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exchange import Exchange
@@ -19,8 +18,8 @@ from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.squared_norm import SquaredNorm
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
-from milp_agt.threats.poison import Poison, Whole
-from milp_agt.training.training import Batch, UpdateRule
+from milp_agt.threats.poison import Poison
+from milp_agt.training.training import UpdateRule
 
 KNOWN = (Einsum, Exchange, RoundingError, RunRounding, SquaredNorm, SumSamples, Univariate)
 
@@ -30,14 +29,13 @@ def check_supported(
     poison: Poison,
     restriction: Restriction,
     updates: Sequence[UpdateRule],
-    batches: Sequence[Batch],
 ) -> None:
     """Refuse what the engine has no rule for.
 
     Raises:
         UnsupportedOperationError: a threat or an operation without a rule.
     """
-    found = refusal(schedule, poison, restriction, updates, batches)
+    found = refusal(schedule, poison, restriction, updates)
     if found is not None:
         raise UnsupportedOperationError(
             "Relaxation 'zonotope' was asked for this run",
@@ -51,16 +49,11 @@ def refusal(
     poison: Poison,
     restriction: Restriction,
     updates: Sequence[UpdateRule],
-    batches: Sequence[Batch],
 ) -> str | None:
     """What of a run the engine has no rule for, in words; None if it has rules for all of it."""
-    if any(update.clip_total is not None for update in updates):
-        return "clipping of the total norm (clip_total)"
-    if poison.whole is Whole.REMOVED and any(
-        len(batch) <= poison.budget and bool(poison.open[torch.as_tensor(batch)].all())
-        for batch in batches
-    ):
-        return "batches that may lose all their samples"
+    total = any(update.clip_total is not None for update in updates)
+    if total and schedule.precision != FLOAT64:
+        return f"clipping of the total norm (clip_total) in a run in {schedule.precision.name}"
     if poison.per_batch and restriction.inside:
         return "samples that are known to be poisoned, with a budget in each batch"
     for node in (*schedule.before, *schedule.after):
