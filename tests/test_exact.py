@@ -1,5 +1,5 @@
-"""miqp over a whole run is exact: brute force over selections and phases, with local search inside; so is
-relu as a product, and trees keep runs on the boundary."""
+"""miqp over a whole run and a tree over cells are exact: brute force over selections and phases, with local
+search inside; so is relu as a product, and trees keep runs on the boundary."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 import milp_agt as agt
 from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.cells.goals import Ends
+from milp_agt.bounds.cells.search import Limits as SearchLimits
+from milp_agt.bounds.cells.shared import searched
 from milp_agt.bounds.program import selection_rows
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.encoder import Encoder
@@ -223,6 +226,29 @@ def test_miqp_over_the_run_is_what_brute_force_finds(solver: str, loss: str, ste
         assert high[entry] - most <= EQUAL
 
 
+@pytest.mark.parametrize(("loss", "steps"), [("mse", 2), ("hinge", 2)])
+def test_a_tree_over_cells_is_what_brute_force_finds(loss: str, steps: int) -> None:
+    case = tiny(loss, steps)
+    y = case.y.long() if loss == "hinge" else case.y
+    training = agt.Training(loss=loss, learning_rate=case.rate, epochs=steps)
+    threat = agt.FeaturePoisoning(1, RADIUS)
+    result = agt.certify(
+        case.model(), (case.x, y), training, threat, relaxation="interval", tree=1.0
+    )
+    tree = result.models.tree
+    assert tree is not None
+    assert tree.cells is not None
+    entries = (0, 3, 6)  # a weight and a bias of the first layer, the bias of the second one
+    rows = torch.eye(tree.cells.run.layout.size, dtype=torch.float64)[list(entries)]
+    goal = Ends(torch.cat([rows, -rows]), torch.ones(6, dtype=torch.float64), 0.1 * EQUAL)
+    found = searched(tree.cells, goal, SearchLimits(nodes=2000), 1)
+    assert not found.limited
+    for row, entry in enumerate(entries):
+        for end, sign in ((row, 1.0), (row + 3, -1.0)):
+            least = case.reach(lambda final, j=entry, s=sign: s * final[j])
+            assert 0.0 <= least - found.bounds.lower[end, 0] <= EQUAL * max(1.0, abs(least))
+
+
 @SOLVERS
 @pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_question_on_top_of_the_run_is_exact_too(solver: str, steps: int) -> None:
@@ -272,7 +298,6 @@ def test_questions_of_a_run_by_programs_are_objectives_of_the_last_one(selection
         agt.FeaturePoisoning(1, RADIUS),
     )
     solved = agt.certify(*arguments, relaxation="lp", window=2, selections=selections)
-    assert solved.models.program is not None
     low, high = solved.margins(x, y)
     (report,) = solved.models.program.reports
     assert report.solves == 6 if selections == "joint" else 6 <= report.solves <= 6 * 4
@@ -327,7 +352,6 @@ def test_attacks_stay_inside_where_relu_is_a_product() -> None:
     replay, generator = Replay(problem), torch.Generator().manual_seed(0)
     for corners in (True, False):
         assert_inside(boxes, replay.run(replay.random(100, generator, corners)))
-    assert result.steps[-1].program is not None
     assert result.steps[-1].program["products"] > 0
 
 
@@ -343,7 +367,6 @@ def test_trees_keep_runs_where_rows_hold_with_equality(solver: str) -> None:
     encoded = program.Window(*run, True).encode(encoder)
     after = recorder.states["lp"][-1]
     rows = selection_rows.influence_on(models.schedule, steps, after, Joint(models.poison))
-    assert encoded.selection is not None
     poisoned = add(list(encoded.selection.states))
     moves: Any = SimpleNamespace(of_all=lambda: poisoned)
     selection_rows.encode_influence(encoder, moves, rows, [encoded.state[name] for name in after])

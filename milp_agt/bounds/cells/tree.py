@@ -306,13 +306,13 @@ def _lines(passage: Passage, leaf: Leaf, row: int, phases: Phases) -> list[Line]
         some = form.elements(row, _places(passage, own), own.element)
         along = states.moves_of(some)[0]
         down, up = still.reach_of(replace(some, on_moves=None))
-        spread = torch.maximum(down, up)[0]
-        middle = some.centre[0] - along @ states.cells.centre[0]
+        spread = torch.maximum(down, up)[0].tolist()
+        middle = (some.centre[0] - along @ states.cells.centre[0]).tolist()
         for k, (sample, element) in enumerate(
             zip(own.sample.tolist(), own.element.tolist(), strict=True)
         ):
             what = (passage.step.index, sample, source, element)
-            found.append(Line(what, along[k], float(middle[k]), float(spread[k])))
+            found.append(Line(what, along[k], middle[k], spread[k]))
     return found
 
 

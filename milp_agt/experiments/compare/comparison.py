@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from milp_agt.io.tables import csv_text, format_table, json_text
 
 SCHEMA_VERSION = 2
+TREE = "tree"  # the relaxation of the row of a tree
 _SERIES = ("widths", "elapsed")
 _SIZES = ("columns", "rows", "integers", "products", "solves", "skipped", "limited")
 
@@ -84,10 +85,16 @@ class Comparison:
         return self.cut_short or any(row.limit_reached for row in self.rows)
 
     def table(self) -> str:
-        """The rows as text: widths and the property, then what the programs took, then notes."""
+        """The rows as text: widths and the property, then what the programs took, then notes.
+
+        Beside a tree, each width is divided by its, too.
+        """
         measure = next((row.measure for row in self.rows if row.measure), "measure")
         headers = ["relaxation", "window", "program", "solver", "used", "mean width", "max width"]
-        headers += ["/ attack", f"{measure}: lower", "nominal", "upper", "seconds"]
+        # Hardly above attacks, a tree is the truth: how far each row is from it.
+        trees = [row.mean_width for row in self.rows if row.relaxation == TREE]
+        headers += ["/ attack", *("/ tree" for _ in trees)]
+        headers += [f"{measure}: lower", "nominal", "upper", "seconds"]
         cells = [
             (
                 row.relaxation,
@@ -96,6 +103,7 @@ class Comparison:
                 row.solver,
                 row.used + (" (limit reached)" if row.limit_reached else ""),
                 *(row.mean_width, row.max_width, row.attack_ratio),
+                *(row.mean_width / width if width else None for width in trees),
                 *(row.lower, row.nominal, row.upper),
                 f"{row.seconds:.3f}",
             )

@@ -22,17 +22,13 @@ from milp_agt.core.reachable import Bounds
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, SolverUnavailableError
-from milp_agt.experiments.compare.comparison import Comparison, ComparisonRow, asked
+from milp_agt.experiments.compare.comparison import TREE, Comparison, ComparisonRow, asked
 from milp_agt.formulations.loss import get_loss
 from milp_agt.threats import ThreatModel
 from milp_agt.training.inputs import check_run, features_of, located
 from milp_agt.training.training import Training
 
 ArrayLike = npt.NDArray[np.generic] | torch.Tensor
-
-
-# The row of a tree, see :func:`compare`.
-TREE = "tree"
 
 
 class _ComparedCase(NamedTuple):
