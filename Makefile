@@ -11,6 +11,8 @@ STAMP := $(VENV)/.installed
 
 # The tensors of these runs are small: more threads would only wait for each other.
 export OMP_NUM_THREADS ?= 1
+# Each process that a test starts would compile all modules anew, where the environment says so.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup certify test test-all lint examples clean

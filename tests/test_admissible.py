@@ -42,7 +42,6 @@ def test_what_a_set_draws_is_admitted_and_farther_moves_are_not(name: str) -> No
             assert own.admits(0, at[0], at[0])
             for each in given[:, sample]:
                 near = tightest(own, at, each[None], 0)
-                assert near is not None
                 assert float((near[0] - each).abs().max()) <= 1e-8
                 refused += _beyond(own, at[0], near[0])
     assert refused > 10

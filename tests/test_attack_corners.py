@@ -166,7 +166,6 @@ def test_corners_of_the_first_layer_are_signs_of_its_weights() -> None:
     model, (x, y) = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double(), data(8)
     replay = Replay(Problem(model, x, y, agt.Training("bce"), agt.FeaturePoisoning(1, 0.1)))
     corners = corners_of(replay.selector, 1000, 2**30, torch.Generator())
-    assert corners is not None
     moves = corners.data.features[:, 0] - x[corners.sample]
     signs = torch.sign(model[0].weight.detach())
     wanted = {tuple(0.1 * s.numpy()) for s in torch.cat([signs, -signs])}

@@ -374,7 +374,6 @@ def test_every_set_of_moves_is_attacked_from_inside(kind: str) -> None:
     assert found.value > random.value
     unrolled = found.runs.unrolled
     moves, whole = unrolled.poison.feature_moves, found.runs.data.unpacked(unrolled)
-    assert moves is not None
     excess = moves.excess((whole.features - unrolled.poison.features).flatten(2))
     assert float(excess.max()) <= 1e-12
     changed = (whole.features != unrolled.poison.features).any(-1)

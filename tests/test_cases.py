@@ -148,8 +148,6 @@ def test_flipped_labels_are_bounded_exactly() -> None:
         point = np.concatenate([run[n].ravel() for n in result.reachable.trainable])
         low = point if low is None else np.minimum(low, point)
         high = point if high is None else np.maximum(high, point)
-    assert low is not None
-    assert high is not None
     assert np.allclose(result.reachable.widths, high - low, rtol=1e-9, atol=1e-12)
 
 

@@ -97,7 +97,6 @@ def answer(termination: Termination, bound: float | None) -> SolveResult:
 
 def loosened(solve: Callable[[], SolveResult]) -> SolveResult:
     bound = solve().dual_bound
-    assert bound is not None
     return answer(Termination.BOUND_ONLY, bound - 1e-3)
 
 
@@ -109,7 +108,6 @@ def test_a_solver_at_its_limit_gives_its_dual_bound(monkeypatch) -> None:
     assert limited.limit_reached
     assert any("limit" in text for text in limited.fallbacks)
     first = limited.steps[0].program
-    assert first is not None
     assert first["limited"] == first["solves"] > 0
     for name, low in linear.reachable.lower.items():
         assert (limited.reachable.lower[name] >= low).all()

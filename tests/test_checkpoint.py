@@ -112,8 +112,8 @@ LINEAR: dict[str, Any] = {"relaxation": "linear"}
 RESUMED: dict[str, dict[str, Any]] = {
     "interval": {"relaxation": "interval"},
     "joint": LINEAR | {"window": 2, "selections": "joint"},
-    "enumerated": LINEAR | {"window": 2, "selections": "enumerated"},
-    "inner-interval": LINEAR | {"inner_bounds": "interval"},
+    "enumerated": LINEAR | {"window": 2, "selections": "enumerated", "carried": "none"},
+    "inner-interval": LINEAR | {"inner_bounds": "interval", "carried": "none"},
     "inner-linear": LINEAR | {"inner_bounds": "linear"},
     "lp": {"relaxation": "lp", "window": 1, "model": torch.nn.Linear(2, 2).double()},
     "adaptive-labels": {

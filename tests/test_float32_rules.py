@@ -221,8 +221,6 @@ def test_sums_over_samples_widen_at_every_level() -> None:
     assert torch.equal(box.upper[0], error)
     assert torch.equal(box.lower[0], -error)
     planes = op.planes(size)
-    assert planes.lower is not None
-    assert planes.upper is not None
     assert torch.equal(planes.upper[0], error)
     assert torch.equal(planes.lower[0], -error)
     range_ = Interval(torch.tensor([[[0.0, 0.0]] * 3]).double(), torch.ones(1, 3, 2).double())

@@ -64,7 +64,6 @@ def test_moves_hold_what_poisoned_inputs_reach(name: str, norm: str) -> None:
         assert box.lower[-1].le(reached).all()
         assert box.upper[-1].ge(reached).all()
     moves = features.feature_moves
-    assert moves is not None
     assert bool((moves.upper[[1, 4]] == 0).all())
     assert bool((moves.upper[[0, 2, 3]] > moves.lower[[0, 2, 3]]).any())
     assert features.features.shape[1:] == head.graph[FEATURES].shape

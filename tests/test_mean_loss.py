@@ -267,7 +267,6 @@ def test_the_mean_is_an_objective_of_programs(
     assert answer.lower <= min(means)
     assert max(means) <= answer.upper
     program = result.models.program
-    assert program is not None
     count = len(program.reports)
     monkeypatch.setattr(
         final_window.FinalWindow, "bound_sums", lambda *_: torch.tensor([[-torch.inf]]).double()

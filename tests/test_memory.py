@@ -82,8 +82,6 @@ def test_moves_that_are_the_same_for_all_samples_are_stored_once(radius: object)
     few = 2 * 4 * 8 + 2 * alike.labels.nbytes  # two ends for each feature, two of each target
     assert planning.stored(alike.tensors) <= data + few
     assert planning.stored(every.tensors) >= data + 2 * every.features.nbytes
-    assert alike.feature_moves is not None
-    assert every.feature_moves is not None
     assert torch.equal(alike.feature_moves.lower, every.feature_moves.lower)
     assert torch.equal(alike.feature_moves.upper, every.feature_moves.upper)
     index = torch.tensor([3, 999])

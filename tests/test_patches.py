@@ -41,7 +41,6 @@ def of(
     graph = trace(model, "mse", SHAPE)
     raw = agt.FeaturePoisoning(1, radius).bind(x, torch.zeros(count, 1).double(), graph.loss)
     found = frozen_body.Body.of(graph)
-    assert found is not None
     box = raw.feature_box()
     return found, raw, found.boxes(Interval(box.lower[-1:], box.upper[-1:]))
 
@@ -84,7 +83,6 @@ def test_patches_give_what_whole_images_give(name: str) -> None:
         if not isinstance(node.op, patches.Convolution):
             continue
         patch = patches.Patch.of(part)
-        assert patch is not None
         cut = patch.bounds(poison.features, boxes)
         whole = patches.walked(part, poison, boxes)
         assert torch.allclose(cut.lower, whole.lower, rtol=1e-9, atol=1e-9)

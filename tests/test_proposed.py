@@ -115,11 +115,9 @@ def test_what_programs_propose_changes_something_and_stays_in_the_set(name: str)
     case = small(name)
     options = {"program_window": 2, "selections": "joint", "carried": "none"}
     result, boxes = case.certify(relaxation="lp", **options)
-    assert result.models.program is not None
     found = result.models.program.incumbents
     replay = Replay(case)
     packed = packed_of(replay.selector, found, 3)
-    assert packed is not None
     assert len(packed) == sum(len(window[0].gates) for window in found)
     data = packed.unpacked(replay.unrolled)
     assert_admissible(replay, UNRESTRICTED, data)
@@ -132,7 +130,6 @@ def test_what_programs_propose_changes_something_and_stays_in_the_set(name: str)
 
 def test_nothing_is_proposed_for_insertions() -> None:
     result, _ = small("insertion").certify(relaxation="lp")
-    assert result.models.program is not None
     assert result.models.program.incumbents == ()
 
 
@@ -204,8 +201,6 @@ def test_incumbents_alone_reach_an_exact_certificate(level: str, selections: str
     """One step of a linear model is linear in its targets: the program is exact, and its points attack."""
     case = problem(agt.LabelPoisoning(2, 0.1), "mse", (), samples=5, epochs=1)
     result, _ = case.certify(relaxation=level, selections=selections, attack=NOTHING_ELSE)
-    assert result.attack is not None
-    assert result.sandwich is not None
     assert 0 < result.attack.proposed < result.attack.trained
     assert result.sandwich.ratio <= 1.0 + 1e-9
 
@@ -216,16 +211,13 @@ def test_attacks_on_a_question_start_from_its_own_programs() -> None:
     result, _ = case.certify(
         relaxation="lp", program_window=2, selections="joint", attack=NOTHING_ELSE
     )
-    assert result.attack is not None
     objective = agt.attacks.Loss(*case.data)
     without = result.attack.towards(objective)
     assert without.proposed == 0
     bounds = result.loss(*case.data)
     both = result.against(objective, bounds)
-    assert both is not None
     assert both.reached[0] <= without.reached[0]
     assert both.reached[1] >= without.reached[1]
-    assert result.models.program is not None
     asked = result.models.program.reports
     assert sum(len(window[0].gates) for report in asked for window in report.incumbents) > 0
     more = result.attack.towards(objective, result.models.program.incumbents)

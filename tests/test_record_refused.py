@@ -310,7 +310,6 @@ def test_a_run_that_is_another_is_refused_by_name(name: str) -> None:
 
 def assert_clean(script: Script) -> None:
     """Nothing of the recording is left behind."""
-    assert script.model is not None
     assert script.loader.__class__ is DataLoader
     assert torch.overrides._get_current_function_mode() is None
     modules = script.model.modules()

@@ -50,7 +50,6 @@ def test_rows_of_files_with_a_test_part(tmp_path: Path) -> None:
     assert found.rows.test.tolist() == [0, 1, 2]
     plain = agt.Dataset.of(np.eye(3), [0, 1, 0], ids=["a", "b", "c"])
     assert plain.rows.train.tolist() == [0, 1, 2]
-    assert plain.ids is not None
     assert plain.ids.train.tolist() == ["a", "b", "c"]
     with pytest.raises(InvalidInputError, match="2 ids for 3 training samples"):
         agt.Dataset.of(np.eye(3), [0, 1, 0], ids=["a", "b"])
@@ -87,7 +86,6 @@ def test_attacks_name_rows(path: Path) -> None:
     moved = np.flatnonzero((attack.features != found.x_train).any(1))
     assert moved.tolist() == [4]
     beside = certified(found, threat, attack=Search(pool=4, rounds=1))
-    assert beside.attack is not None
     assert beside.attack.poisoned == (row,)
 
 

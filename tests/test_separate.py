@@ -264,7 +264,6 @@ def test_an_attack_uses_both_budgets_apart() -> None:
     ]
     assert found.mean_width > max(alone)
     certified, _ = case.certify(attack=search)
-    assert certified.sandwich is not None
     assert certified.sandwich.reached <= certified.reachable.mean_width
 
 

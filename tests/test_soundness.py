@@ -181,7 +181,6 @@ def test_the_choices_of_one_sample_cover_budget_one(relaxation) -> None:
                     )
                     inside &= ((low <= value) & (value <= high)).flatten(1).all(1)
                 covered = inside if covered is None else covered | inside
-            assert covered is not None
             assert covered.all()
     widest = max(boxes[-1].mean_width for boxes in parts)
     assert widest <= whole.reachable.mean_width * (1 + 1e-9)
@@ -227,13 +226,4 @@ def test_random_configurations(
         static=static,
         scope=scope,
     )
-    assert_sound(
-        case,
-        test,
-        labels,
-        attacks=24,
-        iterations=2,
-        seed=seed,
-        window=window,
-        **level,
-    )
+    assert_sound(case, test, labels, attacks=24, iterations=2, seed=seed, window=window, **level)

@@ -25,7 +25,6 @@ def path(tmp_path: Path) -> Path:
 
 def test_claims_carry_units(path: Path) -> None:
     scaled, plain = data(path, seed=3, standardise=True), data(path, seed=3)
-    assert scaled.origin.features is not None
     sizes = scaled.origin.features.size
     claim = certified(scaled, agt.FeaturePoisoning(1, 0.02)).claim
     beside = f"({0.02 * sizes[0]:.4g} of 'age', {0.02 * sizes[1]:.4g} of 'dose'"
@@ -91,7 +90,6 @@ def test_raw_threats_hold_real_runs_on_poisoned_files(path: Path) -> None:
     """The file is changed within the raw radius and read again with the scaler of the clean one."""
     found = data(path, seed=3, standardise=True)
     scaling, raw = found.origin.features, raw_features(path)
-    assert scaling is not None
     assert np.array_equal(scaling.apply(raw[found.rows.train]), found.x_train)
     row, radius = int(found.rows.train[3]), np.array([0.05, 2.0, 0.001])
     threat = agt.FeaturePoisoning(1, radius, samples=[row], radius_in="raw")
@@ -158,7 +156,6 @@ def test_targets_in_raw_units(path: Path) -> None:
         path, target="dose", id="patient", standardise=True, standardise_targets=True
     )
     scaling = found.origin.targets
-    assert scaling is not None
     training = agt.Training(loss="mse", learning_rate=0.1, epochs=2)
     model = nn.Sequential(nn.Linear(3, 1)).double()
     raw = agt.certify(model, found, training, agt.LabelPoisoning(1, 5.0, radius_in="raw"))

@@ -63,7 +63,6 @@ def test_a_strip_is_where_coefficients_are(axis: int) -> None:
     on = torch.zeros(3, 4, 5, dtype=torch.float64)
     on.select(axis, 2)[:] = 1.0
     strip = Strip.of(on)
-    assert strip is not None
     assert (strip.axis, strip.index.tolist(), strip.extent) == (axis, [2], on.shape[axis])
     assert torch.equal(strip.fill(strip.cut(on)), on)
     assert Strip.of(torch.ones_like(on)) is None

@@ -142,7 +142,6 @@ class LyingSession:
     def minimise(self, objective: Array, limits: Limits) -> SolveResult:
         found = self.honest.minimise(objective, limits)
         bound = found.dual_bound
-        assert bound is not None
         return replace(found, dual_bound=bound + self.share[0] * abs(bound))
 
     def close(self) -> None:

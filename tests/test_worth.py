@@ -146,6 +146,9 @@ def test_the_largest_smaller_threat_that_still_proves(
             return over
 
     monkeypatch.setattr(still_proved, "Deadline", OnceInTime)
+    capsys.readouterr()
     found = under(labels)["still_proved"]
     assert found["budget"][name] == {"proved": None, "unproved": 1}
+    tried = f"by 'linear': budget = 1 does not prove {still_proved.BOXES}, {name} either"
+    assert tried in capsys.readouterr().out
     assert seen[-1] == 1

@@ -140,7 +140,8 @@ def _certify(arguments: argparse.Namespace) -> int:
                 lambda done, points: advance(done, points, "", "questions: test points")
             )
             result, verdicts = whole.judged(result)
-            found = _suspects(result) if arguments.suspects else None
+            left = whole.for_certificate()
+            found = _suspects(result, left) if arguments.suspects else None
             advance(0, 0, "", "smaller threats")
             result, smaller = whole.searched(result, verdicts)
             plain = None if smaller is None else smaller.plain()
@@ -163,7 +164,7 @@ def _certify(arguments: argparse.Namespace) -> int:
             written += _report(result, verdicts, run, place)
     checkpoint.clear()
     if not arguments.quiet:
-        _print_run(run, result)
+        _print_run(run, result, () if smaller is None else smaller.in_vain)
     _print_verdicts(verdicts)
     if found is not None:
         print(f"\nWhat carries the bound\n{found}")
@@ -179,8 +180,11 @@ def _certify(arguments: argparse.Namespace) -> int:
     return common.LIMIT_REACHED if undecided else common.NOT_PROVED
 
 
-def _suspects(result: Result) -> Suspects | None:
-    """What carries the bound; that there are no forms to tell it from is a note."""
+def _suspects(result: Result, seconds: float | None) -> Suspects | None:
+    """What carries the bound; that there is no time, or no form to tell it from, is a note."""
+    if seconds == 0.0:
+        common.tell("note: no time was left to name suspects; give more time")
+        return None
     try:
         return result.suspects()
     except InvalidInputError as error:
@@ -205,8 +209,7 @@ def _report(
     return written
 
 
-def _print_run(run: LoadedRun, result: Result) -> None:
-
+def _print_run(run: LoadedRun, result: Result, in_vain: Sequence[str]) -> None:
     print(f"Data: {run.dataset.description}; {len(run.dataset.x_train)} training samples")
     print(f"\nClaim: {result.claim}\n")
     for assumption in (*result.assumptions, *run.dataset.notes):
@@ -228,6 +231,8 @@ def _print_run(run: LoadedRun, result: Result) -> None:
         print("  a limit was reached; the bounds hold, and may be looser than without it")
     if result.worth.words:
         print(f"  worth: {result.worth.words}")
+    for line in in_vain:
+        print(f"  tried: {line}")
     _print_attack(result)
     print()
 

@@ -131,12 +131,11 @@ class Expression:
     def scale(self, factor: Array | float) -> Expression:
         """Elementwise product with a constant that broadcasts to ``shape``."""
         factors = np.broadcast_to(np.asarray(factor, dtype=np.float64), self.shape).reshape(-1)
-        diagonal = sp.csr_matrix(sp.diags_array(factors))
-        matrix = _product(diagonal, self.matrix)
-        scaled = Expression(
-            matrix, factors * self.constant, np.abs(factors) * self.error, self.shape
-        )
-        return self._carry(scaled, diagonal)
+        matrix, error = _scaled(self.matrix, factors), np.abs(factors) * self.error
+        scaled = Expression(matrix, factors * self.constant, error, self.shape)
+        if self.slack is None:
+            return scaled
+        return self._carry(scaled, sp.csr_matrix(sp.diags_array(factors)))
 
     def shift(self, offset: Array | float) -> Expression:
         moved = self.constant + np.broadcast_to(offset, self.shape).reshape(-1)
@@ -218,7 +217,8 @@ def stacked(parts: Sequence[Expression], shape: tuple[int, ...]) -> Expression:
 
 def widened(matrix: sp.csr_matrix, columns: int) -> sp.csr_matrix:
     """The same rows over more columns, without a copy of the data."""
-    matrix = sp.csr_matrix(matrix)
+    if matrix.shape[1] == columns:
+        return matrix
     return sp.csr_matrix(
         (matrix.data, matrix.indices, matrix.indptr), shape=(matrix.shape[0], columns)
     )
@@ -229,6 +229,16 @@ def _product(linear_map: sp.csr_matrix, matrix: sp.csr_matrix) -> sp.csr_matrix:
     product = sp.csr_matrix(linear_map @ matrix)
     product.eliminate_zeros()
     return product
+
+
+def _scaled(matrix: sp.csr_matrix, factors: Array) -> sp.csr_matrix:
+    """What :func:`_product` gives for a diagonal matrix, entry by entry and in its order: from the last."""
+    starts, counts = matrix.indptr, np.diff(matrix.indptr)
+    turned = np.repeat(starts[:-1] + starts[1:], counts) - 1 - np.arange(matrix.nnz)
+    data = np.repeat(factors, counts) * matrix.data[turned]
+    kept = data != 0.0
+    ends = np.concatenate([[0], np.cumsum(kept)])[starts]
+    return sp.csr_matrix((data[kept], matrix.indices[turned][kept], ends), shape=matrix.shape)
 
 
 def _summed(matrices: Sequence[sp.csr_matrix]) -> sp.csr_matrix:

@@ -57,6 +57,18 @@ class StillProved:
                     found.append(f"{search.what} = {value}, which proves {name}")
         return tuple(found)
 
+    @property
+    def in_vain(self) -> Sequence[str]:
+        """What not even the smallest threat that was tried proves, in words."""
+        found = []
+        for search in filter(None, (self.budget, self.radius)):
+            names = [name for name, bracket in search.brackets.items() if bracket.proved is None]
+            if names and search.trials:
+                least = format_number(min(trial.value for trial in search.trials))
+                tried = f"smaller threats by '{self.relaxation}': {search.what} = {least}"
+                found.append(f"{tried} does not prove {', '.join(names)} either")
+        return tuple(found)
+
     def plain(self) -> dict[str, Any]:
         """For ``result.json``."""
         found: dict[str, Any] = {"relaxation": self.relaxation}

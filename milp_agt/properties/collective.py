@@ -82,7 +82,13 @@ def _most(
         base = torch.where(lower > 0, torch.inf, found[0])
         restriction = adversary.restriction if isinstance(adversary, Joint) else UNRESTRICTED
         most = most_by_selection(
-            base, found[1], groups, models.poison, restriction.inside, restriction.outside
+            base,
+            found[1],
+            groups,
+            models.poison,
+            restriction.inside,
+            restriction.outside,
+            models.deadline,
         )
     if models.program is not None:
         box = Interval(known.lower[:, points], known.upper[:, points])

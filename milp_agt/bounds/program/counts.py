@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.program.state_bounds import Objectives, SolveOptions, minimise
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index, add
 from milp_agt.errors import SolverUnavailableError
@@ -132,6 +133,7 @@ def most_by_selection(
     poison: Poison,
     inside: frozenset[int],
     outside: frozenset[int],
+    deadline: Deadline | None = None,
 ) -> int:
     """How many points one set of poisoned samples can reach.
 
@@ -144,6 +146,7 @@ def most_by_selection(
         base, dev: (n, forms) and (n, forms, N), see :meth:`Models.by_sample`.
         groups: of the forms of each point, (n, forms).
         inside, outside: samples known to be poisoned, and known not to be.
+        deadline: when the program ends; its dual bound by then counts.
     """
     reach = Reach.of(groups)
     # NaN proves nothing.
@@ -173,7 +176,8 @@ def most_by_selection(
     paid = chosen.apply(sp.csr_matrix(part), (len(asks),))
     ways = opened.columns.take(reach.way[asks]).scale(-1.0)
     encoder.rows(add([paid, ways]), 0.0, np.inf)
-    return opened.most(encoder, SolveOptions(solver))
+    at = None if deadline is None else deadline.at
+    return opened.most(encoder, SolveOptions(solver, deadline=at))
 
 
 def _most_of_one(reach: Reach, least: Array, worth: Array) -> int:

@@ -13,7 +13,8 @@ from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.dual import Directions
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.node_dual import FREE, Known, Solved, solved
-from milp_agt.bounds.zonotope.state import HybridZonotope, Spread
+from milp_agt.bounds.zonotope.spread import Spread
+from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.core.workers import on_workers
 
 # Steps of ascent of a root and of any other node, and how their size falls.

@@ -59,6 +59,13 @@ class Form:
         others = (self.on_state, self.on_moves, self.on_bend, self.charge)
         return self.on_phase is not None and all(part is None for part in others)
 
+    def blurred(self, error: Tensor) -> Form:
+        """``v + d`` with ``|d|`` within the error, ([states], [n], *shape): noise in each state."""
+        error = error + torch.zeros_like(self.rest.lower)
+        size = self.size + error.amax(0)
+        error = error + gamma(4) * size + TINY
+        return replace(self, rest=self.rest.expand_states(len(error)).widen(error), size=size)
+
     def scaled(self, factor: Tensor) -> Form:
         """Elementwise product with constants, but for the centre, which stays; ([n], *shape)."""
         low, high = factor * self.rest.lower, factor * self.rest.upper
@@ -182,6 +189,11 @@ def plus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
         return second if first is None else first
     count = max(len(first), len(second))
     return led(first, count) + led(second, count)
+
+
+def shaped(at_slots: Tensor | None, centre: Tensor) -> Tensor | None:
+    """Coefficients (slots, n, elements) in the shape of a node."""
+    return None if at_slots is None else at_slots.reshape(len(at_slots), *centre.shape)
 
 
 def led(part: Tensor, count: int, value: float = 0.0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,12 +11,15 @@ from torch import Tensor
 
 from milp_agt.bounds.zonotope.form import Form, holding_zero, plus
 from milp_agt.bounds.zonotope.local import Local, OnState, added
+from milp_agt.bounds.zonotope.pairs import Factor
 from milp_agt.bounds.zonotope.rows import Slots
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.einsum import Letters, einsum, terms
 from milp_agt.formulations.interval_products import box_of_products
+
+ByPairs = Callable[[Letters, Factor, Factor], Interval | None]
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,17 @@ class Operand:
 
 
 def multiplied(
-    op: Einsum, first: Operand, second: Operand, slots: Slots, summed: bool = False
+    op: Einsum,
+    first: Operand,
+    second: Operand,
+    slots: Slots,
+    summed: bool = False,
+    by_pairs: ByPairs | None = None,
 ) -> Form:
     """``a b = a_c b_c + a_c db + da b_c + da db``, where the first three are affine in the generators.
 
-    ``summed``: the coefficients on the state are added up over the samples, (p, *shape).
+    ``summed``: the coefficients on the state are added up over the samples, (p, *shape). ``by_pairs`` may
+    know a smaller box of ``da db`` than ranges say.
     """
     a, b = first.form, second.form
     letters = op.letters
@@ -58,7 +68,7 @@ def multiplied(
     swapped: Letters = (letters[1], letters[0], letters[2])
     rest = _sum(_times_centre(letters, a.rest, b.centre), _times_centre(swapped, b.rest, a.centre))
     if first.away is not None and second.away is not None:
-        more, charged = _second_order(op, first, second, slots)
+        more, charged = _second_order(op, first, second, slots, by_pairs)
         rest = rest if more is None else _sum(rest, more)
         charge = plus(charge, charged)
     error = gamma(16.0 * terms(letters, a.centre, b.centre) + 256.0) * 4.0 * size + TINY
@@ -112,7 +122,7 @@ def _times(letters: Letters, other: Tensor, part: Tensor) -> Tensor:
 
 
 def _second_order(
-    op: Einsum, first: Operand, second: Operand, slots: Slots
+    op: Einsum, first: Operand, second: Operand, slots: Slots, by_pairs: ByPairs | None
 ) -> tuple[Interval | None, Tensor | None]:
     """``da db`` as noise, and as noise that is there only if a flip happens.
 
@@ -126,7 +136,11 @@ def _second_order(
         a, b, out = op.letters
         return _times_flips((b, a, out), second, first, slots)
     letters = _by_sample(op.letters, first, second)
-    return box_of_products(letters, first.away, second.away), None
+    found = None
+    if by_pairs is not None:
+        one = Factor(first.form, first.away, letters[0])
+        found = by_pairs(letters, one, Factor(second.form, second.away, letters[1]))
+    return found or box_of_products(letters, first.away, second.away), None
 
 
 def _times_flips(

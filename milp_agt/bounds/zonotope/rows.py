@@ -13,7 +13,8 @@ from milp_agt.bounds.zonotope.dual import Bound, bound
 from milp_agt.bounds.zonotope.flips import Flips, widened
 from milp_agt.bounds.zonotope.form import Form, by_part, led
 from milp_agt.bounds.zonotope.local import Local
-from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Spread
+from milp_agt.bounds.zonotope.spread import Spread
+from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope
 from milp_agt.core.rounding import gamma
 
 # Numbers of one tensor of coefficients that stay in a cache, and how few rows are not cut for its sake.
@@ -44,6 +45,11 @@ class Slots:
         none = torch.full((0, samples), -1, dtype=torch.int64, device=like.device)
         zero = like.new_zeros(states, 0, samples)
         return Slots(none, none, zero, zero)
+
+    def take(self, samples: Tensor) -> Slots:
+        """Those of some samples."""
+        parts = (self.number, self.unit, self.largest, self.possible)
+        return Slots(*(part[..., samples] for part in parts))
 
     def add(
         self, first: int, units: Tensor, samples: Tensor, largest: Tensor, possible: Tensor

@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.dual import Directions
 from milp_agt.bounds.zonotope.flips import Flips, more_samples, widened
 from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.bounds.zonotope.spread import Spread
 from milp_agt.core.rounding import TINY, gamma
 
 # Groups of noise that are carried apart at most and at least, how many of the newest are not merged while
@@ -164,58 +164,6 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Directions of the state on all generators, with the noise towards either side, see Directions."""
-
-    on_moves: Tensor
-    on_phase: Tensor
-    on_bend: Tensor
-    charge: Tensor
-    below: Tensor
-    above: Tensor
-    down: Tensor
-    up: Tensor
-    size: Tensor
-    operations: float
-
-    def take(self, rows: Tensor) -> Spread:
-        parts = (
-            part[rows] if isinstance(part, Tensor) else part
-            for part in (getattr(self, name) for name in self.__dataclass_fields__)
-        )
-        return Spread(*parts)  # type: ignore[arg-type]
-
-    def towards(self, sign: Tensor) -> Directions:
-        """Each direction times its sign, (r,) of 1 and -1."""
-        along = sign > 0
-        one, two = sign[:, None], sign[:, None, None]
-        return Directions(
-            two * self.on_moves,
-            one * self.on_phase,
-            one * self.on_bend,
-            self.charge,
-            torch.where(along[:, None], self.up, self.down),
-            torch.where(along, self.above, self.below),
-            self.size,
-            self.operations,
-        )
-
-    def both(self, supports: tuple[Tensor, Tensor] | None = None) -> Directions:
-        """All directions, then their opposites; with the ``supports`` of both, (r, m), if they are known."""
-        return Directions(
-            torch.cat([self.on_moves, -self.on_moves]),
-            torch.cat([self.on_phase, -self.on_phase]),
-            torch.cat([self.on_bend, -self.on_bend]),
-            torch.cat([self.charge, self.charge]),
-            torch.cat([self.up, self.down]),
-            torch.cat([self.above, self.below]),
-            torch.cat([self.size, self.size]),
-            self.operations,
-            None if supports is None else torch.cat(supports),
-        )
-
-
-@dataclass(frozen=True)
 class HybridZonotope:
     """``x = centre + sum_i A_i e_i + sum_f (F_f phi_f + Q_f rho_f) + noise``, x of P coordinates.
 
@@ -305,6 +253,12 @@ class HybridZonotope:
             on_moves=on_moves,
             noise=replace(self.noise, down=down, up=up),
         )
+
+    def noise_share(self, radius: Tensor) -> float:
+        """How much of the coordinates' ranges, together, noise of everyone is."""
+        noise = self.noise
+        found = torch.einsum("gpq,gq->", noise.onto.abs(), 0.5 * (noise.below + noise.above))
+        return float(found / radius.sum())
 
     def terms(self) -> Tensor:
         """Sum of the sizes of all terms but the centre, the worst samples counting, (P,)."""

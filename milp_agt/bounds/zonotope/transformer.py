@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import NodeOrder, Step
-from milp_agt.bounds.zonotope import linear_maps
+from milp_agt.bounds.zonotope import linear_maps, pairs
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.candidates import new_flips
 from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero, plus
+from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero, plus, shaped
 from milp_agt.bounds.zonotope.kinks import Kink, kink_of
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.local import Local
+from milp_agt.bounds.zonotope.pairs import Factor
 from milp_agt.bounds.zonotope.products import Operand, multiplied
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
 from milp_agt.bounds.zonotope.softmax import Softmax, softmax_form, softmaxes
@@ -30,6 +31,7 @@ from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.einsum import Letters
 from milp_agt.formulations.exchange import Exchange
 from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.formulations.rounding_error import RoundingError
@@ -181,9 +183,13 @@ class Transformer:
             return low, high
         if form.on_state is None:
             return self._own_reach(form)
+        return self._reach_of(form, torch.arange(len(form.centre), device=form.centre.device))
+
+    def _reach_of(self, form: Form, at: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of a form of numbers of the samples ``at`` of the batch."""
         found: list[tuple[Tensor, Tensor]] = []
-        samples = self.zonotope.samples
-        for rows in rows_of(form, self.zonotope, self.bounds, self.columns, self.slots):
+        samples, columns, slots = self.zonotope.samples, self.columns[at], self.slots.take(at)
+        for rows in rows_of(form, self.zonotope, self.bounds, columns, slots):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
         count, shape = len(form.centre), (self.states, *form.centre.shape)
@@ -261,10 +267,10 @@ class Transformer:
             self.forms[node.name] = self.product(node)
             self._collapse(node.name)
         elif isinstance(op, RoundingError):
-            self.forms[node.name] = self._blurred(op.error, inputs[0])
+            self.forms[node.name] = inputs[0].blurred(op.error)
         elif isinstance(op, RunRounding):
             error = op.error(*(self.box(name) for name in node.inputs))
-            self.forms[node.name] = self._blurred(error, inputs[0])
+            self.forms[node.name] = inputs[0].blurred(error)
         elif isinstance(op, Exchange):
             boxes = [self.box(name).expand_states(2) for name in node.inputs]
             width = self.zonotope.samples.width
@@ -286,16 +292,13 @@ class Transformer:
     def product(self, node: Node, summed: bool = False) -> Form:
         assert isinstance(node.op, Einsum)
         first, second = (self.operand(name) for name in node.inputs)
-        return multiplied(node.op, first, second, self.slots, summed)
+        return multiplied(node.op, first, second, self.slots, summed, self._by_pairs)
 
-    @staticmethod
-    def _blurred(error: Tensor, argument: Form) -> Form:
-        """``u + d`` with ``|d|`` within the error, ([states], [n], *shape): noise in each state."""
-        error = error + torch.zeros_like(argument.rest.lower)
-        size = argument.size + error.amax(0)
-        error = error + gamma(4) * size + TINY
-        rest = argument.rest.expand_states(len(error)).widen(error)
-        return replace(argument, rest=rest, size=size)
+    def _by_pairs(self, letters: Letters, first: Factor, second: Factor) -> Interval | None:
+        noisy = self.zonotope.noise_share(self.bounds.radius) > pairs.NOISY
+        return pairs.product(
+            letters, first, second, self.work.pairs if noisy else 0, self._reach_of
+        )
 
     def _softmax(self, nodes: Softmax) -> Form:
         name, logits = nodes.differences.name, self.forms[nodes.logits]
@@ -390,8 +393,8 @@ class Transformer:
             centre=value,
             rest=Interval(form.rest.lower - error, form.rest.upper + error),
             size=size,
-            on_phase=plus(form.on_phase, _like(jump, centre)),
-            on_bend=plus(form.on_bend, _like(bend, centre)),
+            on_phase=plus(form.on_phase, shaped(jump, centre)),
+            on_bend=plus(form.on_bend, shaped(bend, centre)),
         )
         if straight:
             form = replace(form, on_state=None, on_moves=None, charge=None)
@@ -413,11 +416,6 @@ class Transformer:
             if isinstance(on_state, Local):
                 form = replace(form, on_state=on_state.summed())
         return summed(form, self.flips.since(self.earlier), self.slots, self.columns, symbols)
-
-
-def _like(at_slots: Tensor | None, centre: Tensor) -> Tensor | None:
-    """Coefficients (slots, n, elements) in the shape of the node."""
-    return None if at_slots is None else at_slots.reshape(len(at_slots), *centre.shape)
 
 
 def _fit(reach: Tensor, like: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ PER_STEP, PER_ASCENT, PER_NODE = 2**30, 2**31, 2**31
 # Rows that are carried at most; how few are not worth their time; phases that get rows in one step.
 MOST_ROWS, FEWEST_ROWS = 640, 96
 MOST_NEW, FEWEST_NEW = 192, 8
+# The same of the products of two deviations that are bounded by themselves, each twice.
+PER_PAIRS = 2**28
 # Numbers of all limits.
 LIMITS = 2**24
 FEWEST_STEPS = 6
@@ -75,6 +77,11 @@ class Work:
     def fits(self, elements: int) -> bool:
         """Whether a node with so many elements for each sample is worth bounding as directions."""
         return self.batch * elements * self.numbers * self.directions <= PER_NODE
+
+    @property
+    def pairs(self) -> int:
+        """How many products of two deviations are worth a bound of their own."""
+        return PER_PAIRS // (2 * max(1, self.numbers) * max(1, self.directions))
 
     def steps(self, wanted: int, directions: int, flips: Flips) -> int:
         """Steps of an ascent of many directions on many rows and limits; none where two are too many."""
