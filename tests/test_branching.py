@@ -282,3 +282,15 @@ def test_points_are_bounded_where_nothing_can_be_listed() -> None:
     for attacks in replay.all(generator, case.features[:4], case.labels[:4], 64, 3):
         outputs = replay.outputs_at(replay.run(attacks)[-1], points)[..., 0]
         assert ((sign * outputs).amin(0).numpy() >= after.points.score_lower - 1e-12).all()
+
+
+def test_without_generators_of_samples_nothing_is_branched_on() -> None:
+    """Inserted samples have none: ends are narrowed by nothing, and hold."""
+    training = agt.Training("bce", learning_rate=0.3, epochs=2, clip=0.2)
+    case = problem("bce", "features", count=4)[0]
+    run = case.model, (case.features, case.labels), training, agt.Insertion(1)
+    result = agt.certify(*run, relaxation="zonotope", tree=0.2)
+    narrow = result.narrowed(0.2)
+    for name, low in result.reachable.lower.items():
+        assert (low <= narrow.reachable.lower[name]).all()
+        assert (narrow.reachable.lower[name] <= narrow.reachable.upper[name]).all()
