@@ -173,6 +173,12 @@ def test_removals_are_listed_and_trained(folders: dict[str, Path], name: str) ->
             assert ((given.lower[key] <= found) & (found <= given.upper[key])).all()
 
 
+@pytest.mark.parametrize("name", ["relu", "removed, side by side"])
+def test_fractions_agree(folders: dict[str, Path], name: str) -> None:
+    floats, fractions = check(folders[name]), check(folders[name], exactly=True)
+    assert [i.outcome for i in fractions.items] == [i.outcome for i in floats.items]
+
+
 def test_listed_runs_by_processes_agree(folders: dict[str, Path]) -> None:
     folder = folders["labels, listed"]
     assert check(folder, jobs=2).items == check(folder).items

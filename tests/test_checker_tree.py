@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from certified import Change, arr, at, certified, data_of, forged, put, run_of, statement_in
 
+from milp_agt.certificates import growing
 from milp_agt.checker import affine, layers, training
 from milp_agt.checker.boxes import Box
 from milp_agt.checker.check import Outcome, check
@@ -124,6 +125,19 @@ def test_forced_phases_hold_their_runs(runs: Any) -> None:
         assert min(map(width, cases)) < whole
         for signs, final in found:
             assert inside(cases[1 if signs[number] else 0], final)
+
+
+def test_writers_know_which_phases_flip_first(runs: Any) -> None:
+    """In the first step in which some runs have them on and others off; then another one."""
+    given, found = runs
+    *_, (kind, step, number) = growing._cuts(given)
+    assert (kind, step) == (PHASE, 0)
+    parts = list(leaves(replace(given, tree=np.array([(kind, step, number), ENDS, ENDS]))))
+    for part in parts:
+        *_, following = growing._cuts(replace(part, tree=None))
+        assert following != (kind, step, number)
+    boxes = [reached(replace(part, tree=None))[0].boxes for part in parts]
+    assert all(any(inside(box, final) for box in boxes) for _, final in found)
 
 
 def test_sides_that_are_exchanged_show(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:

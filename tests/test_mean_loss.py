@@ -259,6 +259,7 @@ def test_the_mean_is_an_objective_of_programs(
         TINY_THREATS["features"],
         relaxation="lp",
         program_window=2,
+        carried="none",
         selections=selections,
     )
     rule, y = get_loss("bce"), LABELS[:, None].double()

@@ -113,6 +113,7 @@ PROPOSED = [name for name in RUNS if name not in ("insertion", "left out", "batc
 @pytest.mark.parametrize("name", [*PROPOSED, "norm 2"])
 def test_what_programs_propose_changes_something_and_stays_in_the_set(name: str) -> None:
     case = small(name)
+    case = replace(case, training=replace(case.training, epochs=1))
     options = {"program_window": 2, "selections": "joint", "carried": "none"}
     result, boxes = case.certify(relaxation="lp", **options)
     found = result.models.program.incumbents

@@ -29,7 +29,8 @@ def data(count: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def certify(threat: Any, attack: Search = QUICK, **options: Any) -> agt.Result:
     training = agt.Training(loss="bce", learning_rate=0.5, epochs=4)
-    return agt.certify(network((2, 3, 1)), data(), training, threat, attack=attack, **options)
+    options = {"attack": attack, "carried": "none"} | options
+    return agt.certify(network((2, 3, 1)), data(), training, threat, **options)
 
 
 @pytest.mark.parametrize(

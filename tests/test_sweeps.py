@@ -33,7 +33,7 @@ THREAT = agt.FeaturePoisoning(budget=1, radius=0.05)
 
 
 def certify(threat: Any, relaxation: str = "linear") -> Any:
-    options = {"relaxation": relaxation, "refute": "none"}
+    options = {"relaxation": relaxation, "refute": "none", "carried": "none"}
     return agt.certify(MODEL, (X[:10], Y[:10]), TRAINING, threat, **options)
 
 
@@ -106,7 +106,7 @@ def moons() -> tuple[Any, ...]:
 
     def run(threat: Any) -> Any:
         run = (model, (data.x_train, data.y_train), training, threat)
-        return agt.certify(*run, window=3, refute="none")
+        return agt.certify(*run, window=3, refute="none", carried="none")
 
     def ask_triggers(result: Any) -> dict[str, agt.Bounds]:
         curve = result.backdoor_curve(data.x_test, data.y_test, TRIGGERS)

@@ -49,7 +49,7 @@ Array = npt.NDArray[Any]
 # by a share of each width, and by a share of the size of each number.
 SLACK = {"float64": (2.0**-20, 2.0**-38), "float32": (2.0**-9, 2.0**-26)}
 ROUNDING = (2.0**-8, 2.0**-30)  # by which the checker may go beyond a result, as shares of the same
-NEAR = 1.02  # times the width of a result, up to which no multipliers are looked for
+NEAR = 1.02  # times the width of a result, up to which no tighter bounds are looked for
 WIDEST = 4.0  # times the width of a result that a certificate may claim
 
 
@@ -145,6 +145,7 @@ class _Draft:
     files: Files
     points: float
     width: float
+    is_whole: bool  # whether it proves all points that were certified
 
 
 def _drafts(given: _Given) -> list[_Draft]:
@@ -157,7 +158,7 @@ def _drafts(given: _Given) -> list[_Draft]:
     found: list[_Draft] = []
     for method in methods:
         for climb in (False, True):
-            if climb and (method != "affine" or _suffices(found, result)):
+            if _suffices(found, result) or (climb and method != "affine"):
                 continue
             with suppress(Unbounded, Rejected):  # the checker proves nothing by this method
                 found.append(_draft(given, method, trust=trust, climb=climb))
@@ -165,9 +166,10 @@ def _drafts(given: _Given) -> list[_Draft]:
 
 
 def _suffices(found: Sequence[_Draft], result: Result) -> bool:
-    """Whether some draft is as good as it gets: then multipliers are not worth their room."""
+    """Whether some draft is as good as it gets: other methods and multipliers are not worth their time."""
     return any(
-        draft.claim["tree"] is not None or draft.width <= NEAR * result.reachable.mean_width
+        draft.claim["tree"] is not None
+        or (draft.is_whole and draft.width <= NEAR * result.reachable.mean_width)
         for draft in found
     )
 
@@ -189,6 +191,7 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
         if tree is not None:
             claim["tree"] = files.add("tree", tree)
             stated = _stated(claim, files)
+    asked_for = sum(asked.least for asked in stated.questions if asked.kind != "loss")
     cases = reached(stated)
     for number, name in enumerate(claim["model"]["parameters"]):
         low, high = (result.reachable.lower[name], result.reachable.upper[name])
@@ -213,7 +216,8 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
     claim |= {"words": list(stated.words), "assumptions": list(ASSUMPTIONS)}
     widths = [(stated.upper[n] - stated.lower[n]).reshape(-1) for n in stated.lower]
     points = sum(asked.least for asked in stated.questions if asked.kind != "loss")
-    return _Draft(claim, files, points, float(np.concatenate(widths).mean()))
+    width = float(np.concatenate(widths).mean())
+    return _Draft(claim, files, points, width, points >= asked_for)
 
 
 def _stated(claim: Mapping[str, Any], files: Files) -> Statement:

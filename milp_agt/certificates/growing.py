@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from milp_agt.checker.affine import Pass
 from milp_agt.checker.boxes import Unbounded
+from milp_agt.checker.forms import Form, Symbols
 from milp_agt.checker.proof import answer, reached
 from milp_agt.checker.statement import Question, Statement
-from milp_agt.checker.tree import LEAF, WHERE, WHO, leaves
+from milp_agt.checker.steps import moving, train
+from milp_agt.checker.tree import LEAF, PHASE, WHERE, WHO, leaves
 
 Array = npt.NDArray[Any]
+Row = tuple[float, float, float]
 
 
 @dataclass
@@ -23,10 +27,10 @@ class _Node:
     """A part of the threat, as the tree that leads to it alone, and its children once it is split."""
 
     given: Statement
-    row: tuple[float, float, float] = (LEAF, 0.0, 0.0)
+    row: Row = (LEAF, 0.0, 0.0)
     children: tuple[_Node, ...] = ()
 
-    def rows(self) -> list[tuple[float, float, float]]:
+    def rows(self) -> list[Row]:
         return [self.row, *(row for child in self.children for row in child.rows())]
 
 
@@ -34,21 +38,25 @@ def grown(given: Statement, most: int) -> Array | None:
     """A tree with ``most`` leaves or fewer whose leaves prove more points of the questions; None for none.
 
     The leaf that lacks most is split first: while several samples may be the poisoned one, by who it is;
-    then in the middle of what moves furthest.
+    then in the middle of what moves furthest; where that proves no more, by the phase of a unit if this does.
     """
     shares = [asked for asked in given.questions if asked.kind != "loss"]
     root = _Node(given)
     first = _missing(given, shares)
     heap, number, lacking = [(-first, 0, root)], 1, first
     while given.poisoned.open.any() and number < most and -heap[0][0] > 0:
-        _, _, node = heapq.heappop(heap)
-        node.row = _cut(node.given)
-        split = np.array([node.row, (LEAF, 0.0, 0.0), (LEAF, 0.0, 0.0)])
-        parts = leaves(replace(node.given, tree=split))
-        node.children = tuple(_Node(part) for part in parts)
-        for child in node.children:
-            child.given = replace(child.given, tree=None)
-            heapq.heappush(heap, (-_missing(child.given, shares), number, child))
+        before, _, node = heapq.heappop(heap)
+        least = np.inf
+        for row in _cuts(node.given):
+            pairs = _split(node.given, row, shares)
+            after = sum(lack for _, lack in pairs)
+            if not node.children or after < least:
+                least, node.row, parts = after, row, pairs
+                node.children = tuple(child for child, _ in parts)
+            if least < -2.0 * before:
+                break
+        for child, lack in parts:
+            heapq.heappush(heap, (-lack, number, child))
             number += 1
         lacking = max(-heap[0][0], 0)
     return np.array(root.rows()) if lacking < first else None
@@ -63,15 +71,70 @@ def _missing(given: Statement, asked: Sequence[Question]) -> float:
         return np.inf
 
 
-def _cut(given: Statement) -> tuple[float, float, float]:
-    """How to split: (kind, what, value)."""
+def _split(given: Statement, row: Row, asked: Sequence[Question]) -> list[tuple[_Node, float]]:
+    """The children of a node that is cut, and what each of them lacks."""
+    parts = leaves(replace(given, tree=np.array([row, (LEAF, 0.0, 0.0), (LEAF, 0.0, 0.0)])))
+    own = [replace(part, tree=None) for part in parts]
+    return [(_Node(part), _missing(part, asked)) for part in own]
+
+
+def _cuts(given: Statement) -> Iterator[Row]:
+    """How a node may be split: (kind, what, value)."""
     own = np.flatnonzero(given.poisoned.open)
     if len(own) > 1:
-        return WHO, float(own[len(own) // 2]), 0.0
+        yield WHO, float(own[len(own) // 2]), 0.0
+        return
     ends = given.poisoned.samples
     low, high = (
         np.concatenate([getattr(ends.x, end)[0, own[0]], getattr(ends.y, end)[0, own[0]]])
         for end in ("lo", "hi")
     )
     widest = int((high - low).argmax())
-    return WHERE, float(widest), float(0.5 * low[widest] + 0.5 * high[widest])
+    yield WHERE, float(widest), float(0.5 * low[widest] + 0.5 * high[widest])
+    phase = _phase(given, int(own[0]), np.flatnonzero(high > low))
+    if phase is not None:
+        yield phase
+
+
+class _Flips(Exception):
+    """The first step in which phases may flip, and which one of them reaches furthest beyond its kink."""
+
+
+def _phase(given: Statement, sample: int, columns: Array) -> Row | None:
+    """A phase to force, of the first step in which one may flip: later ones follow from earlier ones."""
+    problem, index = given.problem, iter(range(len(given.problem.batches)))
+    x, y = given.samples.x.lo[0], given.samples.y.lo[0]
+
+    def look(state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
+        step = next(index, None)
+        if step is None:
+            return {}
+        batch = problem.batches[step]
+        own = np.where(batch == sample, 1, -1)  # slot 0 is nobody's
+        forced = {number: on for at, number, on in given.phases if at == step}
+        one = Pass(problem, symbols, own, {}, forced)
+        both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
+        values, slopes = one.forward(state, both[:, : x.shape[1]])
+        before, numbers = 0, [np.zeros(0, np.int64)]
+        for value, slope in zip(values, slopes, strict=False):
+            if slope is not None:
+                place = slope[1].place
+                numbers.append(before + place[0] * value.c.shape[1] + place[1])
+                before += value.c.size
+        found = np.concatenate(numbers)
+        beyond = one.symbols.most[len(symbols.flips) :]
+        free = ~np.isin(found, list(forced))
+        if free.any():
+            raise _Flips(step, int(found[free][beyond[free].argmax()]))
+        return {}
+
+    try:
+        run = given.initial, given.samples, given.poisoned, given.anew
+        with np.errstate(all="ignore"):
+            train(problem, *run, look, given.phases)
+    except _Flips as first:
+        step, number = first.args
+        return PHASE, float(step), float(number)
+    except Unbounded:
+        return None
+    return None

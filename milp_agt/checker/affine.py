@@ -126,7 +126,7 @@ class Pass:
         """Multipliers for ``rows`` (r, width) times the last values of the samples ``at``, (2, r, flips):
         those of the parameters, by the derivatives at the centres. Whatever they are, bounds with them hold.
         """
-        found = np.zeros((2, len(at), len(self.symbols.flips)))
+        found = np.zeros((2, len(at), len(self.symbols.flips) if self.given else 0))
         for place in range(len(slopes) - 1, -1, -1):
             layer, slope = self.problem.layers[place], slopes[place]
             if slope is not None:
@@ -165,14 +165,14 @@ class Pass:
         on = np.where(phase == 0, z.c, phase) > 0
         sign = np.where(on, -1.0, 1.0)
         given = carried(np.repeat(np.arange(n), width), np.tile(np.eye(width), (n, 1)))
-        given = given.reshape(2, n, width, -1)
+        given = given.reshape(2, n, width, given.shape[-1])
         box = own_ranges(z, self.symbols, self.own, given)
         box = box.met(Box(np.where(phase > 0, 0.0, box.lo), np.where(phase < 0, 0.0, box.hi)))
         self.knows(z, box)
         at, size = np.where(on, 1.0, slope), self.size(z)
         place: Any = np.nonzero((np.where(on, -box.lo, box.hi) >= 0).any(0) | (phase != 0))
         y, own, first = z[place].scaled(sign[place]), self.own[place[0]], len(self.symbols.flips)
-        given = np.where(sign[..., None] < 0, given[::-1], given)[:, *place]
+        given = np.where(sign[place][:, None] < 0, given[::-1][:, *place], given[:, *place])
         beyond = np.where(on, -box.lo, box.hi)[:, *place]
         least = np.maximum(np.where(on, box.hi, -box.lo)[:, *place], 0.0)
         most, alone = np.maximum(beyond.max(0), TINY), (beyond[0] < 0) & (own >= 0)

@@ -37,8 +37,7 @@ def of_rows(problem: Problem, state: State, x: Array, rows: Array) -> Box:
     if last.bias:
         bias = state[last.bias][:, None]
         size = size + bias.size
-        own = matmul(Box.point(c[None]), bias[..., None])
-        found = found + own[..., 0]
+        found = found + matmul(Box.point(c[None]), bias[..., None])[..., 0]
     error = problem.arithmetic.off(hidden.lo.shape[-1] + 1, size)[..., None]
     return found.widened(up(abs(c) @ error)[..., 0])
 

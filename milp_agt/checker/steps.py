@@ -145,4 +145,5 @@ class Final:
         found = found.widened(granted(rows.shape[2], (abs(rows) @ size[..., None])[..., 0]))
         at = np.repeat(np.arange(len(x)), rows.shape[1])
         given = step.carried(self.state, values, slopes, at, rows.reshape(len(at), -1))
-        return own_ranges(found, step.symbols, step.own, given.reshape(2, *rows.shape[:2], -1))[:1]
+        given = given.reshape(2, *rows.shape[:2], given.shape[-1])
+        return own_ranges(found, step.symbols, step.own, given)[:1]

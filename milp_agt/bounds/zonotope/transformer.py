@@ -10,12 +10,13 @@ from torch import Tensor
 
 from milp_agt.bounds.step import NodeOrder, Step
 from milp_agt.bounds.zonotope import linear_maps, pairs
+from milp_agt.bounds.zonotope.bent import pieces_of
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.candidates import new_flips
 from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero, plus, shaped
-from milp_agt.bounds.zonotope.kinks import Kink, kink_of
+from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero
+from milp_agt.bounds.zonotope.kinks import kink_of
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.pairs import Factor
@@ -360,45 +361,7 @@ class Transformer:
                     self.step,
                     ~(self._plain_reach(argument) < argument.centre.abs()),
                 )
-        return self._pieces(node, kink, argument)
-
-    def _pieces(self, node: Node, kink: Kink, argument: Form) -> Form:
-        centre = argument.centre
-        on = centre > 0
-        slope = torch.where(on, centre.new_tensor(kink.right), centre.new_tensor(kink.left))
-        form = argument.scaled(slope)
-        elements = centre[0].numel()
-        first = self.first[node.inputs[0]]
-        flat = on.reshape(len(centre), elements)
-        jump = self.slots.of(kink.jump * torch.where(flat, -1.0, 1.0).to(centre), first)
-        bend = self.slots.of(
-            torch.full_like(flat, kink.right - kink.left, dtype=centre.dtype), first
-        )
-        furthest = self.slots.of(torch.ones_like(flat).to(centre), first)
-        beyond = torch.zeros_like(centre)
-        if furthest is not None:
-            beyond = (furthest * self.slots.largest[-1][..., None]).sum(0).reshape(centre.shape)
-        value = node.op.value(centre)
-        if argument.on_state is None and not argument.is_constant:
-            raise unsupported(node.op, node)
-        size = value.abs() + slope.abs() * (argument.size + centre.abs())
-        size = size + abs(kink.jump) + abs(kink.right - kink.left) * beyond
-        exact = kink.left in (0.0, 1.0) and kink.right in (0.0, 1.0)
-        error = torch.zeros_like(size) if exact else gamma(8) * size + TINY
-        straight = all(p is None for p in (argument.on_state, argument.on_moves)) or not bool(
-            slope.any()
-        )
-        form = replace(
-            form,
-            centre=value,
-            rest=Interval(form.rest.lower - error, form.rest.upper + error),
-            size=size,
-            on_phase=plus(form.on_phase, shaped(jump, centre)),
-            on_bend=plus(form.on_bend, shaped(bend, centre)),
-        )
-        if straight:
-            form = replace(form, on_state=None, on_moves=None, charge=None)
-        return form
+        return pieces_of(node, kink, argument, self.slots, self.first[source])
 
     # -- sums over samples
 
