@@ -11,7 +11,7 @@ import torch
 from attacks import Replay
 from problems import problem
 from scipy.optimize import Bounds, LinearConstraint, milp
-from torch import Tensor
+from torch import Tensor, nn
 from zonotope_runs import Passed
 
 import milp_agt as agt
@@ -282,3 +282,22 @@ def test_points_are_bounded_where_nothing_can_be_listed() -> None:
     for attacks in replay.all(generator, case.features[:4], case.labels[:4], 64, 3):
         outputs = replay.outputs_at(replay.run(attacks)[-1], points)[..., 0]
         assert ((sign * outputs).amin(0).numpy() >= after.points.score_lower - 1e-12).all()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("threat", [agt.Insertion(1), agt.FeaturePoisoning(0, 0.1)])
+def test_nothing_to_branch_on_is_no_error(threat: Any, hidden: bool) -> None:
+    """Sets without samples, of which all is noise, and without flips."""
+    torch.manual_seed(0)
+    layers = (nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)) if hidden else (nn.Linear(2, 2),)
+    x, y = torch.randn(6, 2).double(), torch.arange(6) % 2
+    training = agt.Training(loss="cross_entropy", learning_rate=0.5, epochs=2, clip=1.0)
+    model = nn.Sequential(*layers).double()
+    plain = agt.certify(model, (x, y), training, threat, relaxation="zonotope", refute="none")
+    result = agt.certify(
+        model, (x, y), training, threat, relaxation="zonotope", refute="none", tree=1.0
+    )
+    assert result.models.tree is not None
+    before, after = plain.accuracy(x, y), result.accuracy(x, y)
+    assert before.lower <= after.lower <= after.nominal
+    assert result.narrowed(0.5).reachable.mean_width <= result.reachable.mean_width
