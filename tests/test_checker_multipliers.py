@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from certified import Change, arr, at, certified, forged, put, statement_in
 
+from milp_agt.certificates import folder
 from milp_agt.checker import training
 from milp_agt.checker.boxes import Box
 from milp_agt.checker.check import Outcome, check
@@ -22,14 +23,16 @@ from milp_agt.checker.statement import Statement
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three samples of 30 are moved, and flip phases."""
-    return certified(
-        tmp_path_factory.mktemp("stored"),
-        relaxation="zonotope",
-        epochs=6,
-        threat='kind = "features"\nbudget = 3\nradius = 0.05',
-        properties='[[property]]\nkind = "stable"\n\n[[property]]\nkind = "loss"',
-    )
+    """Three samples of 30 are moved, and flip phases; multipliers are looked for in any case."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "NEAR", 1.0)
+        return certified(
+            tmp_path_factory.mktemp("stored"),
+            relaxation="zonotope",
+            epochs=6,
+            threat='kind = "features"\nbudget = 3\nradius = 0.05',
+            properties='[[property]]\nkind = "stable"\n\n[[property]]\nkind = "loss"',
+        )
 
 
 def width(given: Statement) -> float:

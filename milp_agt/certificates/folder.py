@@ -49,7 +49,7 @@ Array = npt.NDArray[Any]
 # by a share of each width, and by a share of the size of each number.
 SLACK = {"float64": (2.0**-20, 2.0**-38), "float32": (2.0**-9, 2.0**-26)}
 ROUNDING = (2.0**-8, 2.0**-30)  # by which the checker may go beyond a result, as shares of the same
-NEAR = 1.02  # times the width of a result, up to which no tighter bounds are looked for
+NEAR = 1.25  # times the width of a result, up to which tighter bounds are not worth their time
 WIDEST = 4.0  # times the width of a result that a certificate may claim
 
 
