@@ -11,7 +11,7 @@ import torch
 from attacks import Replay
 from problems import problem
 from scipy.optimize import Bounds, LinearConstraint, milp
-from torch import Tensor
+from torch import Tensor, nn
 from zonotope_runs import Passed
 
 import milp_agt as agt
@@ -284,13 +284,20 @@ def test_points_are_bounded_where_nothing_can_be_listed() -> None:
         assert ((sign * outputs).amin(0).numpy() >= after.points.score_lower - 1e-12).all()
 
 
-def test_without_generators_of_samples_nothing_is_branched_on() -> None:
-    """Inserted samples have none: ends are narrowed by nothing, and hold."""
-    training = agt.Training("bce", learning_rate=0.3, epochs=2, clip=0.2)
-    case = problem("bce", "features", count=4)[0]
-    run = case.model, (case.features, case.labels), training, agt.Insertion(1)
-    result = agt.certify(*run, relaxation="zonotope", tree=0.2)
-    narrow = result.narrowed(0.2)
-    for name, low in result.reachable.lower.items():
-        assert (low <= narrow.reachable.lower[name]).all()
-        assert (narrow.reachable.lower[name] <= narrow.reachable.upper[name]).all()
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("threat", [agt.Insertion(1), agt.FeaturePoisoning(0, 0.1)])
+def test_nothing_to_branch_on_is_no_error(threat: Any, hidden: bool) -> None:
+    """Sets without samples, of which all is noise, and without flips."""
+    torch.manual_seed(0)
+    layers = (nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)) if hidden else (nn.Linear(2, 2),)
+    x, y = torch.randn(6, 2).double(), torch.arange(6) % 2
+    training = agt.Training(loss="cross_entropy", learning_rate=0.5, epochs=2, clip=1.0)
+    model = nn.Sequential(*layers).double()
+    plain = agt.certify(model, (x, y), training, threat, relaxation="zonotope", refute="none")
+    result = agt.certify(
+        model, (x, y), training, threat, relaxation="zonotope", refute="none", tree=1.0
+    )
+    assert result.models.tree is not None
+    before, after = plain.accuracy(x, y), result.accuracy(x, y)
+    assert before.lower <= after.lower <= after.nominal
+    assert result.narrowed(0.5).reachable.mean_width <= result.reachable.mean_width

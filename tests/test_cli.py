@@ -220,6 +220,17 @@ def test_bad_input_is_one_message_and_leaves_an_earlier_result_alone(
             assert piece in err
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="needs /dev/fd")
+def test_a_run_file_may_be_a_pipe(run: Path) -> None:
+    """As the shell makes one of ``<(...)``: its text is there once."""
+    end, start = os.pipe()
+    os.write(start, run.read_bytes().replace(b"d.npz", os.fsencode(run.parent / "d.npz")))
+    os.close(start)
+    out = str(run.parent / "out")
+    assert main(["certify", f"/dev/fd/{end}", "--out", out, "--no-report", "--quiet"]) == 0
+    os.close(end)
+
+
 def test_help_is_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out

@@ -38,7 +38,8 @@ def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> Re
     if models.tree is None:
         raise InvalidInputError(
             asked,
-            "a result without one: of tree = 0, before the last step, or loaded from a file",
+            "a result without one: of tree = 0, of data sets that were all trained on (it is as narrow as it "
+            "can be), before the last step, or loaded from a file",
             "certify with tree = 60, say",
         )
     cells, carried = models.tree.cells, models.carried

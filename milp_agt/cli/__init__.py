@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         arguments.begun = begun
         for path in (vars(arguments).get(name) for name in ("run", "case")):
-            if path is not None:
+            if path is not None and not path.is_fifo():  # a queue gives its text once
                 read_tables(path)  # before anything large is imported
         if arguments.command is None:
             parser.print_help(sys.stderr)

@@ -14,6 +14,8 @@ def commit_of(path: Path) -> str | None:
     if head is None or _git(folder, "ls-files", "--error-unmatch", "--", name) is None:
         return None
     changed = _git(folder, "status", "--porcelain", "--", name)
+    if changed is None:
+        return f"{head}, perhaps changed since"
     return f"{head}, changed since" if changed else head
 
 
@@ -24,15 +26,15 @@ def author_of(folder: Path) -> str | None:
         return f"{name} <{address}>" if address else name
     try:
         return getpass.getuser()
-    except (KeyError, OSError):
+    except (ImportError, KeyError, OSError):
         return None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git answers; None where it knows nothing, or is not there."""
-    command = ["git", "-C", str(folder), *arguments]
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode("utf-8", "replace").strip()

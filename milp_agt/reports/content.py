@@ -264,9 +264,12 @@ class Content:
 
     @cached_property
     def map(self) -> Map | None:
+        """None without one, or with bounds at points alone, as earlier versions wrote them."""
         if "map/x" not in self.arrays:
             return None
         x, y, scores, lead = (self.arrays[f"map/{n}"] for n in ("x", "y", "scores", "lower"))
+        if len(x) != scores.shape[1] + 1:
+            return None
         train, test = (
             (self.arrays[f"{part}/x"], self.arrays[f"{part}/label"]) for part in ("train", "test")
         )

@@ -283,6 +283,8 @@ class _Search:
 def _split(nodes: _Nodes, found: Solved) -> Tensor:
     """The unit or phase that maximisers disagree on most, weighed by what it is worth; -1 for none."""
     share = torch.cat([found.chosen, found.happens], 1)
+    if not share.shape[1]:  # all is noise, as insertions without flips are
+        return share.new_full((len(share),), -1).long()
     free = torch.cat([nodes.known.units, nodes.known.flips], 1) == FREE
     if not share.shape[1]:
         return torch.full_like(nodes.number, -1)
