@@ -393,3 +393,23 @@ def test_a_threat_without_moves_is_refused() -> None:
 
     with refused("attack needs moves", "whole samples", "certify", kind=UnsupportedOperationError):
         attacked(Nameless())
+
+
+def test_a_run_that_is_best_for_many_ends_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data are as large as the data set: a copy for each of thousands of ends takes longer than it."""
+    unpatched, packed = Packed.of, list[int]()
+
+    def counted(data: Any, unrolled: Unrolled) -> Packed:
+        packed.append(len(data))
+        return unpatched(data, unrolled)
+
+    monkeypatch.setattr(Packed, "of", staticmethod(counted))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 2)), np.arange(12) % 2
+    training = agt.Training(loss="bce", learning_rate=0.3, epochs=2)
+    threat = agt.FeaturePoisoning(budget=1, radius=0.3)
+    search = Search(pool=4, corners=0, restarts=0, rounds=0)
+    found = attacks.attack(network((2, 6, 1), seed=1), (x, y), training, threat, search=search)
+    assert found.mean_width > 0.0
+    assert len(found.widths) == 25
+    assert max(packed) <= 2  # of 50 ends

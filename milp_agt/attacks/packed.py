@@ -116,7 +116,9 @@ class Best:
         if bool(better.any()):
             self.value = torch.where(better, best, self.value)
             self.run = torch.where(better, before + row, self.run)
-            self.data = self.data.replaced(better, Packed.of(data.rows(row[better]), unrolled))
+            # Many aims may share a run, whose data are large: each is packed once.
+            kept, own = row[better].unique(return_inverse=True)
+            self.data = self.data.replaced(better, Packed.of(data.rows(kept), unrolled).rows(own))
 
     def first_of_each_run(self) -> Tensor:
         """One aim for each distinct run, in the order of the aims."""

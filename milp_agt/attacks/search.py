@@ -54,7 +54,7 @@ class Hunt:
         self.generator = torch.Generator().manual_seed(search.seed)
         each = unrolled.bytes_per_attack + unrolled.bytes_of_outputs(goal.points) + 16 * len(aim)
         self.chunk = max(1, min(inputs.bytes_of(search.memory) // each, LARGEST_CHUNK))
-        nominal = Packed.of(unrolled.nominal(len(aim)), unrolled)
+        nominal = Packed.of(unrolled.nominal(1), unrolled).rows(torch.zeros_like(aim.quantity))
         lowest = torch.full_like(aim.sign, -torch.inf)
         self.best = Best(aim, lowest, nominal, torch.zeros_like(aim.quantity))
         self.exhaustive, self.halved = False, False
