@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from attacks import Replay
 from certified import boxes_of, data_of, forms_of, run_of
 from problems import problem
 
-from milp_agt.checker import affine, forms, functions, layers, training
+from milp_agt.checker import affine, forms, functions, layers, proof, training
 from milp_agt.checker.boxes import Box, Unbounded, corners, dot, exact, matmul
 from milp_agt.checker.layers import ARITHMETICS, Layer, Rule
 from milp_agt.checker.statement import Statement
@@ -209,6 +210,26 @@ def test_rounding_of_affine_forms_under_any_dampening(dampening: float) -> None:
     for new in step.updated(rule, "w", state, form(100.0), 1).values():
         assert (new.low < 0).all()
         assert (new.high > 0).all()
+
+
+@pytest.mark.parametrize("gone", range(3))
+def test_the_first_step_that_is_taken_is_not_dampened(gone: int) -> None:
+    """Without the sample of the first batch a run begins with the second one, as torch runs it."""
+    x, y = np.array([[1.0], [-2.0], [0.5]]), np.array([[0.3], [1.0], [-0.7]])
+    rules = [Rule(0.5, momentum=0.5, dampening=tau) for tau in (0.0, 0.4, 0.4)]
+    own = run_of("mse", LINE, batches=[[0], [1], [2]], rules=rules)
+    given = SimpleNamespace(
+        problem=own, samples=data_of(x, y, 1)[0], choices=None, initial={"w": np.zeros((1, 1))}
+    )
+    box = proof._run_on(cast(Statement, given), [{gone: 0}]).boxes["w"]
+    w = torch.nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
+    opt = torch.optim.SGD([w], lr=0.5, momentum=0.5, dampening=0.4)
+    for sample in set(range(3)) - {gone}:
+        opt.zero_grad()
+        (torch.from_numpy(x[sample]) @ w - torch.from_numpy(y[sample])).square().sum().backward()
+        opt.step()
+    end = w.item()
+    assert max(abs(end - box.lo[0, 0, 0]), abs(end - box.hi[0, 0, 0])) < 1e-12
 
 
 UNDERFLOWS: dict[str, Any] = {

@@ -139,6 +139,32 @@ def test_a_pass_of_cells_ends_between_two_steps() -> None:
     assert short.lower <= plain.lower <= plain.upper <= short.upper
 
 
+@pytest.mark.parametrize("question", ["accuracy", "collective"])
+def test_what_is_decided_when_time_ends_is_not_cut_short(
+    question: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of a question is over once its last point was walked: a tree would have nothing to do."""
+    result = run("zonotope", radius=0.05, tree=1.0)
+    assert result.models.tree is not None
+    points, labels = X[:40], Y[:40]
+    keep = result.accuracy(points, labels).points.score_lower > 0
+    points = points[keep]
+    late, honest = at(result, 1e6), ReachableModels.refine
+    assert late.models.deadline is not None
+
+    def refined(self: ReachableModels, *given: Any) -> Any:
+        found = honest(self, *given)
+        assert self.deadline is not None
+        self.deadline.at = monotonic()
+        return found
+
+    monkeypatch.setattr(ReachableModels, "refine", refined)
+    answer = getattr(late, question)(points, labels[keep])
+    assert late.models.deadline.is_over()
+    assert answer.lower == 1.0
+    assert not answer.limit_reached
+
+
 def test_questions_cut_short_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def over(self: Deadline, _grace: float = 0.0) -> bool:
         self.missed = True

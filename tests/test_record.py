@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -90,6 +91,37 @@ def test_poisoned_runs_with_dampening_and_accumulation_lie_inside(
                 assert (value.double().numpy() <= result.reachable.upper[name]).all()
         if not radius:
             assert result.reachable.max_width < 2e4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(("budget", "holds"), [(1, False), (2, True)])
+def test_dampening_and_removals_that_may_skip_the_first_step(budget: int, holds: bool) -> None:
+    """Torch does not dampen the first step that is taken: without the first batch, that is another one."""
+    x, order = X[:9].double(), [[0, 1], [2, 3, 4], [5, 6, 7, 8]]
+
+    def trained(gone: tuple[int, ...], watch: bool = False) -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        model, loss = nn.Linear(30, 2).double(), nn.CrossEntropyLoss()
+        opt = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.7, dampening=0.4)
+        context = agt.record(model, opt, loss, (x, Y[:9])) if watch else nullcontext()
+        with context as run:
+            for batch in order:
+                kept = [i for i in batch if i not in gone]
+                if kept:
+                    opt.zero_grad()
+                    loss(model(x[kept]), Y[kept]).backward()
+                    opt.step()
+        return model, run
+
+    run = trained((), True)[1]
+    if holds:
+        with pytest.raises(UnsupportedOperationError, match="a first batch that may lose all"):
+            agt.certify(run, agt.Removal(budget))
+    spared = agt.Removal(budget, samples=list(range(1, 9)))
+    result = agt.certify(run, spared if holds else agt.Removal(budget), relaxation="interval")
+    for gone in itertools.combinations(range(int(holds), 9), budget):
+        for name, value in trained(gone)[0].state_dict().items():
+            assert (value.numpy() >= result.reachable.lower[name]).all()
+            assert (value.numpy() <= result.reachable.upper[name]).all()
 
 
 def test_nesterov_and_dampening_exclude_each_other() -> None:

@@ -15,7 +15,8 @@ from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
 
 import milp_agt as agt
 from milp_agt.bounds.zonotope import candidates, dual, products, softmax, state, transformer
-from milp_agt.bounds.zonotope.dual import ascend, bound, prices_of, start
+from milp_agt.bounds.zonotope.ascent import ascend, start
+from milp_agt.bounds.zonotope.dual import bound, prices_of
 from milp_agt.bounds.zonotope.form import Form
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.core.interval import Interval
@@ -187,12 +188,12 @@ def test_a_multiplier_whose_row_is_not_paid_is_caught(monkeypatch, row: int) -> 
 
 
 def test_limits_that_nobody_pays_are_caught(monkeypatch) -> None:
-    honest = dual._closed
+    honest = dual.closed
 
     def wrong(opened: Any, flips: Any, alpha: Multipliers) -> Any:
         return honest(opened, flips, replace(alpha, paid=torch.zeros_like(alpha.paid)))
 
-    monkeypatch.setattr(dual, "_closed", wrong)
+    monkeypatch.setattr(dual, "closed", wrong)
     assert is_caught(check_multipliers)
 
 

@@ -230,6 +230,23 @@ def test_moves_without_generators_are_noise_of_their_samples(monkeypatch, run: A
     assert width(found) >= (1 - 1e-6) * width(kept)
 
 
+@pytest.mark.parametrize("kind", ["features", "removal"])
+def test_no_generators_of_samples_that_no_first_step_meets(monkeypatch, kind: str) -> None:
+    """Steps before the first sample that can be poisoned have nobody's moves to fold."""
+    batches, open_ = [[0, 1], [2, 3], [2, 4]], [2, 4]
+    case = problem("bce", "features", training={"batches": batches, "epochs": 1})[0]
+    threat = agt.FeaturePoisoning(1, 0.1, samples=open_)
+    if kind == "removal":
+        threat = agt.Removal(1, samples=open_)
+    run = case.model, (case.features, case.labels), case.training, threat
+    kept = agt.certify(*run, relaxation="zonotope").reachable
+    monkeypatch.setattr(state, "MOVES_SHARE", 2**50)
+    found = agt.certify(*run, relaxation="zonotope").reachable
+    for name, low in found.lower.items():
+        assert (low <= kept.lower[name] + 1e-12).all()
+        assert (kept.upper[name] <= found.upper[name] + 1e-12).all()
+
+
 def test_noise_in_place_of_moves_is_no_larger_than_they_are(monkeypatch) -> None:
     """Without flips boxes lose nothing in the first step, so that noise 1 % too small would show there."""
     kept = passed(RUNS[2], 0.005)

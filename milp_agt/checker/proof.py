@@ -157,6 +157,8 @@ def _run_on(given: Statement, chosen: list[dict[int, int]]) -> Reached:
         kept = [np.stack(each) for each in zip(*(_batches(given, c) for c in chosen), strict=True)]
         pairs = [pair for pair in zip(kept, problem.rules, strict=True) if pair[0].size]
         batches, rules = tuple(b for b, _ in pairs), tuple(r for _, r in pairs)
+        if rules:  # whichever step is taken first is the one that is not dampened
+            rules = (replace(rules[0], dampening=problem.rules[0].dampening), *rules[1:])
         problem = replace(problem, batches=batches, rules=rules)
     else:
         y = np.repeat(samples.y.lo, len(chosen), 0)

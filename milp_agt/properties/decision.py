@@ -119,7 +119,8 @@ class DecisionQuestion(Question):
         it finds lost or leaves open: candidates for attacks.
         """
         (known,), tree = super().bounds(models), models.tree
-        if tree is None or models.is_late():
+        # Where nothing is open, nothing is cut short by the end of the time.
+        if tree is None or not len(self.open_points([known])) or models.is_late():
             return known, ()
         left = tree.seconds if models.deadline is None else min(tree.seconds, models.deadline.left)
         begun, cells = time.monotonic(), tree.cells

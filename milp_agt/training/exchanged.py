@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from milp_agt.core.rounding import gamma
 from milp_agt.errors import InvalidThreatModelError, UnsupportedOperationError
 from milp_agt.formulations.exchange import Exchange, Remove, Substitute
@@ -74,8 +76,15 @@ def check_batches(step_graph: StepGraph, training: Training, poison: Poison) -> 
 
     Raises:
         UnsupportedOperationError: class weights under a threat to labels or to whole samples; clipping of
-            the total norm under one to whole samples.
+            the total norm under one to whole samples; dampening, where the first step may be skipped.
     """
+    if poison.whole is Whole.REMOVED and _first_undampened(training, poison):
+        raise UnsupportedOperationError(
+            "A run with dampening was to be trained without some samples",
+            "a first batch that may lose all of them: torch does not dampen the first step that is taken, "
+            "which is then another one",
+            "leave out dampening, or let a sample of the first batch stay (samples=, or a smaller budget)",
+        )
     if training.clips_total and poison.whole is not None:
         raise UnsupportedOperationError(
             "The norm of the gradient of a batch is clipped (clip_total)",
@@ -89,6 +98,18 @@ def check_batches(step_graph: StepGraph, training: Training, poison: Poison) -> 
             "a threat under which labels may be poisoned, so that no divisor is fixed",
             "leave class_weights out, or bound FeaturePoisoning",
         )
+
+
+def _first_undampened(training: Training, poison: Poison) -> bool:
+    """Whether removals may skip the first step of a run that dampens others."""
+    batches = training.batch_order(len(poison.open))
+    rules = training.update_rules(len(batches))
+    dampened = any(own.dampening for rule in rules for own in (rule, *(r for _, r in rule.groups)))
+    return (
+        dampened
+        and len(batches[0]) <= poison.budget
+        and bool(poison.open.cpu()[torch.as_tensor(batches[0])].all())
+    )
 
 
 def with_absences(step_graph: StepGraph) -> StepGraph:

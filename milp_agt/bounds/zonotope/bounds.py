@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.dual import Added, Bound, ascend, bound, start, warm
+from milp_agt.bounds.zonotope.ascent import ascend, start, warm
+from milp_agt.bounds.zonotope.dual import Added, Bound, bound
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators

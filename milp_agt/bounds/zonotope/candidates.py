@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import Step
+from milp_agt.bounds.zonotope.ascent import ascend, tried
 from milp_agt.bounds.zonotope.bounds import StateBounds
-from milp_agt.bounds.zonotope.dual import Bound, ascend, bound, tried
+from milp_agt.bounds.zonotope.dual import Bound, bound
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form
 from milp_agt.bounds.zonotope.multipliers import Multipliers

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.dual import Bound, Directions, gathered, maximiser
+from milp_agt.bounds.zonotope.ascent import maximiser
+from milp_agt.bounds.zonotope.dual import Bound, Directions, gathered
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.questions import ascended, lowest

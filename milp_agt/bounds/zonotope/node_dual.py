@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.dual import Climb, Directions, Opened, gathered, prices_of, slopes_of
+from milp_agt.bounds.zonotope.ascent import Climb, slopes_of
+from milp_agt.bounds.zonotope.dual import Directions, Opened, gathered, prices_of
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators

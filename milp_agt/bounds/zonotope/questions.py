@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.zonotope.ascent import ascend
 from milp_agt.bounds.zonotope.branching import EndTrees, branched_on
-from milp_agt.bounds.zonotope.dual import Bound, Directions, ascend, bound, on_moves
+from milp_agt.bounds.zonotope.dual import Bound, Directions, bound, on_moves
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.state import AT_ONCE
 from milp_agt.core.rounding import TINY, gamma

@@ -307,7 +307,7 @@ class SampleGenerators:
     def largest_units(self, reach: Tensor, left: Tensor) -> Tensor:
         """Mask, as numbers, of the ``left`` (..., units) largest of ``reach`` in each group of units."""
         if not self.count:
-            return reach
+            return torch.zeros_like(reach)
         grouped = self._members_of(reach)
         count = min(max(most for _, most in self.quotas), grouped.shape[-1])
         index = grouped.topk(count, -1).indices

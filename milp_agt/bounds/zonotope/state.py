@@ -243,7 +243,8 @@ class HybridZonotope:
             return self
         down, up = (widened(part, samples.count) for part in (self.noise.down, self.noise.up))
         if self.is_folded:
-            on_moves = self.on_moves[:, :1].expand(-1, samples.count, -1)
+            zero = self.on_moves.new_zeros(1, 1, 1)
+            on_moves = zero.expand(self.size, samples.count, samples.width)
         else:
             on_moves = more_samples(self.on_moves, samples.count)
         return replace(

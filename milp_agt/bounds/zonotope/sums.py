@@ -70,6 +70,8 @@ def folded(form: SummedForm, samples: SampleGenerators, columns: Tensor) -> Summ
     """
     if form.on_moves is None:
         return form
+    if not samples.count:  # as many coefficients, of no generator
+        return replace(form, on_moves=None)
     poison = samples.poison.take(columns.clamp(min=0))
     coefficients = form.on_moves.flatten(2) if form.on_moves.dim() > 2 else form.on_moves[..., None]
     coefficients = coefficients.permute(2, 1, 0)
