@@ -132,9 +132,8 @@ def still_proved(
         return {name: known[name] for name in wanted}
 
     budget = radius = None
-    fields = getattr(
-        run.threat, "__dataclass_fields__", {}
-    )  # two budgets apart are none of one name
+    # Of two budgets apart, `budget` is the sum.
+    fields = getattr(run.threat, "__dataclass_fields__", {})
     most, farthest = (
         getattr(run.threat, name) if name in fields else None for name in ("budget", "radius")
     )
