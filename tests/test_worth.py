@@ -123,6 +123,11 @@ def test_the_largest_smaller_threat_that_still_proves(
     assert [run["properties"][0]["status"] for run in (near, far)] == ["PROVED", "OPEN"]
     assert under(labels, "--time-limit", "0")["still_proved"] is None
     assert under(labels | {"budget": 0})["still_proved"] is None
+    apart = {"features.budget": 1, "features.radius": 9.0, "labels.budget": 1}
+    found = under({"kind": "separate"} | apart)
+    assert found["run"]["threat"]["kind"] == "separate"
+    assert found["properties"][0]["status"] != "PROVED"
+    assert found["still_proved"] is None
     # A run that is late ends between two steps, and proves nothing.
     seen: list[int] = []
     certify = LoadedRun.certify

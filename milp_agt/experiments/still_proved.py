@@ -132,7 +132,11 @@ def still_proved(
         return {name: known[name] for name in wanted}
 
     budget = radius = None
-    most, farthest = (getattr(run.threat, name, None) for name in ("budget", "radius"))
+    # Of two budgets apart, `budget` is the sum.
+    fields = getattr(run.threat, "__dataclass_fields__", {})
+    most, farthest = (
+        getattr(run.threat, name) if name in fields else None for name in ("budget", "radius")
+    )
     if isinstance(most, int) and most > 1:
         budget = _doubled(certify, run.threat, holds, most, deadline)
     if isinstance(farthest, float) and farthest > 0.0 and not deadline.is_over():

@@ -284,10 +284,8 @@ def _split(nodes: _Nodes, found: Solved) -> Tensor:
     """The unit or phase that maximisers disagree on most, weighed by what it is worth; -1 for none."""
     share = torch.cat([found.chosen, found.happens], 1)
     if not share.shape[1]:  # all is noise, as insertions without flips are
-        return share.new_full((len(share),), -1).long()
-    free = torch.cat([nodes.known.units, nodes.known.flips], 1) == FREE
-    if not share.shape[1]:
         return torch.full_like(nodes.number, -1)
+    free = torch.cat([nodes.known.units, nodes.known.flips], 1) == FREE
     torn = torch.minimum(share, 1.0 - share)
     least = SETTLED * found.worth.amax(1, keepdim=True).clamp(min=1e-300)
     score = torch.where(free, (torn + SETTLED) * (found.worth + least), -1.0)
