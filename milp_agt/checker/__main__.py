@@ -26,9 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, for this module and for the command line of the whole package."""
-    parser.add_argument(
-        "folder", metavar="DIR", type=Path, help="a result folder, or the certificate in it"
-    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="result folder or certificate")
     parser.add_argument(
         "--jobs", metavar="N", type=_count, default=1, help="processes for runs that are listed"
     )

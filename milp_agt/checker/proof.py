@@ -156,10 +156,9 @@ def _run_on(given: Statement, chosen: list[dict[int, int]]) -> Reached:
     if given.choices is None:  # a batch that loses all of its samples has no step
         kept = [np.stack(each) for each in zip(*(_batches(given, c) for c in chosen), strict=True)]
         pairs = [pair for pair in zip(kept, problem.rules, strict=True) if pair[0].size]
-        batches, rules = tuple(b for b, _ in pairs), tuple(r for _, r in pairs)
-        if rules:  # whichever step is taken first is the one that is not dampened
-            rules = (replace(rules[0], dampening=problem.rules[0].dampening), *rules[1:])
-        problem = replace(problem, batches=batches, rules=rules)
+        first = problem.rules[0].dampening  # of whichever step is taken first: torch has none there
+        rules = [r if n else replace(r, dampening=first) for n, (_, r) in enumerate(pairs)]
+        problem = replace(problem, batches=tuple(b for b, _ in pairs), rules=tuple(rules))
     else:
         y = np.repeat(samples.y.lo, len(chosen), 0)
         for case, exchanged in enumerate(chosen):
