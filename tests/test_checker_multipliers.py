@@ -25,7 +25,7 @@ from milp_agt.checker.statement import Statement
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three samples of 30 are moved, and flip phases; multipliers are looked for in any case."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, "NEAR", 1.0)
+        patch.setattr(folder, "NEAR_ENOUGH", 1.0)
         return certified(
             tmp_path_factory.mktemp("stored"),
             relaxation="zonotope",

@@ -49,7 +49,8 @@ Array = npt.NDArray[Any]
 # by a share of each width, and by a share of the size of each number.
 SLACK = {"float64": (2.0**-20, 2.0**-38), "float32": (2.0**-9, 2.0**-26)}
 ROUNDING = (2.0**-8, 2.0**-30)  # by which the checker may go beyond a result, as shares of the same
-NEAR = 1.25  # times the width of a result, up to which tighter bounds are not worth their time
+# Times the width of a result, up to which no other method is tried, and no multipliers are looked for.
+NEAR, NEAR_ENOUGH = 1.02, 1.25
 WIDEST = 4.0  # times the width of a result that a certificate may claim
 
 
@@ -89,7 +90,7 @@ def write_result(
     The claim is that of the result where the checker proves it. Where the result is tighter, by a
     relaxation that the checker has no rules for, the claim is what the checker proves; where that is more
     than ``WIDEST`` times as wide, the relaxation stands in the claim as not covered. Multipliers that make
-    the bounds of the checker tighter are looked for where these are more than ``NEAR`` times as wide.
+    the bounds of the checker tighter are looked for where these are more than ``NEAR_ENOUGH`` times as wide.
 
     Args:
         folder: made if it is not there; arrays and claims of an earlier certificate in it are removed.
@@ -158,18 +159,18 @@ def _drafts(given: _Given) -> list[_Draft]:
     found: list[_Draft] = []
     for method in methods:
         for climb in (False, True):
-            if _suffices(found, result) or (climb and method != "affine"):
+            if (climb and method != "affine") or _suffices(found, result, climb):
                 continue
             with suppress(Unbounded, Rejected):  # the checker proves nothing by this method
                 found.append(_draft(given, method, trust=trust, climb=climb))
     return [draft for draft in found if draft.width <= WIDEST * result.reachable.mean_width]
 
 
-def _suffices(found: Sequence[_Draft], result: Result) -> bool:
-    """Whether some draft is as good as it gets: other methods and multipliers are not worth their time."""
+def _suffices(found: Sequence[_Draft], result: Result, climb: bool) -> bool:
+    """Whether some draft is so good that other methods, or multipliers, are not worth their time."""
+    width = result.reachable.mean_width * (NEAR_ENOUGH if climb else NEAR)
     return any(
-        draft.claim["tree"] is not None
-        or (draft.is_whole and draft.width <= NEAR * result.reachable.mean_width)
+        draft.claim["tree"] is not None or (draft.is_whole and draft.width <= width)
         for draft in found
     )
 
