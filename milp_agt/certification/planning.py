@@ -206,7 +206,10 @@ def make_plan(
     # The mean of the remaining samples needs the whole batch.
     whole = batch if poison.whole is Whole.REMOVED else 1
     large = sizes.walked >= THREADED_ELEMENTS
-    total = told_apart.seconds + seconds * linear_inner + sizes.seconds.get(level, math.nan)
+    total = told_apart.seconds + seconds * linear_inner
+    total += carry[0] if Relaxation.ZONOTOPE in levels else 0.0
+    if level is not Relaxation.ZONOTOPE:
+        total += sizes.seconds.get(level, math.nan)
     return Plan(
         asked=options.relaxation,
         relaxation=level,
