@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt.attacks.unrolled import Pace, Unrolled
+from milp_agt.certification.verdicts import judge
 from milp_agt.core import deadline as core_deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.decisions import Decisions, decided
 from milp_agt.properties.functional import AttackedFunctional
 from milp_agt.properties.witness import Witness, load_witness
 from milp_agt.runfile.run_file import parse_properties
-from milp_agt.runfile.verdicts import judge
 from milp_agt.threats import ThreatModel
 from milp_agt.training.groups import ParameterGroup
 

@@ -140,6 +140,7 @@ class BackdoorTable(TableOfShares):
     `high`, or a patch (`coordinates` with `values`)."""
 
     what = "success rate of a trigger: ball, free coordinates or patch"
+    searches_inputs = True
     in_short = "a trigger{detail} succeeds on at most {high} of the {part} points"
     in_words = (
         "A trigger in the input, on top of any admissible poisoning, succeeds on at most {high} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import DAMAGE, arrays_of, replace_arrays, writing
+from milp_agt.io.files import Archive
 
-Array = npt.NDArray[np.float64]
-FORMAT = 1
+FILE = Archive("A witness", 2, "give a witness-*.npz of a result folder, or certify the run again")
+# What is kept as arrays, one for each step or one in all, and what beside them: lists, then texts.
+_LEAVES = ("features", "labels", "there")
+_PLAIN = ("points", "margins", "poisoned", "changes", "data", "threat")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,66 +79,38 @@ class Witness:
         Raises:
             InvalidInputError: no such folder, or one that cannot be written.
         """
-        arrays: dict[str, Any] = {}
-        for kind in ("features", "labels", "there"):
-            arrays |= {f"{kind}/{leaf}": a for leaf, a in enumerate(getattr(self, kind))}
-        arrays |= {f"state/{name}": array for name, array in self.state_dict.items()}
-        arrays["points"] = np.asarray(self.points, dtype=np.int64)
-        arrays["margins"] = np.asarray(self.margins, dtype=np.float64)
-        arrays["poisoned"] = np.asarray(self.poisoned, dtype=np.int64)
-        about = {
-            "format": FORMAT,
-            "changes": self.changes,
-            "data": self.data,
-            "threat": self.threat,
+        arrays: dict[str, Any] = {
+            f"{kind}/{leaf}": array
+            for kind in _LEAVES
+            for leaf, array in enumerate(getattr(self, kind))
         }
-        arrays["about"] = np.array(json.dumps(about))
-        with writing(
-            f"Save a witness to {path}",
-            "give the path of a file in a folder that can be written to",
-        ):
-            return replace_arrays(Path(path), arrays)
+        arrays |= {f"state/{name}": array for name, array in self.state_dict.items()}
+        about = {name: getattr(self, name) for name in _PLAIN}
+        return FILE.write(Path(path), arrays, about)
 
 
 def load_witness(path: str | Path) -> Witness:
     """Read a witness written by :meth:`Witness.save`; ``result.replay`` checks it.
 
     Args:
-        path: of the .npz file.
+        path: of the .npz file; the suffix may be omitted.
 
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
-    asked = f"Read the witness {path}"
+    arrays, about = FILE.read(Path(path))
+
+    def under(kind: str) -> dict[str, npt.NDArray[Any]]:
+        start = f"{kind}/"
+        return {n.removeprefix(start): array for n, array in arrays.items() if n.startswith(start)}
+
     try:
-        arrays = arrays_of(Path(path))
-        about = json.loads(str(arrays["about"]))
-        if about["format"] != FORMAT:
-            raise InvalidInputError(
-                asked, f"format {about['format']}, not {FORMAT}", "certify the run again"
-            )
-
-        def leaves(kind: str) -> tuple[npt.NDArray[Any], ...]:
-            count = sum(name.startswith(f"{kind}/") for name in arrays)
-            return tuple(arrays[f"{kind}/{leaf}"] for leaf in range(count))
-
-        return Witness(
-            points=tuple(arrays["points"].tolist()),
-            margins=tuple(arrays["margins"].tolist()),
-            poisoned=tuple(arrays["poisoned"].tolist()),
-            changes=tuple(about["changes"]),
-            features=leaves("features"),
-            labels=leaves("labels"),
-            there=leaves("there"),
-            state_dict={
-                name.removeprefix("state/"): array
-                for name, array in arrays.items()
-                if name.startswith("state/")
-            },
-            data=about["data"],
-            threat=about["threat"],
-        )
-    except DAMAGE as error:
-        raise InvalidInputError(
-            asked, f"a file that is no witness ({error})", "give a witness-*.npz of a result folder"
-        ) from None
+        kept: dict[str, Any] = {n: about[n] for n in _PLAIN}
+        kept |= {n: tuple(about[n]) for n in _PLAIN if n not in ("data", "threat")}
+        for kind in _LEAVES:
+            leaves = under(kind)
+            kept[kind] = tuple(leaves[str(leaf)] for leaf in range(len(leaves)))
+        return Witness(state_dict=under("state"), **kept)
+    except KeyError as error:
+        asked = f"Read the witness {path}"
+        raise InvalidInputError(asked, f"no {error} in it", FILE.again) from None
