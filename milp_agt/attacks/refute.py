@@ -86,16 +86,14 @@ class Refuter:
     ) -> Decisions | None:
         """Attack the open points of an answer; None where there are none, or no time for a few runs.
 
-        Where the worst data sets are ``listed``, they are trained on and nothing is searched. Those that a
-        tree tried come first: what they show to be wrong is not searched for. What does not
-        end before the ``deadline`` is left out, and it says that it was missed.
+        Where the worst data sets are ``listed``, they are trained on and nothing is searched. Those that
+        a tree tried come first: what they show to be wrong is not searched for. What does not end before
+        the ``deadline`` is left out, and it says that it was missed.
 
         Every run that counts was trained again in plain torch. A point is refuted only by data that are
-        admissible exactly, trained on batch by batch in the precision of the run, with a margin below zero
-        by more than rounding.
-
-        Raises:
-            SoundnessError: plain torch does not confirm a run, or one lies outside the bounds.
+        admissible exactly, trained on batch by batch in the precision of the run, with a margin below
+        zero by more than rounding. Raises SoundnessError: plain torch does not confirm a run, or one lies
+        outside the bounds.
         """
         points = known.points
         open_ = ~(points.score_lower > 0)

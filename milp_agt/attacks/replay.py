@@ -174,11 +174,8 @@ def state_dict_of(step_graph: StepGraph, state: State, attack: int) -> dict[str,
 
 
 def confirm(replayed: State, expected: State) -> None:
-    """See that two computations of the same runs agree up to rounding.
-
-    Raises:
-        SoundnessError: they differ by more than ``TOLERANCE``.
-    """
+    """See that two computations of the same runs agree up to rounding. Raises SoundnessError: they differ
+    by more than ``TOLERANCE``."""
     for name, value in replayed.items():
         size = 1.0 + value.abs().flatten(1).amax(1)
         apart = ((value - expected[name]).abs().flatten(1).amax(1) / size).max()

@@ -137,11 +137,8 @@ def make_plan(
     restriction: Restriction,
     given: Sequence[Tensor] = (),
 ) -> Plan:
-    """The plan that follows from the options of a run. ``given`` are data kept besides the poison.
-
-    Raises:
-        InvalidInputError: an invalid memory size, or levels and selections that this run cannot have.
-    """
+    """The plan that follows from the options of a run. ``given`` are data kept besides the poison. Raises
+    InvalidInputError: an invalid memory size, or levels and selections that this run cannot have."""
     steps, budget = len(batches), bytes_of(options.memory)
     slow = 1.0 if options.time_limit is None else slowness()
     # Predictions are those of one machine; so is a time limit from here on.

@@ -64,12 +64,9 @@ class BackdoorQuestion(Question):
         trigger: Trigger,
         target: int | None,
     ) -> BackdoorQuestion:
-        """For features (n, *shape), encoded labels (n, width) and a target class or None.
-
-        Raises:
-            InvalidInputError: a trigger of the wrong shape, a target that does not exist, no test
-                point of another class.
-        """
+        """For features (n, *shape), encoded labels (n, width) and a target class or None. Raises
+        InvalidInputError: a trigger of the wrong shape, a target that does not exist, no test point of
+        another class."""
         classes = models.step_graph.loss.classes(models.step_graph.outputs)
         true = classes_of(models, labels)
         if target is None:

@@ -152,13 +152,9 @@ def decided(answer: Answer, decisions: Decisions | None, counts_harm: bool) -> A
 
 
 def witness_of(answer: Answer, point: int | None) -> Witness:
-    """The poisoned data that refute a test point, by its position among those that were given.
-
-    Without a point: the data that show ``answer.reached``.
-
-    Raises:
-        InvalidInputError: a point that was not asked about, or is not refuted.
-    """
+    """The poisoned data that refute a test point, by its position among those that were given. Without a
+    point: the data that show ``answer.reached``. Raises InvalidInputError: a point that was not asked
+    about, or is not refuted."""
     if point is None:
         if answer.shown is None:
             raise InvalidInputError(

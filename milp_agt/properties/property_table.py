@@ -158,11 +158,8 @@ class TableOfPoints(PropertyTable):
         return isinstance(self.groups, list)
 
     def pick(self, dataset: Dataset) -> PickedPoints:
-        """The points of a data set.
-
-        Raises:
-            InvalidInputError: an empty part, positions outside it, a regression by classes.
-        """
+        """The points of a data set. Raises InvalidInputError: an empty part, positions outside it, a
+        regression by classes."""
         test = self.on == "test"
         x = dataset.x_test if test else dataset.x_train
         y = dataset.y_test if test else dataset.y_train

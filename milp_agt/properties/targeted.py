@@ -81,12 +81,10 @@ class UnsafeRegion(Question):
 def targeted(models: ReachableModels, features: Tensor, targets: Targets) -> Question:
     """The question for features (n, *shape) and what is unsafe at each of them.
 
-    ``targets``, classification: one class for all points, a class for each (n,), a collection of
-    classes for each, or masks (n, classes) bool. Regression: intervals [low, high] of unsafe outputs,
-    one (2,) for all points or (n, 2), or (n, outputs, 2) for several outputs; infinite ends make half-lines.
-
-    Raises:
-        InvalidInputError: targets of another shape, a class that does not exist, an empty interval.
+    ``targets``, classification: one class for all points, a class for each (n,), a collection of classes
+    for each, or masks (n, classes) bool. Regression: intervals [low, high] of unsafe outputs, one (2,)
+    for all points or (n, 2), or (n, outputs, 2) for several outputs; infinite ends make half-lines.
+    Raises InvalidInputError: targets of another shape, a class that does not exist, an empty interval.
     """
     outputs = models.step_graph.outputs
     classes = models.step_graph.loss.classes(outputs)

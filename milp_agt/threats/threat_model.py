@@ -95,10 +95,8 @@ class Chosen(Budgeted):
 
     def _open(self, count: int | None = None) -> list[int] | None:
         """Positions of the samples that are named, out of ``count`` training samples; None for all.
-
-        Raises:
-            InvalidThreatModelError: named in two ways, or by what is no sample of the training part.
-        """
+        Raises InvalidThreatModelError: named in two ways, or by what is no sample of the training
+        part."""
         name, origin = type(self).__name__, self.origin
         ways: dict[str, Any] = {n: getattr(self, n) for n in ("samples", "ids", "positions")}
         given = {way: value for way, value in ways.items() if value is not None}

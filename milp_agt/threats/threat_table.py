@@ -17,11 +17,8 @@ class ThreatTable(Table):
     """What the adversary may change, and how often."""
 
     def resolved(self, labels: npt.NDArray[Any]) -> Self:
-        """The same table with the samples of its ``classes`` by their positions.
-
-        Raises:
-            ConfigurationError: a class without samples, or targets that are no classes.
-        """
+        """The same table with the samples of its ``classes`` by their positions. Raises
+        ConfigurationError: a class without samples, or targets that are no classes."""
         return self
 
 
