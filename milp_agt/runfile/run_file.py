@@ -42,7 +42,7 @@ from milp_agt.runfile.tables import (
     which,
 )
 from milp_agt.threats import ThreatModel
-from milp_agt.threats.threat_table import THREATS, ThreatTable
+from milp_agt.threats.threat_model import THREATS, ThreatTable
 from milp_agt.threats.units import located
 from milp_agt.training.inputs import labels_of
 from milp_agt.training.schedules import SCHEDULES

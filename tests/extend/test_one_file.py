@@ -36,7 +36,7 @@ from milp_agt.reports import supported
 from milp_agt.runfile.reference import markdown
 from milp_agt.runfile.run_file import load_config
 from milp_agt.solvers import choose, get_solver, solver
-from milp_agt.threats.threat_table import THREATS
+from milp_agt.threats.threat_model import THREATS
 from milp_agt.training.layers import builder
 
 FILES = Path(__file__).parent / "one_file"
