@@ -21,9 +21,9 @@ from whole import Trainer, subsets
 
 import milp_agt as agt
 from milp_agt.attacks import Accuracy, Loss, Search
+from milp_agt.attacks.moves import Selector, random_poisoning
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.replay import confirm, replay
-from milp_agt.attacks.selection import Selector, random_poisoning
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.cli import main
 from milp_agt.errors import InvalidThreatModelError

@@ -11,8 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal, Parameters, parameter_names
-from milp_agt.attacks.question_goal import ShareGoal
+from milp_agt.attacks.goals import (
+    Goal,
+    LinearForm,
+    MeanLossGoal,
+    Parameters,
+    ShareGoal,
+    parameter_names,
+)
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.core.arguments import listed
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError

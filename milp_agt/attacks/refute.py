@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from milp_agt.attacks.attacker import Attacker, Runs
 from milp_agt.attacks.changes import in_words
 from milp_agt.attacks.checked import fingerprint, stacked, tightened, train_plainly, violation
-from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal
+from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal, QuestionGoal
 from milp_agt.attacks.packed import Aim, Packed
-from milp_agt.attacks.question_goal import QuestionGoal
 from milp_agt.attacks.question_time import QuestionTime
 from milp_agt.attacks.replay import ModuleModels, confirm, replay
 from milp_agt.attacks.search import Hunt

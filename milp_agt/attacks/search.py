@@ -10,13 +10,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.corners import Corners, corners_of
+from milp_agt.attacks.corners import Corners, SingleGains, corners_of
 from milp_agt.attacks.goals import Goal, TrainedModels
-from milp_agt.attacks.moves import merged, moved, random_moves, shrunk, steepest, stepped, turned
+from milp_agt.attacks.moves import (
+    Selector,
+    merged,
+    moved,
+    random_moves,
+    random_poisoning,
+    shrunk,
+    steepest,
+    stepped,
+    turned,
+)
 from milp_agt.attacks.packed import Aim, Best, Packed
 from milp_agt.attacks.search_settings import Search
-from milp_agt.attacks.selection import Selector, random_poisoning
-from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.unrolled import Pace, Poisoning, State, Unrolled
 from milp_agt.bounds.listed import count_choices, list_choices
 from milp_agt.core.deadline import Deadline
