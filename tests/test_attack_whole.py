@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attacks import Problem, assert_inside, mean_loss, network
+from attacks import Problem, assert_inside, network
 from pairs import every_pair
 from refusals import refused
 from run_texts import run_text
@@ -152,7 +152,7 @@ def test_objectives_reach_the_worst_removal(objective: str) -> None:
         worst = ((out[..., 0] > 0) == labels.bool()).double().mean(1).min()
         aim: Any = Accuracy(test, labels)
     else:
-        loss = mean_loss(get_loss("bce"))
+        loss = get_loss("bce").plain
         worst = torch.stack([loss(f, labels[:, None].double()) for f in out]).max()
         aim = Loss(test, labels)
     assert attacked(case, objective=aim).value == pytest.approx(float(worst), rel=1e-12)

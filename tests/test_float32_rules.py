@@ -20,7 +20,6 @@ from mutants import is_caught, moderate
 from pairs import every_pair
 from torch import Tensor, nn
 
-from milp_agt.attacks.replay import mean_loss
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import Step
 from milp_agt.core.encoder import Encoder
@@ -322,7 +321,7 @@ def check_options(precision: Precision, seed: int) -> None:
     grads = []
     for dtype in (torch.float32, torch.float64):
         own_f = f.to(dtype).requires_grad_()
-        (gradient,) = torch.autograd.grad(mean_loss(loss)(own_f, y.to(dtype)), own_f)
+        (gradient,) = torch.autograd.grad(loss.plain(own_f, y.to(dtype)), own_f)
         grads.append(gradient.double() * (n if divisor is None else divisor))
     # By the divisor, a sum over the batch, sizes of the optimiser's step grow.
     slack = precision.gamma(2 * n) * grads[1].abs() + precision.tiny
