@@ -128,7 +128,7 @@ def unsafe_classes(targets: Targets, count: int, classes: int) -> Tensor:
     if bad:
         raise InvalidInputError(
             "Targets must be classes of the model",
-            f"{bad[:5]} beside classes 0..{classes - 1}",
+            f"{[c for k, c in enumerate(bad[:5]) if c not in bad[:k]]} beside classes 0..{classes - 1}",
             f"use whole numbers from 0 to {classes - 1}",
         )
     rows = torch.arange(count).repeat_interleave(torch.tensor([len(own) for own in sets]))
