@@ -13,10 +13,9 @@ import numpy.typing as npt
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import Archive
 
-FILE = Archive("A witness", 2, "give a witness-*.npz of a result folder, or certify the run again")
-# What is kept as arrays, one for each step or one in all, and what beside them: lists, then texts.
-_LEAVES = ("features", "labels", "there")
-_PLAIN = ("points", "margins", "poisoned", "changes", "data", "threat")
+FILE = Archive("A witness", 3, "give a witness-*.npz of a result folder, or certify the run again")
+DATA = ("features", "labels", "there")
+PLAIN = ("points", "margins", "poisoned", "changes", "data", "threat")  # lists, then two texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,44 +72,58 @@ class Witness:
             return "nothing was changed: the data as given"
         return "; ".join(self.changes)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, beside: tuple[str, Witness] | None = None) -> Path:
         """Write everything to one .npz file, as a whole; :func:`load_witness` reads it.
+
+        Args:
+            path: of the file.
+            beside: the name of another file in the same folder, and the witness of the same run that is saved
+                there whole: samples in which both agree are then kept in that file alone.
 
         Raises:
             InvalidInputError: no such folder, or one that cannot be written.
         """
-        arrays: dict[str, Any] = {
-            f"{kind}/{leaf}": array
-            for kind in _LEAVES
-            for leaf, array in enumerate(getattr(self, kind))
-        }
+        arrays: dict[str, Any] = {}
+        for kind in DATA:
+            for leaf, own in enumerate(getattr(self, kind)):
+                if beside is None:
+                    arrays[f"{kind}/{leaf}"] = own
+                    continue
+                other = getattr(beside[1], kind)[leaf]
+                rows = np.flatnonzero((own != other).reshape(len(own), -1).any(1))
+                arrays |= {f"{kind}/{leaf}": own[rows], f"rows of {kind}/{leaf}": rows}
         arrays |= {f"state/{name}": array for name, array in self.state_dict.items()}
-        about = {name: getattr(self, name) for name in _PLAIN}
-        return FILE.write(Path(path), arrays, about)
+        about = {name: getattr(self, name) for name in PLAIN}
+        return FILE.write(Path(path), arrays, about | {"beside": beside and beside[0]})
 
 
 def load_witness(path: str | Path) -> Witness:
     """Read a witness written by :meth:`Witness.save`; ``result.replay`` checks it.
 
     Args:
-        path: of the .npz file; the suffix may be omitted.
+        path: of the .npz file; ``witness-2.npz`` of a result folder and those after it need ``witness-1.npz``
+            beside them.
 
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
-    arrays, about = FILE.read(Path(path))
+    path = Path(path)
+    arrays, about = FILE.read(path)
 
-    def under(kind: str) -> dict[str, npt.NDArray[Any]]:
-        start = f"{kind}/"
-        return {n.removeprefix(start): array for n, array in arrays.items() if n.startswith(start)}
+    def leaves(kind: str) -> tuple[npt.NDArray[Any], ...]:
+        count = sum(name.startswith(f"{kind}/") for name in arrays)
+        found = tuple(whole[f"{kind}/{leaf}"] for leaf in range(count))
+        for leaf, array in enumerate(found if whole is not arrays else ()):
+            array[arrays[f"rows of {kind}/{leaf}"]] = arrays[f"{kind}/{leaf}"]
+        return found
 
     try:
-        kept: dict[str, Any] = {n: about[n] for n in _PLAIN}
-        kept |= {n: tuple(about[n]) for n in _PLAIN if n not in ("data", "threat")}
-        for kind in _LEAVES:
-            leaves = under(kind)
-            kept[kind] = tuple(leaves[str(leaf)] for leaf in range(len(leaves)))
-        return Witness(state_dict=under("state"), **kept)
-    except KeyError as error:
+        beside = about["beside"]
+        whole = arrays if beside is None else FILE.read(path.parent / Path(beside).name)[0]
+        kept: dict[str, Any] = {name: tuple(about[name]) for name in PLAIN[:4]}
+        kept |= {name: about[name] for name in PLAIN[4:]} | {kind: leaves(kind) for kind in DATA}
+        state = {n: a for n, a in arrays.items() if n.startswith("state/")}
+        return Witness(state_dict={n.removeprefix("state/"): a for n, a in state.items()}, **kept)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         asked = f"Read the witness {path}"
-        raise InvalidInputError(asked, f"no {error} in it", FILE.again) from None
+        raise InvalidInputError(asked, f"contents that do not fit: {error}", FILE.again) from None
