@@ -9,8 +9,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.cells.cell import Cell
-from milp_agt.bounds.cells.form import States, joined
+from milp_agt.bounds.cells.cell import Cell, Cells
+from milp_agt.bounds.cells.form import States
 from milp_agt.bounds.cells.moves import Phases
 from milp_agt.bounds.cells.passing import Origins, Run
 from milp_agt.bounds.cells.training_step import Passage
@@ -116,7 +116,7 @@ def origins_of(run: Run, leaves: Sequence[Leaf]) -> tuple[list[Origins], list[in
         fresh = run.begin(torch.stack([leaf.samples for leaf in mine]), [m.cell for m in mine])
         if step:
             parts = [leaf.origin[1] for leaf in mine if leaf.origin is not None]
-            states = _recentred(joined(parts, fresh.states.cells), parts, run.layout.size)
+            states = _recentred(States.cat(parts), fresh.states.cells, run.layout.size)
             fresh = Origins(step, states, fresh.forced)
         known = [
             replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(mine)
@@ -125,17 +125,16 @@ def origins_of(run: Run, leaves: Sequence[Leaf]) -> tuple[list[Origins], list[in
     return found, order
 
 
-def _recentred(states: States, parts: Sequence[States], size: int) -> States:
+def _recentred(states: States, cells: Cells, size: int) -> States:
     """The same sets around the centres of cells within those that they were made for."""
-    old = torch.cat([part.cells.centre for part in parts])
-    shift = (states.cells.centre - old)[..., None]
+    shift = (cells.centre - states.cells.centre)[..., None]
     moved = (states.on_moves @ shift)[..., 0]
     magnitude = states.centre.abs() + (states.on_moves.abs() @ shift.abs())[..., 0]
     error = gamma(4.0 * shift.shape[1] + 16.0) * magnitude
     noise = states.noise.clone()
     # The newest noise acts on each coordinate alone.
     noise[:, :, -size:] += torch.diag_embed(error)
-    return replace(states, centre=states.centre + moved, noise=noise)
+    return replace(states, cells=cells, centre=states.centre + moved, noise=noise)
 
 
 Grow = Callable[[Branch], int]  # adds a node to the tree and says its number
@@ -190,7 +189,7 @@ def _passage(run: Run, step: int, leaves: Sequence[Leaf], tracked: bool) -> Pass
     return Passage(
         run.schedule,
         run.steps[step],
-        joined(parts, own.states.cells),
+        replace(States.cat(parts), cells=own.states.cells),
         run.layout,
         run.moves,
         Phases.cat(known),
