@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, PerturbationTerms
+from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, WorstCase
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
 from milp_agt.bounds.linear.intercepts import Intercepts, per_sample
@@ -68,7 +68,7 @@ def propagate_backward(
     schedule: NodeOrder,
     relaxed: LinearizedStep,
     forms: Forms,
-    perturbation: PerturbationTerms,
+    perturbation: WorstCase,
 ) -> Forms:
     """Propagate forms on the state after a step to forms on the state before it.
 
