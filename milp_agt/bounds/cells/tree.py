@@ -113,16 +113,22 @@ def origins_of(run: Run, leaves: Sequence[Leaf]) -> tuple[list[Origins], list[in
         ]
         order += own
         mine = [leaves[number] for number in own]
-        fresh = run.begin(torch.stack([leaf.samples for leaf in mine]), [m.cell for m in mine])
+        fresh = _begun(run, mine)
         if step:
             parts = [leaf.origin[1] for leaf in mine if leaf.origin is not None]
             states = _recentred(States.cat(parts), fresh.states.cells, run.layout.size)
-            fresh = Origins(step, states, fresh.forced)
-        known = [
-            replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(mine)
-        ]
-        found.append(replace(fresh, forced=Phases.cat(known)))
+            fresh = replace(fresh, step=step, states=states)
+        found.append(fresh)
     return found, order
+
+
+def _begun(run: Run, leaves: Sequence[Leaf]) -> Origins:
+    """The cells of leaves before the first step, with all phases that are known."""
+    begun = run.begin(torch.stack([m.samples for m in leaves]), [m.cell for m in leaves])
+    known = [
+        replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(leaves)
+    ]
+    return replace(begun, forced=Phases.cat(known))
 
 
 def _recentred(states: States, cells: Cells, size: int) -> States:
@@ -182,17 +188,14 @@ def halves(leaf: Leaf, grow: Grow) -> list[Leaf]:
 def _passage(run: Run, step: int, leaves: Sequence[Leaf], tracked: bool) -> Passage:
     """The step in doubt of leaves."""
     parts = [leaf.doubt.states for leaf in leaves if leaf.doubt is not None]
-    own = run.begin(torch.stack([leaf.samples for leaf in leaves]), [leaf.cell for leaf in leaves])
-    known = [
-        replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(leaves)
-    ]
+    own = _begun(run, leaves)
     return Passage(
         run.schedule,
         run.steps[step],
         replace(States.cat(parts), cells=own.states.cells),
         run.layout,
         run.moves,
-        Phases.cat(known),
+        own.forced,
         tracked={} if tracked else None,
     )
 
