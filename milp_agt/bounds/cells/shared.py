@@ -52,7 +52,7 @@ def searched(
     answers = on_workers(_alone, pieces, given, workers)
     # What nobody searched are roots without a bound of their own.
     parts = [
-        answers[k] if k in answers else _alone(cover.run, goal, piece, 0.0, 0.0, known, None)
+        answers[k] if k in answers else Search(cover.run, goal, piece, Limits(0.0), known).run()
         for k, piece in enumerate(pieces)
     ]
     return _together(parts, goal, time.monotonic() - begun)
