@@ -62,7 +62,7 @@ RUNS = {
         "properties": "",
     },
     "removed, side by side": {
-        "threat": 'kind = "removal"\nbudget = 2\nsamples = [3, 29, 20, 19]',
+        "threat": 'kind = "removal"\nbudget = 2\nsamples = [3, 29, 20]',
         "epochs": 2,
         "relaxation": "linear",
         "properties": "",
