@@ -59,10 +59,12 @@ class Script:
         self.initial = copy.deepcopy(self.model.state_dict())
         self.seen: list[tuple[Tensor, Tensor]] = []
 
-    def train(self) -> Recording:
+    def train(self, watch: bool = True) -> Recording:
+        """The recorded run, or nothing where nobody watches."""
         self.before(self)
         assert self.model is not None
-        with agt.record(self.model, self.opt, self.loss_fn, self.loader, **self.recorded) as run:
+        given = (self.model, self.opt, self.loss_fn, self.loader)
+        with agt.record(*given, **self.recorded) if watch else nullcontext() as run:
             self.start(self)
             for _ in range(self.epochs):
                 for x, y in self.loader:

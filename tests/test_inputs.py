@@ -232,11 +232,6 @@ def test_unsupported(options) -> None:
     assert isinstance(caught.value, NotImplementedError)
 
 
-def test_an_unknown_layer_is_named_with_what_is_supported() -> None:
-    with pytest.raises(UnsupportedOperationError, match=r"Mish.*LeakyReLU.*Tanh"):
-        certify(**UNSUPPORTED["a layer"])
-
-
 @pytest.mark.parametrize("name", ["cplex", "highs:x", "cvxpy:none"])
 def test_an_unknown_solver(name) -> None:
     with refused(kind=SolverUnavailableError):

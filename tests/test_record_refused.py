@@ -232,6 +232,10 @@ PLACES: dict[str, dict[str, tuple[Any, str]]] = {
     "after_step": {
         "weights clamped": (_clamp_weights, "parameters that are changed by clamp_"),
         "second optimiser": (_second_optimizer, "step 2: parameters that are changed"),
+        "nesterov with dampening": (
+            lambda s, loss: s.opt.param_groups[0].update(nesterov=True, dampening=0.1),
+            r"step 2: nesterov with dampening = 0\.1",
+        ),
         "rate by the loss": (
             lambda s, loss: s.opt.param_groups[0].update(lr=0.1 / (1.0 + loss.item())),
             "step 2: lr = .*computed from tensors",
