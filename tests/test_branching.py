@@ -12,6 +12,7 @@ import torch
 from attacks import Replay
 from problems import problem
 from scipy.optimize import Bounds, LinearConstraint, milp
+from stand_ins import threads
 from torch import Tensor, nn
 from zonotope_runs import Passed
 
@@ -240,12 +241,11 @@ def test_mutants_are_found(monkeypatch: pytest.MonkeyPatch, mutant: Any) -> None
 def test_workers_find_the_same_and_lose_nothing_but_what_kills_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("joblib", reason="joblib is not installed")
     passed, _ = usual()
     rows, most, _ = search(passed)
     zonotope, bounds = passed.last.zonotope, passed.last.bounds
     enough = rows.new_full((len(rows),), -torch.inf)
-    with joblib_threads():
+    with threads():
         found = branching.branched_on(zonotope, bounds, rows, enough, 60.0, 2)
         assert torch.allclose(found.most, most, rtol=1e-6)
         check_cover(found.trees)
@@ -261,12 +261,6 @@ def test_workers_find_the_same_and_lose_nothing_but_what_kills_them(
     assert found.limited
     assert torch.isinf(found.most[::2]).all()
     assert torch.allclose(found.most[1::2], most[1::2], rtol=1e-6)
-
-
-def joblib_threads() -> Any:
-    import joblib
-
-    return joblib.parallel_config(backend="threading")
 
 
 def test_budgets_that_cannot_be_listed_are_narrowed() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from certified import SHARES, certified, statement_in
 from recorded_script import Script, X, Y
-from test_record import RUN_FILE
+from test_record_files import RUN_FILE
 from torch import nn
 
 import milp_agt as agt
