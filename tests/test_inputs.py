@@ -179,11 +179,6 @@ def test_an_infinite_initial_box_proves_nothing(relaxation) -> None:
     assert result.accuracy(X, Y).lower == 0.0
 
 
-def test_recorded_batches_of_different_sizes_are_fine() -> None:
-    result = certify(training={"batches": [[0, 1, 2], [3]]})
-    assert [record.batch for record in result.steps] == [3, 1]
-
-
 THREATS: dict[str, Callable[[], Any]] = {
     **{
         f"budget {b!r}": (lambda b=b: agt.FeaturePoisoning(b, 0.1))
