@@ -170,7 +170,7 @@ def _certifier(
     deadline = Deadline.within(time_limit)
 
     def at(threat: ThreatModel) -> Result:
-        radius = getattr(threat, "radius", None)
+        radius = getattr(getattr(threat, "features", threat), "radius", None)
         named = f"run {len(limits) + 1}: budget {threat.budget}"
         named += f", radius {radius:g}" if isinstance(radius, (int, float)) else ""
         share = Deadline.within(deadline.share(runs - len(limits)))
@@ -211,12 +211,11 @@ def _curves(
             found |= trigger_curve(result, run.dataset, table, arguments.triggers)
         return found
 
-    budgets = arguments.budgets or (run.threat.budget,)
     return sweep(
         certify,
         run.threat,
         ask,
-        budgets=budgets,
+        budgets=arguments.budgets,
         radii=arguments.radii,
         within=common.time_left(arguments),
         on_cell=on_cell,
