@@ -77,7 +77,8 @@ def time_left(arguments: argparse.Namespace) -> float | None:
     if limit is None:
         return None
     kept = min(FILES_SECONDS, FILES_SHARE * limit)
-    return max(0.0, arguments.begun + limit - kept - monotonic())
+    ends: float = arguments.begun + limit - kept
+    return max(0.0, ends - monotonic())
 
 
 def _seconds(text: str) -> float:
