@@ -36,7 +36,8 @@ class ChainPart:
     """Boxes under one adversary model, with the linearised steps of its window.
 
     ``past`` holds bounds of earlier steps without their samples, oldest first.
-    ``forward`` is the set as a hybrid zonotope, for the level of that name, or ``gathered`` as sums over samples.
+    ``forward`` is the set as a hybrid zonotope, for the level of that name, or
+    ``gathered`` as sums over samples.
     """
 
     name: str

@@ -169,12 +169,18 @@ def make_plan(
     solves = options.relaxation not in ("auto", *STEP_RULES) and (
         Relaxation.parse(options.relaxation).uses_programs
     )
-    summed = None
+    summed, in_place = None, Remarks()
     if refused is None and not solves and _is_too_large(options, zonotope, budget, limit):
         parts = gathered(sizes.schedule, poison, restriction, training.update_rules(steps))
-        summed = parts if isinstance(parts, Gathered) else None
-    if summed is not None:
-        zonotope = sizes.gathered(_met(poison, batches), poison.budget)
+        line = f"the generators of a zonotope would take about {mib(zonotope[1])}"
+        if isinstance(parts, Gathered):
+            summed, zonotope = parts, sizes.gathered(_met(poison, batches), poison.budget)
+            line += (
+                ": in their place the first layer is a sum over samples, with intervals behind it"
+            )
+        else:
+            line += f", and a first layer that is a sum over samples has no rule for {parts}"
+        in_place = Remarks(notes=(line,))
     level, remarks, begun = Relaxation.INTERVAL, Remarks(), math.nan
     if options.relaxation == "auto":
         level, remarks, begun = choose_level(sizes, None if refused else zonotope, limit)
@@ -189,7 +195,10 @@ def make_plan(
     carry = sum(zonotope[0]), zonotope[1]
     levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
-    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels and poison.whole is None
+    remarks, carried = (
+        remarks + in_place + more,
+        Relaxation.ZONOTOPE in levels and poison.whole is None,
+    )
     if carried and options.inner_bounds is None and not level.uses_programs:
         linear_inner = dear = False  # linear forms gain little by them beside a zonotope
     if dear:

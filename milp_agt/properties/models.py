@@ -71,8 +71,8 @@ class Reached:
     ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box, (1, *shape),
     that holds all of them, too. ``past`` is what the steps before the window have proved. ``forward`` is the
     set as a hybrid zonotope, where the run was bounded by one, and ``rows`` are programs on its rows, where
-    it was bounded by programs; ``gathered`` is the same set as sums over samples. Of ``single_runs`` case c is choice c of a listed threat: one run with its
-    rounding.
+    it was bounded by programs; ``gathered`` is the set as sums over samples. Of ``single_runs`` case c is
+    choice c of a listed threat: one run with its rounding.
     """
 
     state: State

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -63,9 +63,9 @@ class FirstLayer:
         new = [scale * low, scale * high, abs(scale) * down, abs(scale) * up]
         found = [old.index_add(0, samples, more) for old, more in zip(parts, new, strict=True)]
         seen = self.seen.index_fill(0, samples, True)
-        return FirstLayer(
-            self.features, self.start, self.share * keep, *found, seen, self.budget
-        )
+        low, high, down, up = found
+        share = self.share * keep
+        return replace(self, share=share, low=low, high=high, down=down, up=up, seen=seen)
 
     def outputs(self, features: Tensor, error: Tensor, steps: int) -> Interval:
         """``W x`` for features (n, d), with the rounding of the run, (n, units).

@@ -16,7 +16,7 @@ from milp_agt.bounds.gathered.tally import Tally
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.step import State, Step
 from milp_agt.core.graph import Node
-from milp_agt.core.interval import CLEAN, Interval
+from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.interval_products import box_of_products
 from milp_agt.threats.poison import Poison
@@ -73,7 +73,9 @@ class GatheredPass:
         """The box of a node met with what is known of the outputs of the first layer."""
         if node.name != self.parts.output:
             return box
-        return box.meet(outputs.expand_states(len(box.lower)), f"'{node.name}' as a sum over samples")
+        return box.meet(
+            outputs.expand_states(len(box.lower)), f"'{node.name}' as a sum over samples"
+        )
 
     def boxes(self, nodes: Sequence[Node], leaves: Mapping[str, Interval]) -> dict[str, Interval]:
         """Boxes of nodes of the model at known features."""
@@ -132,7 +134,9 @@ class GatheredPass:
             charges = (abs(scale) * part.topk(most, 0).values for part in (down, up))
             size = terms.magnitude.amax(0).sum(0)
             pieces.append((scale * low.sum(0), scale * high.sum(0), *charges, size))
-        joined = [torch.cat(part, part[0].dim() - tally.low.dim()) for part in zip(*pieces, strict=True)]
+        joined = [
+            torch.cat(part, part[0].dim() - tally.low.dim()) for part in zip(*pieces, strict=True)
+        ]
         low, high, down, up, size = joined
         before = state[name].magnitude.amax(0)
         # Of the sum and of the update, in the run and here.

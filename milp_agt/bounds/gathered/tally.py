@@ -77,9 +77,7 @@ class Tally:
         if turned:
             down, up, old_down, old_up = up, down, old_up, old_down
         error = abs(factor) * self.error
-        return Tally(
-            factor * low, factor * high, down, up, old_down, old_up, error, self.budget
-        )
+        return Tally(factor * low, factor * high, down, up, old_down, old_up, error, self.budget)
 
     def plus(self, low: Tensor, high: Tensor, down: Tensor, up: Tensor, error: Tensor) -> Tally:
         """With a further sum, (P), and charges of further samples, (n, P)."""
