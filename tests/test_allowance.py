@@ -283,5 +283,7 @@ def test_auto_begins_what_it_cannot_end(monkeypatch: pytest.MonkeyPatch) -> None
     assert "as far as it gets" in long.remarks.notes[0]
     assert long.relaxation.value in ("zonotope", "linear")
     assert long.whole > 60.0
-    assert long.helps(60.0)[0].startswith("time_limit = ")
+    assert long.helps(60.0)[-1].startswith("time_limit = ")
+    (first, *_) = planned(threat, time_limit=20.0, relaxation="linear").helps(20.0)
+    assert first.startswith("relaxation = 'zonotope' with time_limit = ")
     assert "as far as it gets" not in without.remarks.notes[0]

@@ -110,13 +110,14 @@ def test_a_question_has_a_time_of_its_own(relaxation: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(state_bounds, "_solve", solved)
     late, rich = result.within(0.0), result.within(1e6)
-    late.functional({"0.bias": [1.0, 0.0]})
+    assert late.functional({"0.bias": [1.0, 0.0]})[0].limit_reached
     for own, loose in zip(plain, (late.accuracy(X, Y), late.loss(X, Y)), strict=True):
         assert loose.lower <= own.lower <= own.upper <= loose.upper
         assert not own.limit_reached
     assert loose.limit_reached
     assert loose.reached is None
     assert not asked
+    assert not rich.functional({"0.bias": [1.0, 0.0]})[0].limit_reached
     for own, same in zip(plain, (rich.accuracy(X, Y), rich.loss(X, Y)), strict=True):
         assert (own.lower, own.upper, own.limit_reached) == (same.lower, same.upper, False)
     if relaxation == "lp":

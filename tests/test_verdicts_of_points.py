@@ -198,8 +198,10 @@ def test_a_saved_witness_violates_the_property_in_plain_torch(
     result, answer, found = witnessed(threat)
     changed = [w for w in found if w.changes]
     assert changed
-    for witness in {id(w): w for w in changed}.values():
-        again = load_witness(witness.save(tmp_path / "witness-1"))
+    first: tuple[str, Witness] | None = None
+    for number, witness in enumerate({id(w): w for w in changed}.values()):
+        path = witness.save(tmp_path / f"witness-{number}", first)
+        first, again = first or (path.name, witness), load_witness(path)
         assert again.changes == witness.changes
         assert again.poisoned == witness.poisoned
         kept = np.flatnonzero(again.there[0]).tolist() if again.there else None

@@ -49,6 +49,8 @@ THREADED_BOXES = 2 * 10**7
 # By default, each refinement (linear intermediate bounds, selections told apart) is used if predicted to
 # take at most this many seconds, or this share of a time limit.
 REFINING_TIME, SPARE = 60.0, 0.6
+# Of a time limit, what the steps of a run file with properties have at least.
+STEPS_SHARE = 0.6
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
 
@@ -104,7 +106,8 @@ class Plan:
     ``inner_of_programs``: only programs have linear intermediate bounds. ``first_walk`` are the
     predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
     where predictions were measured; not a number where nothing is known. ``whole``: those of this
-    machine, under a time limit, of the level that was taken although they may be more than allowed.
+    machine, under a time limit, of the level that was taken although they may be more than allowed;
+    ``zonotope``: of one that is left out because of them; not a number where it is not.
     """
 
     asked: str
@@ -124,6 +127,7 @@ class Plan:
     first_walk: float
     seconds: float
     whole: float
+    zonotope: float
     remarks: Remarks
     gathered: Gathered | None = None
 
@@ -132,10 +136,16 @@ class Plan:
         return max(self.window, self.program_window)
 
     def helps(self, limit: float) -> tuple[str, ...]:
-        """Settings with which the level of this plan is predicted to bound every step."""
-        if not self.whole > limit:
-            return ()
-        return (f"time_limit = {self.whole:.2g}, for '{self.relaxation.value}' in every step",)
+        """Settings with which the level of this plan, or a zonotope, is predicted to bound every step."""
+        found = []
+        if self.zonotope > 0.0:
+            seconds = max(limit, self.zonotope / STEPS_SHARE)
+            found.append(f"relaxation = 'zonotope' with time_limit = {seconds:.2g}")
+        if self.whole > limit:
+            found.append(
+                f"time_limit = {self.whole:.2g}, for '{self.relaxation.value}' in every step"
+            )
+        return tuple(found)
 
 
 def make_plan(
@@ -201,6 +211,8 @@ def make_plan(
     )
     if carried and options.inner_bounds is None and not level.uses_programs:
         linear_inner = dear = False  # linear forms gain little by them beside a zonotope
+    no_time = Relaxation.ZONOTOPE not in levels and options.carried != "none" and not refused
+    no_time &= level.walks and carry[1] <= budget
     if dear:
         line = (
             f"inner bounds by intervals: linear ones would take about {seconds:.3g} s, more than "
@@ -241,6 +253,7 @@ def make_plan(
         first_walk=slow * 2 * sizes.state * sizes.walked / rates.WALKED_PER_SECOND,
         seconds=total,
         whole=slow * (total if math.isnan(begun) else begun),
+        zonotope=slow * carry[0] if no_time else math.nan,
         remarks=remarks + more + told,
         gathered=summed if Relaxation.ZONOTOPE in levels else None,
     )
