@@ -184,5 +184,5 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path: Any) -> None:
 def test_what_has_no_rule_is_named() -> None:
     training = agt.Training("cross_entropy", 0.4, epochs=2, momentum=0.5)
     data, threat = (FEATURES, LABELS), agt.LabelPoisoning(2)
-    result = agt.certify(network("relu"), data, training, threat, relaxation="auto")
+    result = agt.certify(network("relu"), data, training, threat, relaxation="zonotope")
     assert any("has no rule for momentum" in note for note in result.notes)
