@@ -16,7 +16,7 @@ from attacks import Problem, Replay
 from milp_agt import certificates
 from milp_agt.checker import affine, steps, training
 from milp_agt.checker.boxes import Box
-from milp_agt.checker.files import CLAIM, SEAL, Certificate, Table
+from milp_agt.checker.files import CLAIM, SEAL, Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Rule, Samples
 from milp_agt.checker.layers import Problem as Run
 from milp_agt.checker.reading import read
@@ -172,7 +172,7 @@ def seal(folder: Path, text: bytes) -> None:
 
 
 def stated(claim: Claim, arrays: Arrays) -> Statement:
-    found = read(Certificate(Table(claim, "claim"), arrays, "", 0))
+    found = read(Table(claim, "claim", arrays))
     assert isinstance(found, Statement)
     return found
 

@@ -184,7 +184,7 @@ def test_fractions_agree_with_floats(activation: str, loss: str) -> None:
     nothing: tuple[Any, ...] = ()
     what = samples, poisoned, None, "", nothing, nothing, nothing, False, np.zeros(0), None, False
     floats = Statement(given, *what, initial, {}, {}, {})
-    fractions = floats.exactly()
+    fractions = exact(floats)
     near = training.train(given, floats.initial, floats.samples, floats.poisoned)
     true = training.train(given, fractions.initial, fractions.samples, fractions.poisoned)
     for name, box in true.items():

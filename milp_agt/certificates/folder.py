@@ -30,7 +30,7 @@ from milp_agt.certificates.growing import grown
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
 from milp_agt.checker.boxes import Unbounded
-from milp_agt.checker.files import CLAIM, SEAL, Certificate, Rejected, Table
+from milp_agt.checker.files import CLAIM, SEAL, Rejected, Table
 from milp_agt.checker.proof import answer, reached
 from milp_agt.checker.reading import FORMAT, read
 from milp_agt.checker.statement import ASSUMPTIONS, Statement
@@ -223,7 +223,7 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
 
 def _stated(claim: Mapping[str, Any], files: Files) -> Statement:
     values = {"format": FORMAT, "versions": {}, **claim}
-    found = read(Certificate(Table(values, "claim"), files.arrays, "", 0))
+    found = read(Table(values, "claim", files.arrays))
     assert isinstance(found, Statement)
     return found
 

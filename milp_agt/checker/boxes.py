@@ -5,7 +5,7 @@ A box is two arrays of the same shape, in one of two arithmetics that share all 
 - float64: every operation rounds to nearest (IEEE 754), and :func:`down` and :func:`up` go one number
   further. Sums are in any order; they are off by at most ``gamma(k) sum |x|`` with ``gamma(k) = k u / (1 -
   k u)`` and ``u = 2^-53`` (Higham 2002, section 4.2), which :func:`total` grants;
-- exact: arrays of :class:`fractions.Fraction`; nothing is rounded, and :func:`coarse` shortens fractions
+- exact: arrays of :class:`Exact` fractions; nothing is rounded, and :func:`coarse` shortens fractions
   outwards.
 
 A number that is not finite proves nothing: it raises :class:`Unbounded`.
@@ -13,7 +13,8 @@ A number that is not finite proves nothing: it raises :class:`Unbounded`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -57,6 +58,12 @@ class Box:
         return self.lo is self.hi
 
     @property
+    def T(self) -> Box:
+        """The last two axes exchanged."""
+        low = np.swapaxes(self.lo, -1, -2)
+        return Box(low, low if self.is_point else np.swapaxes(self.hi, -1, -2))
+
+    @property
     def size(self) -> Array:
         """The largest magnitude, elementwise."""
         largest: Array = np.maximum(abs(self.lo), abs(self.hi))
@@ -80,6 +87,11 @@ class Box:
         low, high = corners(self, other)
         return Box(down(low), up(high))
 
+    def square(self) -> Box:
+        straddles = (self.lo <= 0) & (self.hi >= 0)
+        nearest = np.where(straddles, 0.0, np.minimum(abs(self.lo), abs(self.hi)))
+        return Box(down(nearest * nearest), up(self.size * self.size))
+
     def met(self, other: Box) -> Box:
         """What both hold."""
         return Box(np.maximum(self.lo, other.lo), np.minimum(self.hi, other.hi))
@@ -87,6 +99,19 @@ class Box:
     def widened(self, error: Array) -> Box:
         """Both ends moved outwards by ``error >= 0``."""
         return Box(down(self.lo - error), up(self.hi + error))
+
+
+class Exact(Fraction):
+    """A fraction that takes a float beside it as the fraction which that is."""
+
+    @staticmethod
+    def _operation(name: str) -> Callable[..., Exact]:
+        plain = getattr(Fraction, name)
+        return lambda *operands: Exact(plain(*map(Fraction, operands)))
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "abs"):
+    setattr(Exact, f"__{_name}__", Exact._operation(f"__{_name}__"))
 
 
 def is_exact(values: Array) -> bool:
@@ -103,15 +128,10 @@ def up(values: Array) -> Array:
     return values if is_exact(values) else np.nextafter(values, np.inf)
 
 
-def number(value: float | Fraction, like: Array) -> Any:
-    """A constant in the arithmetic of an array; every float is a fraction."""
-    return Fraction(value) if is_exact(like) else float(value)
-
-
 def scale_of(value: float | Fraction, like: Array) -> Box:
     """A constant as a box, which may be a rational number that is no float."""
     if is_exact(like):
-        return Box.point(np.array(Fraction(value), dtype=object))
+        return Box.point(np.array(Exact(value), dtype=object))
     if abs(Fraction(value)) >= 2**1023:
         raise Unbounded("a factor beyond all floats")
     near = np.array(float(value))
@@ -120,12 +140,19 @@ def scale_of(value: float | Fraction, like: Array) -> Box:
     )
 
 
-def exact(values: Array) -> Array:
-    """The same numbers as fractions."""
-    flat = [Fraction(v) for v in values.reshape(-1).tolist()]
-    found = np.empty(len(flat), dtype=object)
-    found[:] = flat
-    return found.reshape(values.shape)
+def exact(value: Any) -> Any:
+    """The same with fractions in all arrays of floats, however deep in it they stand."""
+    if isinstance(value, np.ndarray) and value.dtype == np.float64:
+        return np.asarray(np.frompyfunc(Exact, 1, 1)(value), dtype=object)
+    if isinstance(value, Box) and value.is_point:
+        return Box.point(exact(value.lo))
+    if isinstance(value, dict):
+        return {key: exact(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(exact, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: exact(getattr(value, f.name)) for f in fields(value)})
+    return value
 
 
 def coarse(box: Box) -> Box:
@@ -135,8 +162,8 @@ def coarse(box: Box) -> Box:
     if not is_exact(box.lo):
         return box
     unit = 2**BITS
-    low = np.frompyfunc(lambda v: Fraction(v * unit // 1, unit), 1, 1)
-    high = np.frompyfunc(lambda v: Fraction(-(-v * unit // 1), unit), 1, 1)
+    low = np.frompyfunc(lambda v: Exact(v * unit // 1, unit), 1, 1)
+    high = np.frompyfunc(lambda v: Exact(-(-v * unit // 1), unit), 1, 1)
     return Box(np.asarray(low(box.lo), dtype=object), np.asarray(high(box.hi), dtype=object))
 
 
@@ -196,9 +223,13 @@ def matmul(a: Box, b: Box) -> Box:
 
 
 def _balls(a: Box) -> tuple[Array, Array]:
-    half = number(0.5, a.lo)
-    middle = half * a.lo + half * a.hi
+    middle = 0.5 * a.lo + 0.5 * a.hi
     return middle, up(np.maximum(a.hi - middle, middle - a.lo))
+
+
+def joined(parts: Sequence[Box], axis: int) -> Box:
+    low, high = (np.concatenate([getattr(box, end) for box in parts], axis) for end in ("lo", "hi"))
+    return Box(low, high)
 
 
 def largest(values: Array, count: int, axis: int = 0) -> Array:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from milp_agt.checker import proof, training
-from milp_agt.checker.boxes import Array, Box, Unbounded
+from milp_agt.checker.boxes import Array, Box, Unbounded, exact
 from milp_agt.checker.files import Rejected, open_certificate
 from milp_agt.checker.proof import Reached
 from milp_agt.checker.reading import state
@@ -72,7 +72,7 @@ def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
     """
     try:
         certificate = open_certificate(folder)
-        found = state(certificate)
+        found = state(certificate.claim)
         words: tuple[str, ...] = ()
         if isinstance(found, tuple):
             items = tuple(Item(what, Outcome.NOT_COVERED) for what in found)
@@ -81,7 +81,7 @@ def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
         else:
             words = found.words
             with np.errstate(all="ignore"):
-                items = tuple(_items(found.exactly() if exactly else found, jobs))
+                items = tuple(_items(exact(found) if exactly else found, jobs))
         return Report(items, words, certificate.sha256, certificate.bytes)
     except Rejected as error:
         return Report((Item("the certificate", Outcome.REJECTED, str(error)),))

@@ -7,11 +7,11 @@ more than what is checked.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from milp_agt.checker.boxes import Array, Box, exact
+from milp_agt.checker.boxes import Array, Box
 from milp_agt.checker.layers import Poisoned, Problem, Samples
 
 ASSUMPTIONS = (
@@ -70,30 +70,6 @@ class Statement:
     lower: Mapping[str, Array]
     upper: Mapping[str, Array]
     phases: tuple[tuple[int, int, bool], ...] = ()  # of leaves: step, number, whether it is on
-
-    def exactly(self) -> Statement:
-        """The same in fractions."""
-
-        def box(given: Box) -> Box:
-            low = exact(given.lo)
-            return Box(low, low if given.is_point else exact(given.hi))
-
-        def samples(given: Samples) -> Samples:
-            return Samples(box(given.x), box(given.y))
-
-        def each(arrays: Mapping[str, Array]) -> dict[str, Array]:
-            return {name: exact(values) for name, values in arrays.items()}
-
-        return replace(
-            self,
-            initial=each(self.initial),
-            samples=samples(self.samples),
-            poisoned=replace(self.poisoned, samples=samples(self.poisoned.samples)),
-            choices=None if self.choices is None else exact(self.choices),
-            questions=tuple(
-                replace(q, x=exact(q.x), encoded=exact(q.encoded)) for q in self.questions
-            ),
-        )
 
 
 def words(given: Statement) -> tuple[str, ...]:
