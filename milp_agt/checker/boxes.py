@@ -36,6 +36,11 @@ class Unbounded(Exception):
     """A bound that is infinite or no number: nothing follows from it."""
 
 
+def finite(*arrays: Array) -> None:
+    if not all(is_exact(values) or np.isfinite(values).all() for values in arrays):
+        raise Unbounded("a bound became infinite")
+
+
 @dataclass(frozen=True)
 class Box:
     """``{v : lo <= v <= hi}``, elementwise, both finite."""
@@ -44,10 +49,7 @@ class Box:
     hi: Array
 
     def __post_init__(self) -> None:
-        if self.lo.dtype != object and not (
-            np.isfinite(self.lo).all() and np.isfinite(self.hi).all()
-        ):
-            raise Unbounded("a bound became infinite")
+        finite(self.lo, self.hi)
 
     @staticmethod
     def point(values: Array) -> Box:
@@ -107,7 +109,14 @@ class Exact(Fraction):
     @staticmethod
     def _operation(name: str) -> Callable[..., Exact]:
         plain = getattr(Fraction, name)
-        return lambda *operands: Exact(plain(*map(Fraction, operands)))
+
+        def operation(*operands: Any) -> Any:
+            if isinstance(operands[-1], np.ndarray):
+                return NotImplemented
+            own = [v if isinstance(v, Fraction) else Fraction(v) for v in operands]
+            return Exact(plain(*own))
+
+        return operation
 
 
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "abs"):
@@ -162,8 +171,8 @@ def coarse(box: Box) -> Box:
     if not is_exact(box.lo):
         return box
     unit = 2**BITS
-    low = np.frompyfunc(lambda v: Exact(v * unit // 1, unit), 1, 1)
-    high = np.frompyfunc(lambda v: Exact(-(-v * unit // 1), unit), 1, 1)
+    low = np.frompyfunc(lambda v: Exact(Fraction(v) * unit // 1, unit), 1, 1)
+    high = np.frompyfunc(lambda v: Exact(-(-Fraction(v) * unit // 1), unit), 1, 1)
     return Box(np.asarray(low(box.lo), dtype=object), np.asarray(high(box.hi), dtype=object))
 
 

@@ -76,8 +76,6 @@ def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
         words: tuple[str, ...] = ()
         if isinstance(found, tuple):
             items = tuple(Item(what, Outcome.NOT_COVERED) for what in found)
-        elif exactly and found.method == "affine":
-            items = (Item("affine forms in fractions", Outcome.NOT_COVERED),)
         else:
             words = found.words
             with np.errstate(all="ignore"):

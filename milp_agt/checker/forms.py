@@ -37,7 +37,8 @@ from typing import Any
 
 import numpy as np
 
-from milp_agt.checker.boxes import SPARE, TINY, Array, Box, U, Unbounded, down, largest, up
+from milp_agt.checker import boxes
+from milp_agt.checker.boxes import SPARE, TINY, Array, Box, Unbounded, down, largest, up
 
 NUMBERS = 2**27  # coefficients of one array at most
 # Which flips samples pay for: those of which so many fit in the budget.
@@ -120,7 +121,7 @@ class Symbols:
         and pays.
         """
         new, each = self._columns(len(least), 2), np.arange(len(least))
-        rows = wide(np.stack([y.s, -y.s], 1), self.count + new.size)
+        rows = wide(np.stack([y.s, -y.s], 1), self.count + new.size).astype(least.dtype)
         rows[each, 0, new[:, 0]] = -least
         rows[each, :, new[:, 1]] = -1.0, 1.0
         above = np.stack([y.c + y.high + quiet, -(y.c + y.low)], 1)
@@ -138,7 +139,7 @@ class Symbols:
     @cached_property
     def sizes(self) -> Array:
         """The most that each column is, (count,)."""
-        found = np.zeros(self.count)
+        found = np.zeros_like(self.base, shape=self.count)
         found[self.moves] = np.maximum(-self.low, self.high)
         found[self.flips[:, 0]], found[self.flips[:, 1]] = 1.0, self.most
         found[self.noise] = self.base + self.owned.sum(1) + self.charge
@@ -208,8 +209,7 @@ class Form:
         if self.s.size > NUMBERS:
             raise Unbounded(f"{self.s.size} coefficients")
         # Coefficients are seen where they are bounded: there one that is infinite makes a box that is.
-        if not all(np.isfinite(a).all() for a in (self.c, self.low, self.high)):
-            raise Unbounded("a form became infinite")
+        boxes.finite(self.c, self.low, self.high)
 
     def widened(self, error: Array) -> Form:
         """With the rest widened by an error that covers the rounding here, too."""
@@ -235,10 +235,6 @@ class Form:
         ends = factor * self.low, factor * self.high
         c, s = factor * self.c, factor[..., None] * self.s
         return Form(c, s, np.minimum(*ends), np.maximum(*ends))
-
-
-def granted(terms: int, size: Array) -> Array:
-    return (terms + 8) * U * SPARE * size + TINY
 
 
 def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Array, Array, Array]:
@@ -292,7 +288,7 @@ def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[
     its share of it. Without rows, and with those that are given multipliers of (2, *shape, flips): their
     differences, for ``-form`` and ``form``.
     """
-    count = symbols.count + 2 * len(symbols.flips) + 64
+    count = symbols.count + 2 * len(symbols.flips) + 68
     for each in (None, given) if given is not None and given.any() else (None,):
         noise, dev, price, size = _parts(form, symbols, each)
         size = size * (2 + symbols.budget * len(symbols.groups))
@@ -304,7 +300,7 @@ def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[
             done = int(few.sum())
             paid = dev + price[..., few] @ symbols.shares[few]
             rest = noise + price[..., ~few].sum(-1)
-            error = granted(count, size + abs(rest) + symbols.worst(paid))
+            error = boxes.allowance(count, size + abs(rest) + symbols.worst(paid))
             yield rest + error, paid
 
 
@@ -327,4 +323,4 @@ def own_ranges(form: Form, symbols: Symbols, own: Array, given: Array | None = N
         found = ends if found is None else np.minimum(found, ends)
     assert found is not None
     low, high = (form.low[None, None], form.high[None, None]) if alike else (form.low, form.high)
-    return Box(down(form.c + low - up(found[0])), up(form.c + high + up(found[1])))
+    return boxes.coarse(Box(down(form.c + low - up(found[0])), up(form.c + high + up(found[1]))))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from milp_agt.checker.affine import Pass, mixed, points
-from milp_agt.checker.boxes import TINY, Array, Box, U, Unbounded, down, up
+from milp_agt.checker.boxes import BITS, Array, Box, Unbounded, allowance, coarse, down, up
 from milp_agt.checker.files import Rejected
-from milp_agt.checker.forms import Form, Symbols, granted, magnitude, own_ranges, wide
+from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, wide
 from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples
 
 # Multipliers for the parameters of a state, (2, *shape, flips); of those that are not there there are none.
@@ -47,15 +47,19 @@ def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form],
         middle = 0.5 * (form.low + form.high)
         c = form.c + middle
         radius = np.maximum(up(form.high - middle), up(middle - form.low))
-        radius = up(radius + 4.0 * U * (abs(c) + abs(middle)) + TINY).reshape(-1)
+        short, s = (coarse(Box.point(values)).lo for values in (c, form.s))
+        cut = 2.0**-BITS * (1.0 + symbols.sizes.sum())  # of fractions
+        radius = up(radius + allowance(0, abs(c) + abs(middle)) + cut).reshape(-1)
         assert form.owned is not None
-        owned = form.owned.reshape(len(radius), -1)
+        radius, owned = (
+            coarse(Box(v, v)).hi for v in (radius, form.owned.reshape(len(radius), -1))
+        )
         first, none = symbols.count, np.full(len(radius), -1)
         symbols = symbols.with_noise(radius, owned, none, np.zeros(len(radius)))
-        s = wide(form.s, symbols.count).reshape(len(radius), -1)
+        s = wide(s, symbols.count).reshape(len(radius), -1)
         s[np.arange(len(radius)), first + np.arange(len(radius))] = 1.0
         zero = np.zeros_like(c)
-        found[name] = Form(c, s.reshape(*c.shape, -1), zero, zero)
+        found[name] = Form(short, s.reshape(*c.shape, -1), zero, zero)
     return found, symbols
 
 
@@ -142,7 +146,7 @@ class Final:
         step = Pass(self.problem, self.symbols, np.full(len(x), -1), self.given)
         values, slopes = step.forward(self.state, points(x))
         found, size = mixed(rows, values[-1]), magnitude(values[-1], step.symbols)
-        found = found.widened(granted(rows.shape[2], (abs(rows) @ size[..., None])[..., 0]))
+        found = found.widened(allowance(rows.shape[2] + 4, (abs(rows) @ size[..., None])[..., 0]))
         at = np.repeat(np.arange(len(x)), rows.shape[1])
         given = step.carried(self.state, values, slopes, at, rows.reshape(len(at), -1))
         given = given.reshape(2, *rows.shape[:2], given.shape[-1])
