@@ -22,7 +22,7 @@ def symbols_of(rng: np.random.Generator, size: float) -> Symbols:
     shares = rng.choice([0.0, 0.4, 1.0], (FLIPS, SAMPLES))
     cover = np.sort(shares, 1)[:, -BUDGET:].sum(1)
     cover[0] = np.inf  # of which nothing is known
-    symbols = Symbols.none(WIDTH, BUDGET).with_slots(low, high)
+    symbols = Symbols.none(WIDTH, BUDGET).with_slots(low, high, 0 * low)
     most, none = size * rng.uniform(0.1, 1, FLIPS), np.zeros(FLIPS)
     y = Form(none, np.zeros((FLIPS, symbols.count)), -most, most)  # of which nothing else is known
     parts = {"most": most, "shares": shares, "cover": cover, "pays": np.zeros((FLIPS, 2, SAMPLES))}

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from milp_agt.checker import boxes, forms, functions
-from milp_agt.checker.boxes import SPARE, TINY, Array, Box, Unbounded, allowance, down, up
+from milp_agt.checker import forms, functions
+from milp_agt.checker.boxes import SPARE, TINY, Array, Box, allowance, down, up
 from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, plus, wide
 from milp_agt.checker.layers import VELOCITY, Layer, Problem, Rule
 
@@ -399,28 +398,11 @@ class Pass:
         sizes = [magnitude(form, self.symbols) for form in parts]
         mean = up(sizes[2] / batch)
         errors = rule.off(self.problem.arithmetic, name, sizes[0], sizes[1], mean)
-        new = {}
-        assert sums.owned is not None
-        for kind, factors in rule.factors(name).items():
-            if kind + name not in state:
-                continue
-            scales = [_near(f, sums.c) for f in (*factors[:2], factors[2] / batch)]
-            pairs = list(zip(parts, scales, strict=True))
-            size = sum(abs(f) * each for f, each in zip(scales, sizes, strict=True))
-            error = up(errors[kind] + self.off(16, 0, np.asarray(size)))
-            found = reduce(Form.__add__, [form.scaled(f) for form, f in pairs])
-            owned = up(up(abs(scales[2]) * sums.owned))
-            new[kind + name] = replace(found.widened(error), owned=owned)
-        return new
-
-
-def _near(factor: Fraction, like: Array) -> Array:
-    """A float off by at most a share of U, which ``off`` covers; of fractions, the same."""
-    if boxes.is_exact(like):
-        return boxes.scale_of(factor, like).lo
-    if factor and not 2.0**-1000 < abs(factor) < 2.0**1000:
-        raise Unbounded("a factor that no float is near")
-    return np.asarray(float(factor))
+        for kind, (theta, velocity, gradient) in rule.factors(name).items():
+            pairs = zip((theta, velocity, gradient / batch), sizes, strict=True)
+            size = sum(forms.near(abs(factor), each) * each for factor, each in pairs)
+            errors[kind] = up(errors[kind] + self.off(16, 0, np.asarray(size)))
+        return rule.applied(name, state, sums, batch, errors)
 
 
 def covers(problem: Problem) -> bool:

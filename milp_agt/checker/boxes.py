@@ -25,9 +25,8 @@ Array = npt.NDArray[Any]
 
 U = 2.0**-53
 TINY = 2.0**-1000  # more than underflow adds to 2^70 operations
-SPARE = (
-    1.0 + 2.0**-8
-)  # covers 1 / (1 - k u) for k u <= 2^-10, and the rounding of the sizes that errors grow with
+# Covers 1 / (1 - k u) for k u <= 2^-10, and the rounding of the sizes that errors grow with.
+SPARE = 1.0 + 2.0**-8
 LONGEST = 2**40  # terms of a sum
 BITS = 320  # of the fractions that exact arithmetic keeps from one step to the next
 
@@ -89,6 +88,9 @@ class Box:
         low, high = corners(self, other)
         return Box(down(low), up(high))
 
+    def times(self, factor: float | Fraction) -> Box:
+        return self * scale_of(factor, self.lo)
+
     def square(self) -> Box:
         straddles = (self.lo <= 0) & (self.hi >= 0)
         nearest = np.where(straddles, 0.0, np.minimum(abs(self.lo), abs(self.hi)))
@@ -106,6 +108,8 @@ class Box:
 class Exact(Fraction):
     """A fraction that takes a float beside it as the fraction which that is."""
 
+    __slots__ = ()
+
     @staticmethod
     def _operation(name: str) -> Callable[..., Exact]:
         plain = getattr(Fraction, name)
@@ -114,7 +118,9 @@ class Exact(Fraction):
             if isinstance(operands[-1], np.ndarray):
                 return NotImplemented
             own = [v if isinstance(v, Fraction) else Fraction(v) for v in operands]
-            return Exact(plain(*own))
+            found = plain(*own)
+            found.__class__ = Exact
+            return found
 
         return operation
 
@@ -143,10 +149,8 @@ def scale_of(value: float | Fraction, like: Array) -> Box:
         return Box.point(np.array(Exact(value), dtype=object))
     if abs(Fraction(value)) >= 2**1023:
         raise Unbounded("a factor beyond all floats")
-    near = np.array(float(value))
-    return (
-        Box.point(near) if Fraction(float(value)) == Fraction(value) else Box(down(near), up(near))
-    )
+    near, same = np.array(float(value)), Fraction(float(value)) == Fraction(value)
+    return Box.point(near) if same else Box(down(near), up(near))
 
 
 def exact(value: Any) -> Any:
@@ -162,6 +166,13 @@ def exact(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: exact(getattr(value, f.name)) for f in fields(value)})
     return value
+
+
+def root(values: Array) -> Array:
+    """A number that is no smaller than the root of ``values >= 0``, of which underflow may have taken."""
+    found = up(np.sqrt(up(values.astype(np.float64)) + TINY))
+    finite(found)
+    return exact(found) if is_exact(values) else found
 
 
 def coarse(box: Box) -> Box:

@@ -130,17 +130,8 @@ def _is_hexadecimal(value: Any) -> bool:
     return math.isfinite(found) and found.hex() == value
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """A claim as it lies in its folder."""
-
-    claim: Table
-    sha256: str
-    bytes: int
-
-
-def open_certificate(folder: Path) -> Certificate:
-    """Read a folder.
+def open_certificate(folder: Path) -> tuple[Table, str, int]:
+    """The claim in a folder, its SHA-256, and how many bytes there are.
 
     Raises:
         Rejected: whatever is missing, damaged, left over, linked or too large.
@@ -168,7 +159,7 @@ def open_certificate(folder: Path) -> Certificate:
         claim.arrays[name], size = _array(name, data), size + len(data)
     extra = sorted({each.name for each in folder.iterdir()} - {*claim.arrays, CLAIM, SEAL})
     claim.refuse(bool(extra), f": it does not list a file that is there, {extra[:1]!r:.60}")
-    return Certificate(claim, digest, size)
+    return claim, digest, size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Constants are computed from series in fractions when the module is loaded, not t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -61,36 +60,26 @@ def _exp_end(x: Array, upper: bool) -> Array:
     return found
 
 
-def _exact_exp(upper: bool) -> Callable[[Fraction], Fraction]:
+def _exact_exp(x: Fraction, upper: bool) -> Exact:
     """A bound of exp in fractions, by the same series to a higher degree."""
 
-    unit = 2**EXACT_BITS
-
     def short(value: Fraction) -> Fraction:
-        scaled = value * unit
-        return Exact(-(-scaled // 1) if upper else scaled // 1, unit)
+        scaled = Fraction(value) * 2**EXACT_BITS
+        return Fraction(-(-scaled // 1) if upper else scaled // 1, 2**EXACT_BITS)
 
-    def bound(x: Fraction) -> Fraction:
-        x = short(x)
-        k = round(x / _BELOW)
-        ends = (k * _BELOW, k * _ABOVE)
-        r = x - (min(ends) if upper else max(ends))
-        r, value = short(r), Fraction(1)
-        for n in range(EXACT_DEGREE, 0, -1):
-            value = 1 + r / n * value
-        rest = abs(r) ** (EXACT_DEGREE + 1)  # > |r|^61 / 61! e^|r|
-        value += rest if upper else -rest
-        return short(value * Fraction(2) ** k)
-
-    return bound
-
-
-_EXACT_EXP = {side: np.frompyfunc(_exact_exp(side), 1, 1) for side in (False, True)}
+    x = short(x)
+    k = round(x / _BELOW)
+    ends = k * _BELOW, k * _ABOVE
+    r, value = short(x - (min(ends) if upper else max(ends))), Fraction(1)
+    for n in range(EXACT_DEGREE, 0, -1):
+        value = 1 + r / n * value
+    rest = abs(r) ** (EXACT_DEGREE + 1)  # > |r|^61 / 61! e^|r|
+    return Exact(short((value + (rest if upper else -rest)) * Fraction(2) ** k))
 
 
 def _exp(x: Array, upper: bool) -> Array:
     if is_exact(x):
-        return np.asarray(_EXACT_EXP[upper](x), dtype=object)
+        return np.asarray(np.frompyfunc(_exact_exp, 2, 1)(x, upper), dtype=object)
     return _exp_end(x, upper)
 
 

@@ -8,10 +8,12 @@ in the widened image.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import partial, reduce
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from milp_agt.checker import boxes, functions
 from milp_agt.checker.boxes import Array, Box, Unbounded, down, scale_of, up
 
 AT_ONCE = 2**21  # products that are held at once
+T = TypeVar("T", bound=Any)
 State = Mapping[str, Box]  # each (cases, *shape); velocities under VELOCITY + name
 VELOCITY = "velocity of "
 
@@ -130,6 +133,20 @@ class Rule:
         final = arithmetic.off(2, theta) + arithmetic.off(16, moved)
         return {"": final, VELOCITY: arithmetic.off(16, pushed)}
 
+    def applied(
+        self, name: str, state: Mapping[str, T], sums: T, batch: int, errors: Mapping[str, Array]
+    ) -> dict[str, T]:
+        """theta' and v', but for penalty and projection, from the sum of the gradients over a batch."""
+        parts = state[name], state.get(VELOCITY + name), sums
+        new = {}
+        for kind, (theta, velocity, gradient) in self.factors(name).items():
+            scales = theta, velocity, gradient / batch
+            if kind + name in state:
+                pairs = zip(parts, scales, strict=True)
+                terms = [part.times(scale) for part, scale in pairs if part is not None]
+                new[kind + name] = reduce(operator.add, terms).widened(errors[kind])
+        return new
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -162,12 +179,14 @@ class Samples:
 @dataclass(frozen=True)
 class Poisoned:
     """What the samples ``open`` may become, as boxes, if at most ``budget`` of them are poisoned at
-    once.
+    once. With a ``norm`` (1 or 2), that of ``move / radius`` of the features is at most 1 besides.
     """
 
     samples: Samples
     open: Array
     budget: int
+    norm: int = 0
+    radius: Array | None = None  # (n, d); where it is 0 they do not move
 
 
 def dense(layer: Layer, state: State, x: Box, arithmetic: Arithmetic) -> Box:

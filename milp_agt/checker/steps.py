@@ -90,13 +90,17 @@ def train(
     low = np.concatenate([box.x.lo[0] - x, box.y.lo[0] - y], 1)
     high = np.concatenate([box.x.hi[0] - x, box.y.hi[0] - y], 1)
     low, high = np.where(low < 0, down(low), 0.0), np.where(high > 0, up(high), 0.0)
+    radius = np.zeros_like(low)
+    if poisoned.radius is not None:
+        radius[:, : x.shape[1]] = poisoned.radius
     open_ = poisoned.open
     columns = np.flatnonzero((low < 0)[open_].any(0) | (high > 0)[open_].any(0))  # those that move
-    low, high = low[:, columns], high[:, columns]
+    low, high, radius = (part[:, columns] for part in (low, high, radius))
     still = np.zeros((1, len(columns)))  # a slot that no sample has, so that there is one
-    symbols = Symbols.none(len(columns), poisoned.budget).with_slots(still, still)
+    symbols = Symbols.none(len(columns), poisoned.budget, poisoned.norm)
+    symbols = symbols.with_slots(still, still, still)
     if not anew:
-        symbols = symbols.with_slots(low[open_], high[open_])
+        symbols = symbols.with_slots(low[open_], high[open_], radius[open_])
     zero = {n: np.zeros(v.shape) for n, v in initial.items()}
     state = {n: Form(v, zero[n][..., None][..., :0], zero[n], zero[n]) for n, v in initial.items()}
     if any(rule.momentum for rule in problem.rules):
@@ -106,7 +110,7 @@ def train(
         if anew:
             own = np.where(open_[batch], len(symbols.low) + np.cumsum(open_[batch]) - 1, -1)
             some = batch[open_[batch]]
-            symbols = symbols.with_slots(low[some], high[some])
+            symbols = symbols.with_slots(low[some], high[some], radius[some])
         try:
             given = choose({n: state[n] for n in problem.parameters}, symbols)
             forced = {number: on for at, number, on in phases if at == index}

@@ -80,27 +80,15 @@ def updated(
 ) -> dict[str, Box]:
     """The optimiser step of one parameter, with exact coefficients (see :class:`~.layers.Rule`)."""
     rule, batch, theta = problem.rules[index], problem.batches[index].shape[-1], state[name]
-    none = Box.point(theta.lo * 0.0)
-    velocity = state.get(VELOCITY + name, none)
-    share = scale_of(Fraction(1, batch), theta.lo)
+    velocity, share = state.get(VELOCITY + name, theta), scale_of(Fraction(1, batch), theta.lo)
     errors = rule.off(problem.arithmetic, name, theta.size, velocity.size, size * share.hi)
-    new: dict[str, Box] = {}
-    for kind, factors in rule.factors(name).items():
-        if kind + name not in state:
-            continue
-        on_theta, on_velocity, on_gradient = (scale_of(f, theta.lo) for f in factors)
-        found = theta * on_theta + sums * scale_of(factors[2] / batch, theta.lo)
-        if velocity is not none:
-            found = found + velocity * on_velocity
-        if rule.l1:
-            sign = Box(np.sign(theta.lo), np.sign(theta.hi))
-            found = found + sign * (on_gradient * scale_of(rule.l1, theta.lo))
-        found = found.widened(errors[kind])
-        if rule.projection is not None and not kind:
-            ends = [scale_of(end, theta.lo).lo for end in rule.projection]
-            found = Box(np.clip(found.lo, *ends), np.clip(found.hi, *ends))
-        new[kind + name] = boxes.coarse(found)
-    return new
+    if rule.l1:
+        sums = sums + Box(np.sign(theta.lo), np.sign(theta.hi)).times(Fraction(rule.l1) * batch)
+    new = rule.applied(name, state, sums, batch, errors)
+    if rule.projection is not None:
+        ends = [scale_of(end, theta.lo).lo for end in rule.projection]
+        new[name] = Box(np.clip(new[name].lo, *ends), np.clip(new[name].hi, *ends))
+    return {key: boxes.coarse(box) for key, box in new.items()}
 
 
 def step(
