@@ -317,15 +317,8 @@ class Certified:
         loss = result.loss(test, labels)
         if result.models.step_graph.loss.key == "mse":
             return Certified(result, test, labels, loss, None, None, None)
-        return Certified(
-            result,
-            test,
-            labels,
-            loss,
-            result.accuracy(test, labels),
-            result.margins(test, labels),
-            result.stable(test),
-        )
+        asked = result.accuracy(test, labels), result.margins(test, labels), result.stable(test)
+        return Certified(result, test, labels, loss, *asked)
 
 
 def assert_properties(replay: Replay, certified: Certified, state: State) -> None:

@@ -86,7 +86,8 @@ class CommandTime:
         for number, asked in enumerate(run.properties):
             if self.limit is not None:
                 left = self._until(SMALLER_SHARE, CERTIFICATE_SHARE) - monotonic()
-                result = _until(result, monotonic() + left / (len(run.properties) - number))
+                left = max(0.0, left) / (len(run.properties) - number)
+                result = result.until(Deadline.within(left))
             verdicts += judge(result, run.dataset, asked)
             missed |= result.models.deadline is not None and result.models.deadline.missed
         if missed:
@@ -96,7 +97,7 @@ class CommandTime:
                 "test points"
             )
             result = replace(result, fallbacks=(*result.fallbacks, line), limit_reached=True)
-        return result if self.limit is None else _until(result, self._until()), verdicts
+        return result if self.limit is None else result.until(Deadline(self._until())), verdicts
 
     def searched(
         self, result: Result, verdicts: list[Verdict]
@@ -117,7 +118,7 @@ class CommandTime:
         ends = monotonic() + seconds
 
         def judged_in_time(smaller: Result) -> list[Verdict]:
-            late = _until(smaller, ends)
+            late = smaller.until(Deadline(ends))
             return [v for asked in run.properties for v in judge(late, run.dataset, asked)]
 
         found = still_proved(run, result, verdicts, judged_in_time, seconds)
@@ -141,8 +142,3 @@ def _may_have_tree(run: LoadedRun) -> bool:
 
     moved = run.dataset.x_train[0].size * getattr(run.threat, "budget", MOST_COORDINATES + 1)
     return run.options.relaxation == "auto" and bool(moved <= MOST_COORDINATES)
-
-
-def _until(result: Result, at: float) -> Result:
-    """The result with questions that end by a time of ``time.monotonic``."""
-    return replace(result, models=replace(result.models, deadline=Deadline(at)))

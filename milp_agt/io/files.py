@@ -30,6 +30,8 @@ DAMAGE = (
     tokenize.TokenError,
 )
 
+PACKED_BYTES = 2**24  # larger files are not packed: each 25 MB of them would take a second
+
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace a file as a whole: readers and a power cut meet the old one or the new one."""
@@ -55,7 +57,9 @@ def replace_text(path: Path, text: str | bytes) -> None:
 def replace_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
     """The same for an .npz file; the suffix is added where it is missing. Returns its path."""
     path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
-    replace(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
+    large = sum(np.asarray(array).nbytes for array in arrays.values()) > PACKED_BYTES
+    save = np.savez if large else np.savez_compressed
+    replace(path, lambda stream: save(stream, allow_pickle=False, **arrays))
     return path
 
 

@@ -15,7 +15,8 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE, arrays_of, replace_arrays, writing
 
 Array = npt.NDArray[np.float64]
-FORMAT = 1
+FORMAT = 2
+DATA = ("features", "labels", "there")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +73,26 @@ class Witness:
             return "nothing was changed: the data as given"
         return "; ".join(self.changes)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, beside: tuple[str, Witness] | None = None) -> Path:
         """Write everything to one .npz file, as a whole; :func:`load_witness` reads it.
+
+        Args:
+            path: of the file.
+            beside: the name of another file in the same folder, and the witness of the same run that is saved
+                there whole: samples in which both agree are then kept in that file alone.
 
         Raises:
             InvalidInputError: no such folder, or one that cannot be written.
         """
         arrays: dict[str, Any] = {}
-        for kind in ("features", "labels", "there"):
-            arrays |= {f"{kind}/{leaf}": a for leaf, a in enumerate(getattr(self, kind))}
+        for kind in DATA:
+            for leaf, own in enumerate(getattr(self, kind)):
+                if beside is None:
+                    arrays[f"{kind}/{leaf}"] = own
+                    continue
+                other = getattr(beside[1], kind)[leaf]
+                rows = np.flatnonzero((own != other).reshape(len(own), -1).any(1))
+                arrays |= {f"{kind}/{leaf}": own[rows], f"rows of {kind}/{leaf}": rows}
         arrays |= {f"state/{name}": array for name, array in self.state_dict.items()}
         arrays["points"] = np.asarray(self.points, dtype=np.int64)
         arrays["margins"] = np.asarray(self.margins, dtype=np.float64)
@@ -90,6 +102,7 @@ class Witness:
             "changes": self.changes,
             "data": self.data,
             "threat": self.threat,
+            "beside": None if beside is None else beside[0],
         }
         arrays["about"] = np.array(json.dumps(about))
         with writing(
@@ -103,23 +116,31 @@ def load_witness(path: str | Path) -> Witness:
     """Read a witness written by :meth:`Witness.save`; ``result.replay`` checks it.
 
     Args:
-        path: of the .npz file.
+        path: of the .npz file; ``witness-2.npz`` of a result folder and those after it need ``witness-1.npz``
+            beside them.
 
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
-    asked = f"Read the witness {path}"
+    asked, path = f"Read the witness {path}", Path(path)
     try:
-        arrays = arrays_of(Path(path))
+        arrays = arrays_of(path)
         about = json.loads(str(arrays["about"]))
         if about["format"] != FORMAT:
             raise InvalidInputError(
                 asked, f"format {about['format']}, not {FORMAT}", "certify the run again"
             )
 
+        beside = about["beside"]
+        whole = arrays if beside is None else arrays_of(path.parent / Path(beside).name)
+
         def leaves(kind: str) -> tuple[npt.NDArray[Any], ...]:
             count = sum(name.startswith(f"{kind}/") for name in arrays)
-            return tuple(arrays[f"{kind}/{leaf}"] for leaf in range(count))
+            found = tuple(whole[f"{kind}/{leaf}"] for leaf in range(count))
+            if beside is not None:
+                for leaf, array in enumerate(found):
+                    array[arrays[f"rows of {kind}/{leaf}"]] = arrays[f"{kind}/{leaf}"]
+            return found
 
         return Witness(
             points=tuple(arrays["points"].tolist()),
@@ -137,7 +158,7 @@ def load_witness(path: str | Path) -> Witness:
             data=about["data"],
             threat=about["threat"],
         )
-    except DAMAGE as error:
+    except (*DAMAGE, IndexError) as error:
         raise InvalidInputError(
             asked, f"a file that is no witness ({error})", "give a witness-*.npz of a result folder"
         ) from None

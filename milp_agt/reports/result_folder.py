@@ -152,7 +152,10 @@ class ResultFolder:
     def _save_witnesses(
         self, verdicts: Sequence[Verdict], properties: Sequence[dict[str, Any]]
     ) -> None:
-        """``witness-1.npz`` and so on, each named with its words beside its property."""
+        """``witness-1.npz`` and so on, each named with its words beside its property.
+
+        The first one holds the whole data set, the others what they change of it.
+        """
         for old in self.folder.glob("witness-*.npz"):
             old.unlink()
         names: dict[Witness, str] = {}  # of those that are written, each once
@@ -163,7 +166,9 @@ class ResultFolder:
             for witness in (*verdict.witnesses, *(w for w in worst if w not in verdict.witnesses)):
                 if witness.changes and witness not in names:
                     path = self.folder / f"witness-{len(names) + 1}.npz"
-                    names[witness] = witness.save(path).name
+                    first = next(iter(names), None)
+                    beside = None if first is None else (names[first], first)
+                    names[witness] = witness.save(path, beside).name
                 name = names.get(witness)  # the data as given need no file
                 found.append(
                     {
