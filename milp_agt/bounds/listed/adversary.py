@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import Emptied, PlainSum, SampleSum, WorstCase
+from milp_agt.bounds.adversary.model import Emptied, SampleSum, WorstCase
+from milp_agt.bounds.adversary.sums import PlainSum
 from milp_agt.bounds.listed.choices import ListedChoices
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import Interval
