@@ -21,7 +21,7 @@ from milp_agt.bounds.adversary import sums as of_terms
 from milp_agt.bounds.adversary import worst_case
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import window_bounds
-from milp_agt.bounds.zonotope import engine, rows, sums, total_norm, transformer
+from milp_agt.bounds.zonotope import engine, gradients, rows, sums, transformer
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
@@ -305,7 +305,7 @@ ATTACKED = [
     Mutant("attacked: budget", ((worst_case, "worst_sum"), (of_terms, "worst_sum")), one_less,
            _regression, 1),
     Mutant("attacked: charges", (CHARGES,), nothing, _classifier),
-    Mutant("total norm: rest", ((total_norm, "_mapped"),), _without_rest, _clipped_in_all, 1),
+    Mutant("total norm: rest", ((gradients, "_mapped"),), _without_rest, _clipped_in_all, 1),
     Mutant("total norm: whole gradients", ((engine, "shortened"),),
            lambda honest: lambda mean, box, clip: honest(mean, box, 0.99 * clip),
            _clipped_in_total("zonotope"), 1),

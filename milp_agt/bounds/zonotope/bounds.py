@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.ascent import ascend, start, warm
-from milp_agt.bounds.zonotope.dual import Added, Bound, bound
+from milp_agt.bounds.zonotope.dual import Added, Bound, Multipliers, bound
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope
 from milp_agt.core.interval import Interval

@@ -12,10 +12,9 @@ from torch import Tensor
 from milp_agt.bounds.step import Step
 from milp_agt.bounds.zonotope.ascent import ascend, tried
 from milp_agt.bounds.zonotope.bounds import StateBounds
-from milp_agt.bounds.zonotope.dual import Bound, bound
+from milp_agt.bounds.zonotope.dual import Bound, Multipliers, bound
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form
-from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.rows import FlipRows, Slots, rows_of, with_flips
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import HybridZonotope

@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import NodeOrder, State, Step
-from milp_agt.bounds.zonotope.affine_rule import AffineRule
 from milp_agt.bounds.zonotope.bounds import StateBounds
-from milp_agt.bounds.zonotope.coordinates import projected, sign_of
 from milp_agt.bounds.zonotope.exchanges import unless_emptied
 from milp_agt.bounds.zonotope.flips import widened
-from milp_agt.bounds.zonotope.folding import most_flips, with_flips
-from milp_agt.bounds.zonotope.gradients import Gradient
-from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.folding import most_flips, projected, sign_of, with_flips
+from milp_agt.bounds.zonotope.gradients import Gradient, shortened
+from milp_agt.bounds.zonotope.layout import AffineRule, Layout
 from milp_agt.bounds.zonotope.pieces import Summed, summed_gradients
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Noise, fit_in, most_groups
-from milp_agt.bounds.zonotope.total_norm import shortened
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction

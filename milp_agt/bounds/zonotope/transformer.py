@@ -10,20 +10,18 @@ from torch import Tensor
 
 from milp_agt.bounds.step import NodeOrder, Step
 from milp_agt.bounds.zonotope import linear_maps, pairs
-from milp_agt.bounds.zonotope.bent import pieces_of
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.candidates import new_flips
 from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero
-from milp_agt.bounds.zonotope.kinks import kink_of
+from milp_agt.bounds.zonotope.kinks import kink_of, pieces_of
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.pairs import Factor
-from milp_agt.bounds.zonotope.products import Operand, multiplied
+from milp_agt.bounds.zonotope.products import Operand, multiplied, squared
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
 from milp_agt.bounds.zonotope.softmax import Softmax, softmax_form, softmaxes
-from milp_agt.bounds.zonotope.squares import squared
 from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.bounds.zonotope.sums import summed
 from milp_agt.bounds.zonotope.supported import unsupported
