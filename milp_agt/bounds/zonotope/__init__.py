@@ -7,7 +7,8 @@ choice of poisoned samples, so that nobody has to be listed. See ``dual.py`` for
 for the rows, ``transformer.py`` for the steps in between, and ``state.py`` for order reduction.
 """
 
-from milp_agt.bounds.zonotope.engine import WILD, Effort, ZonotopePass
+from milp_agt.bounds.zonotope.bounds import Effort
+from milp_agt.bounds.zonotope.engine import WILD, ZonotopePass
 from milp_agt.bounds.zonotope.keeping import pack_forward, unpack_forward
 from milp_agt.bounds.zonotope.questions import (
     Cause,

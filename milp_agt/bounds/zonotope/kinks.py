@@ -8,10 +8,10 @@ import torch
 
 from milp_agt.bounds.zonotope.form import Form, plus, shaped
 from milp_agt.bounds.zonotope.rows import Slots
-from milp_agt.bounds.zonotope.supported import unsupported
 from milp_agt.core.graph import Node, Operation
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.heaviside import Heaviside
 from milp_agt.formulations.relu import Relu
 
@@ -76,3 +76,12 @@ def pieces_of(node: Node, kink: Kink, argument: Form, slots: Slots, first: int) 
     if straight:
         form = replace(form, on_state=None, on_moves=None, charge=None)
     return form
+
+
+def unsupported(op: Operation, node: Node) -> UnsupportedOperationError:
+    """The refusal of a node."""
+    return UnsupportedOperationError(
+        f"Relaxation 'zonotope' was asked for operation '{op.key}'",
+        f"node '{node.name}', of which it has no rule yet",
+        "use relaxation 'linear', or leave the operation out",
+    )
