@@ -15,8 +15,12 @@ from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
-from milp_agt.bounds.linear.past import PastStep
-from milp_agt.bounds.linear.window_bounds import bound_forms, forms_of_outputs, rows_at_once
+from milp_agt.bounds.linear.window_bounds import (
+    PastStep,
+    bound_forms,
+    forms_of_outputs,
+    rows_at_once,
+)
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
