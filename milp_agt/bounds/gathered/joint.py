@@ -14,7 +14,7 @@ from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import Affine
 from milp_agt.threats.poison import Poison
-from milp_agt.training.tracing import LOSS_GRADIENT
+from milp_agt.training.tracing import LABELS, LOSS_GRADIENT
 
 
 def jointly(
@@ -31,15 +31,18 @@ def jointly(
         return _differences(op, parts.layers[node.inputs[0]], node, boxes)
     through = isinstance(op, Einsum) and op.equation == "nh,hd->nd"
     if through and node.inputs[0] == LOSS_GRADIENT and poison is not None and parts.on_labels:
-        return _through_labels(parts.on_labels, node, boxes, poison)
+        box = boxes[node.name]
+        if parts.softmax:
+            box = _through_softmax(parts.softmax, node, boxes, box)
+        return _through_labels(parts.on_labels, node, boxes, box, poison)
     return boxes[node.name]
 
 
 def _through_labels(
-    scale: float, node: Node, boxes: Mapping[str, Interval], poison: Poison
+    scale: float, node: Node, boxes: Mapping[str, Interval], box: Interval, poison: Poison
 ) -> Interval:
-    """``r W`` with the gradient r of the loss: that of clean data plus bounds of ``s e W`` over the moves e."""
-    box, moves = boxes[node.name], poison.label_moves
+    """``r W`` with the gradient r of the loss: clean data plus bounds of ``s e W`` over the moves e."""
+    moves = poison.label_moves
     if len(box.lower) == 1 or moves is None:
         return box
     centre, radius = _ball(boxes[node.inputs[1]])
@@ -52,6 +55,42 @@ def _through_labels(
     joint = clean.widen(down + error, up + error)
     poisoned = Interval(box.lower[1:], box.upper[1:]).meet(joint, f"'{node.name}' jointly")
     return Interval.joined([clean, poisoned])
+
+
+def _through_softmax(
+    logits: str, node: Node, boxes: Mapping[str, Interval], box: Interval
+) -> Interval:
+    """``(p - y) W`` of clean data, p the softmax of logits f: p sums to 1, so that much cancels.
+
+    With m in the middle of f and w a column of W, ``(p(f) - p(m)) w`` is a mean over the way from m to f of
+
+        1/2 sum_{jk} p_j p_k (w_j - w_k) ((f_j - m_j) - (f_k - m_k)) .
+    """
+    output, labels = boxes[logits].of_clean, boxes[LABELS].of_clean.lower
+    middle, most = output.centre, output.magnitude.amax(-1, keepdim=True)
+    classes = middle.shape[-1]
+    apart = middle[..., None, :] - middle[..., None]
+    others = ~torch.eye(classes, dtype=torch.bool, device=middle.device)
+    pairs = boxes[f"affine/{logits}"].of_clean
+    far = torch.zeros_like(apart)
+    known = apart[:, others]
+    far[:, others] = torch.maximum(pairs.upper - known, known - pairs.lower).clamp(min=0.0)
+    far = far + gamma(16) * most[..., None]
+    grown = torch.where(others, torch.exp(apart - far), 0.0).sum(-1)
+    largest = (1.0 + 1e-9) / (1.0 + grown)
+    weight = 0.5 * far * (largest[..., None] * largest[..., None, :]).clamp(max=0.25)
+    centre, radius = _ball(boxes[node.inputs[1]])
+    spread = (centre[:, None] - centre[None]).abs().flatten(0, 1)
+    residual = boxes[LOSS_GRADIENT].of_clean.magnitude
+    size = (residual + 1.0) @ (centre.abs() + radius)
+    rounded = gamma(1024) + gamma(32) * (classes + most)
+    off = (weight.flatten(1) @ spread) * (1.0 + gamma(8 * classes**2)) + residual @ radius
+    value = (torch.softmax(middle, -1) - labels) @ centre
+    joint = Interval(value, value).widen(off + rounded * size + TINY)
+    clean = box.of_clean.meet(joint, f"'{node.name}' by softmax")
+    return Interval.joined(
+        [clean.each(lambda end: end[None]), Interval(box.lower[1:], box.upper[1:])]
+    )
 
 
 def _differences(

@@ -77,7 +77,7 @@ class GatheredPass:
         outputs: Interval,
         poison: Poison | None = None,
     ) -> Interval:
-        """The box of a node met with what is known of the outputs of the first layer, and of sums that cancel."""
+        """The box of a node met with what sums over samples, and sums inside it, tell."""
         box = boxes[node.name]
         if node.name == self.parts.output:
             return box.meet(outputs.expand_states(len(box.lower)), f"'{node.name}' by sums")

@@ -29,6 +29,7 @@ class Gathered:
         output: the node with the outputs of the first layer.
         signal: the gradient of the loss at these outputs.
         on_labels: the derivative of the loss's gradient by its label, where that is one number, or 0.
+        softmax: the logits of cross entropy with three and more classes, or ''.
         layers: of nodes with the outputs of dense layers the weight, its inputs, and the bias or ''.
     """
 
@@ -40,6 +41,7 @@ class Gathered:
     output: str
     signal: str
     on_labels: float = 0.0
+    softmax: str = ""
     layers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
 
 
@@ -84,9 +86,11 @@ def gathered(
     for node in order.before:
         found = _first_layer(node, order, terms, letters, updates)
         if found is not None:
-            return replace(
-                found, on_labels=_on_labels(step_graph), layers=dict(_dense_layers(order))
-            )
+            plain = step_graph.loss.key == "cross_entropy" and not step_graph.loss.options
+            softmax = step_graph.output if plain and step_graph.outputs > 2 else ""
+            layers = dict(_dense_layers(order))
+            scale = _on_labels(step_graph)
+            return replace(found, on_labels=scale, softmax=softmax, layers=layers)
     return "a network without a dense layer on the data"
 
 
@@ -131,7 +135,7 @@ def _on_labels(step_graph: StepGraph) -> float:
     if (
         not isinstance(op, Combine)
         or gradient.inputs[1:] != (LABELS,)
-        or LABELS == gradient.inputs[0]
+        or gradient.inputs[0] == LABELS
     ):
         return 0.0
     return float(op.scales[1])
