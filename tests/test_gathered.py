@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attacks import Problem, Replay
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.bounds.gathered import first_layer, tally
+from milp_agt.bounds.gathered import Gathered, first_layer, gathered, tally
 from milp_agt.bounds.gathered.first_layer import FirstLayer
+from milp_agt.bounds.gathered.joint import jointly
 from milp_agt.bounds.gathered.tally import Tally
 from milp_agt.certification import planning
+from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import Interval
+from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.properties.models import OutputForms
+from milp_agt.training.tracing import FEATURES as FEATURES_
+from milp_agt.training.tracing import LABELS as LABELS_
 
 LABELS = np.arange(7) % 3
 FEATURES = np.random.default_rng(3).normal(size=(7, 3))
@@ -186,3 +192,51 @@ def test_what_has_no_rule_is_named() -> None:
     data, threat = (FEATURES, LABELS), agt.LabelPoisoning(2)
     result = agt.certify(network("relu"), data, training, threat, relaxation="zonotope")
     assert any("has no rule for momentum" in note for note in result.notes)
+
+
+def test_one_step_is_as_narrow_as_it_can_be() -> None:
+    """From known parameters each end of the first layer is met: by the labels that hurt it most together."""
+    options = {"epochs": 1}
+    box = certified("relu", options).reachable
+    runs = [dict(model.named_parameters()) for model in every_run("relu", options)]
+    for name in ("0.weight", "0.bias"):
+        values = torch.stack([run[name].detach() for run in runs]).numpy()
+        assert np.allclose(values.min(0), box.lower[name], rtol=0.0, atol=1e-12)
+        assert np.allclose(values.max(0), box.upper[name], rtol=0.0, atol=1e-12)
+
+
+def test_sums_that_cancel_hold_for_drawn_states() -> None:
+    """Boxes of nodes with all that is known of sums hold every state, and are narrower."""
+    training, threat = agt.Training("cross_entropy", 0.4, epochs=1), agt.LabelPoisoning(2)
+    data = torch.as_tensor(FEATURES), torch.as_tensor(LABELS)
+    case = Replay(Problem(network("relu"), *data, training, threat))
+    graph, poison = case.step_graph, case.poison
+    parts = gathered(graph, poison, UNRESTRICTED, list(case.updates))
+    assert isinstance(parts, Gathered)
+    generator = torch.Generator().manual_seed(2)
+    state = {name: Interval.point(value[None]).widen(0.05) for name, value in graph.initial.items()}
+    boxes = {**state, FEATURES_: poison.feature_box(), LABELS_: poison.label_box()}
+    plain: dict[str, Interval] = {}
+    for node in parts.order.before:
+        if node.name not in boxes:
+            plain[node.name] = node.op.interval(*(boxes[name] for name in node.inputs))
+            boxes[node.name] = plain[node.name]
+            boxes[node.name] = jointly(parts, node, boxes, poison)
+    narrower = [n for n in plain if boxes[n].width.sum() < 0.98 * plain[n].width.sum()]
+    assert any(name.startswith("affine/") for name in narrower)
+    assert any(name.startswith("bilinear/loss_gradient") for name in narrower)
+    for corner in (False, True):
+        drawn = {}
+        for name, box in state.items():
+            u = torch.rand(400, *box.lower.shape[1:], generator=generator, dtype=torch.float64)
+            drawn[name] = box.lower + (u.round() if corner else u) * box.width
+        chosen = torch.ones(400, 7, 1, dtype=torch.bool)
+        _, labels = poison.sample_moves(generator, chosen, True)
+        leaves = {**drawn, FEATURES_: poison.features.expand(400, -1, -1)}
+        for state_, own in enumerate((poison.labels.expand_as(labels), labels)):
+            values = evaluate(parts.order.before, {**leaves, LABELS_: own})
+            for name in plain:
+                box = boxes[name]
+                at = min(state_, len(box.lower) - 1)
+                assert (box.lower[at] <= values[name]).all(), name
+                assert (values[name] <= box.upper[at]).all(), name

@@ -177,7 +177,7 @@ def make_plan(
     )
     summed, in_place = None, Remarks()
     if refused is None and not solves and _is_too_large(options, zonotope, budget, limit):
-        parts = gathered(sizes.schedule, poison, restriction, training.update_rules(steps))
+        parts = gathered(step_graph, poison, restriction, training.update_rules(steps))
         line = f"the generators of a zonotope would take about {mib(zonotope[1])}"
         if isinstance(parts, Gathered):
             summed, zonotope = parts, sizes.gathered(_met(poison, batches), poison.budget)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.gathered.first_layer import FirstLayer
+from milp_agt.bounds.gathered.joint import jointly
 from milp_agt.bounds.gathered.supported import Gathered
 from milp_agt.bounds.gathered.tally import Tally
 from milp_agt.bounds.interval import bound_propagation
@@ -69,13 +70,18 @@ class GatheredPass:
         found = self.first.outputs(features, error, self.steps)
         return found.each(lambda end: end[None])
 
-    def refined(self, node: Node, box: Interval, outputs: Interval) -> Interval:
-        """The box of a node met with what is known of the outputs of the first layer."""
-        if node.name != self.parts.output:
-            return box
-        return box.meet(
-            outputs.expand_states(len(box.lower)), f"'{node.name}' as a sum over samples"
-        )
+    def _refined(
+        self,
+        node: Node,
+        boxes: Mapping[str, Interval],
+        outputs: Interval,
+        poison: Poison | None = None,
+    ) -> Interval:
+        """The box of a node met with what sums over samples, and sums inside it, tell."""
+        box = boxes[node.name]
+        if node.name == self.parts.output:
+            return box.meet(outputs.expand_states(len(box.lower)), f"'{node.name}' by sums")
+        return jointly(self.parts, node, boxes, poison)
 
     def boxes(self, nodes: Sequence[Node], leaves: Mapping[str, Interval]) -> dict[str, Interval]:
         """Boxes of nodes of the model at known features."""
@@ -84,7 +90,7 @@ class GatheredPass:
         for node in nodes:
             if node.name not in boxes:
                 box = node.op.interval(*(boxes[name] for name in node.inputs))
-                boxes[node.name] = self.refined(node, box, outputs)
+                boxes[node.name] = self._refined(node, boxes | {node.name: box}, outputs)
         return boxes
 
     def advanced(
@@ -100,7 +106,10 @@ class GatheredPass:
 
         def refine(part: slice) -> bound_propagation.Refine:
             own = outputs.each(lambda end: end[:, part])
-            return lambda node, boxes: self.refined(node, boxes[node.name], own)
+            poison = step.poison.take(
+                torch.arange(part.start, part.stop, device=step.samples.device)
+            )
+            return lambda node, boxes: self._refined(node, boxes, own, poison)
 
         keep = {name for names in parts.terms.values() for name in names}
         ranges = bound_propagation.propagate(
@@ -165,10 +174,7 @@ class GatheredPass:
         grown = ("share", "low", "high", "down", "up", "seen")
         return {
             "first": {name: getattr(self.first, name) for name in grown},
-            "tallies": {
-                name: {f.name: getattr(tally, f.name) for f in fields(tally)}
-                for name, tally in self.tallies.items()
-            },
+            "tallies": {name: _plain(tally) for name, tally in self.tallies.items()},
             "met": self.met,
             "steps": self.steps,
         }
@@ -182,6 +188,10 @@ class GatheredPass:
             met=plain["met"],
             steps=plain["steps"],
         )
+
+
+def _plain(tally: Tally) -> dict[str, Any]:
+    return {field.name: getattr(tally, field.name) for field in fields(tally)}
 
 
 def _by_state(box: Interval, open_: Tensor) -> tuple[Interval, Tensor, Tensor]:

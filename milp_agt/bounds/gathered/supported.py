@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.graph import Node
@@ -12,7 +12,7 @@ from milp_agt.core.rounding import FLOAT64
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear import Combine
 from milp_agt.threats.poison import Poison
-from milp_agt.training.tracing import FEATURES
+from milp_agt.training.tracing import FEATURES, LABELS, LOSS_GRADIENT, StepGraph
 from milp_agt.training.training import UpdateRule
 
 
@@ -28,6 +28,9 @@ class Gathered:
         weight, bias: parameters of the first layer; no bias if it is bounded apart.
         output: the node with the outputs of the first layer.
         signal: the gradient of the loss at these outputs.
+        on_labels: the derivative of the loss's gradient by its label, where that is one number, or 0.
+        softmax: the logits of cross entropy with three and more classes, or ''.
+        layers: of nodes with the outputs of dense layers the weight, its inputs, and the bias or ''.
     """
 
     order: NodeOrder
@@ -37,15 +40,19 @@ class Gathered:
     bias: str
     output: str
     signal: str
+    on_labels: float = 0.0
+    softmax: str = ""
+    layers: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
 
 
 def gathered(
-    schedule: NodeOrder,
+    step_graph: StepGraph,
     poison: Poison,
     restriction: Restriction,
     updates: Sequence[UpdateRule],
 ) -> Gathered | str:
     """Where the parts of a run stand, or what of it has no rule, in words."""
+    schedule = NodeOrder.of(step_graph)
     for has, what in (
         (schedule.precision != FLOAT64, f"a run in {schedule.precision.name}"),
         (poison.whole is not None or poison.label_moves is None, "threats but those to labels"),
@@ -79,7 +86,11 @@ def gathered(
     for node in order.before:
         found = _first_layer(node, order, terms, letters, updates)
         if found is not None:
-            return found
+            plain = step_graph.loss.key == "cross_entropy" and not step_graph.loss.options
+            softmax = step_graph.output if plain and step_graph.outputs > 2 else ""
+            layers = dict(_dense_layers(order))
+            scale = _on_labels(step_graph)
+            return replace(found, on_labels=scale, softmax=softmax, layers=layers)
     return "a network without a dense layer on the data"
 
 
@@ -106,6 +117,28 @@ def _first_layer(
             if alike and terms.get(bias) == (signal,):
                 return Gathered(order, terms, letters, weight, bias, reader.name, signal)
     return Gathered(order, terms, letters, weight, "", node.name, signal)
+
+
+def _dense_layers(order: NodeOrder) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    for node in order.before:
+        if isinstance(node.op, Einsum) and node.op.equation == "hd,nd->nh":
+            weight, inputs = node.inputs
+            yield node.name, (weight, inputs, "")
+            for reader in order.before:
+                if reader.inputs[:1] == (node.name,) and _adds_a_bias(reader):
+                    yield reader.name, (weight, inputs, reader.inputs[1])
+
+
+def _on_labels(step_graph: StepGraph) -> float:
+    gradient = step_graph.graph[LOSS_GRADIENT]
+    op = gradient.op
+    if (
+        not isinstance(op, Combine)
+        or gradient.inputs[1:] != (LABELS,)
+        or gradient.inputs[0] == LABELS
+    ):
+        return 0.0
+    return float(op.scales[1])
 
 
 def _adds_a_bias(node: Node) -> bool:
