@@ -60,7 +60,7 @@ def replay(unrolled: Unrolled, data: Poisoning, start: State | None = None) -> I
         if update.clip_total is not None:
             found = clipped_total(found, update.clip_total, 1)
         for name, parameter in stacked.items():
-            parameter.grad = found[name]
+            parameter.grad = found[name].contiguous()
         optimiser.step(update)
         optimiser.restore(before, there.sum(1) == 0)
         yield {n: v.detach().clone() for n, v in stacked.items()}
