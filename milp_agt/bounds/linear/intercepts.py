@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.planes import LinearBounds
+from milp_agt.formulations.einsum import EndPlanes
 
 Applied = tuple[Tensor | None, Tensor, Tensor | None]
 
@@ -151,7 +152,7 @@ class SummedIntercepts:
         raise AssertionError("no form of a single sample stands on what only a sum reads")
 
 
-HasIntercepts = Intercepts | SummedIntercepts
+HasIntercepts = Intercepts | SummedIntercepts | EndPlanes
 Kind = TypeVar("Kind", Intercepts, SummedIntercepts)
 
 
