@@ -15,6 +15,7 @@ from run_texts import run_text, write_run
 
 import milp_agt as agt
 from milp_agt.attacks import Search, attack
+from milp_agt.attacks.unrolled import Pace, Unrolled
 from milp_agt.cli import main
 from milp_agt.core import deadline
 from milp_agt.core.deadline import Deadline, shorter
@@ -79,6 +80,18 @@ def test_a_search_keeps_what_it_met_in_time(ticking: None) -> None:
     assert before == whole.mean_width
     nothing = small(search=Search(time_limit=0.0))
     assert (nothing.trained, nothing.mean_width) == (1, 0.0)
+
+
+def test_a_search_trains_as_many_runs_again_as_its_time_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"pool": 16, "restarts": 1, "rounds": 1, "iterations": 2, "corners": 8}
+    whole = small(search=Search(**settings))
+    monkeypatch.setattr(Unrolled, "pace", lambda _: Pace(0.0, 1.0))  # seconds of a run
+    cut = small(search=Search(**settings, time_limit=100.0))
+    assert len(cut.runs) <= 12 < len(whole.runs)
+    assert cut.limit_reached
+    assert 0.5 * whole.mean_width < cut.mean_width <= whole.mean_width
 
 
 def test_a_list_of_all_ways_that_is_cut_short_is_not_all(ticking: None) -> None:

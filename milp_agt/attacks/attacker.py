@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from milp_agt.attacks.objectives import Direction, Envelope, Objective
 from milp_agt.attacks.packed import Aim, Packed
 from milp_agt.attacks.proposed import Favoured, packed_of
+from milp_agt.attacks.question_time import QuestionTime
 from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Hunt
 from milp_agt.attacks.search_settings import Search
 from milp_agt.attacks.unrolled import State, Unrolled
 from milp_agt.bounds.program import Incumbents
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.torch_modes import own_modes
 from milp_agt.data import Dataset
@@ -253,12 +255,16 @@ class Attacker:
         device, count = self.unrolled.cover.device, len(goal.names)
         sign = torch.tensor(signs, dtype=torch.float64, device=device).repeat_interleave(count)
         aim = Aim(torch.arange(count, device=device).repeat(len(signs)), sign)
-        hunt = Hunt(self.unrolled, goal, aim, self.search, self.restriction)
+        deadline = Deadline.within(self.search.time_limit)
+        checked = replace(QuestionTime.of(self.unrolled, deadline), witnesses=0)
+        most = max(1, checked.fits(len(sign)))
+        searched = self.search.within(checked.of_search(most))
+        hunt = Hunt(self.unrolled, goal, aim, searched, self.restriction)
         proposed = packed_of(hunt.selector, incumbents, hunt.chunk)
         found = None if known is None else known.data
         starts = [data for data in (found, proposed) if data is not None]
         best = hunt.run(Packed.cat(starts) if starts else None)
-        runs = self.trained_again(best.data.rows(best.first_of_each_run()), hunt.chunk)
+        runs = self.trained_again(best.data.rows(best.first_of_each_run(most)), hunt.chunk)
         nominal = self.trained_again(Packed.of(self.unrolled.nominal(1), self.unrolled), hunt.chunk)
         as_given, *each = [goal.values(m) for r in (nominal, runs) for m in r.parts(hunt.chunk)]
         values = torch.cat(each)
@@ -285,7 +291,7 @@ class Attacker:
             trained=best.runs,
             proposed=0 if proposed is None or hunt.exhaustive else len(proposed),
             exhaustive=hunt.exhaustive,
-            limit_reached=hunt.deadline.missed,
+            limit_reached=hunt.deadline.missed or deadline.missed,
             seed=self.search.seed,
             seconds=time.perf_counter() - begun,
             runs=runs,

@@ -120,9 +120,14 @@ class Best:
             kept, own = row[better].unique(return_inverse=True)
             self.data = self.data.replaced(better, Packed.of(data.rows(kept), unrolled).rows(own))
 
-    def first_of_each_run(self) -> Tensor:
-        """One aim for each distinct run, in the order of the aims."""
-        return first_of_each(self.run.unique(return_inverse=True)[1])
+    def first_of_each_run(self, most: int | None = None) -> Tensor:
+        """One aim for each distinct run, in the order of the aims: of the ``most`` that serve most aims."""
+        group = self.run.unique(return_inverse=True)[1]
+        first = first_of_each(group)
+        if most is None or most >= len(first):
+            return first
+        aims = group.bincount()[group[first]]
+        return first[aims.argsort(descending=True, stable=True)[:most]].sort().values
 
 
 def first_of_each(group: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The time that the attacks of a question have, and what fits into it."""
+"""The time that attacks have, those of a question say, and what fits into it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class QuestionTime:
 
     ends: Deadline
     pace: Pace | None  # None without a limit
+    witnesses: int = WITNESSES  # runs that are trained by themselves
 
     @staticmethod
     def of(unrolled: Unrolled, deadline: Deadline | None) -> QuestionTime:
@@ -29,9 +30,8 @@ class QuestionTime:
         """Seconds to train so many runs again in plain torch, at once and then by themselves."""
         if self.pace is None:
             return 0.0
-        return CHECKED * self.pace.seconds(1 + runs) + ALONE * self.pace.first * min(
-            runs, WITNESSES
-        )
+        alone = ALONE * self.pace.first * min(runs, self.witnesses)
+        return CHECKED * self.pace.seconds(1 + runs) + alone
 
     def fits(self, runs: int) -> int:
         """How many runs there is time for, if as long again is searched for them; 0 for none."""

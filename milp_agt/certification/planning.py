@@ -41,6 +41,8 @@ THREADED_BOXES = 2 * 10**7
 # By default, each refinement (linear intermediate bounds, selections told apart) is used if predicted to
 # take at most this many seconds, or this share of a time limit.
 REFINING_TIME, SPARE = 60.0, 0.6
+# Of a time limit, what the steps of a run file with properties have at least.
+STEPS_SHARE = 0.6
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
 
@@ -96,7 +98,8 @@ class Plan:
     ``inner_of_programs``: only programs have linear intermediate bounds. ``first_walk`` are the
     predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
     where predictions were measured; not a number where nothing is known. ``whole``: those of this
-    machine, under a time limit, of the level that was taken although they may be more than allowed.
+    machine, under a time limit, of the level that was taken although they may be more than allowed;
+    ``zonotope``: of one that is left out because of them; not a number where it is not.
     """
 
     asked: str
@@ -110,12 +113,12 @@ class Plan:
     linear_inner: bool
     inner_of_programs: bool
     selections: Selections
-    composed_steps: bool
     past: int
     single_thread: bool
     first_walk: float
     seconds: float
     whole: float
+    zonotope: float
     remarks: Remarks
 
     @property
@@ -123,10 +126,16 @@ class Plan:
         return max(self.window, self.program_window)
 
     def helps(self, limit: float) -> tuple[str, ...]:
-        """Settings with which the level of this plan is predicted to bound every step."""
-        if not self.whole > limit:
-            return ()
-        return (f"time_limit = {self.whole:.2g}, for '{self.relaxation.value}' in every step",)
+        """Settings with which the level of this plan, or a zonotope, is predicted to bound every step."""
+        found = []
+        if self.zonotope > 0.0:
+            seconds = max(limit, self.zonotope / STEPS_SHARE)
+            found.append(f"relaxation = 'zonotope' with time_limit = {seconds:.2g}")
+        if self.whole > limit:
+            found.append(
+                f"time_limit = {self.whole:.2g}, for '{self.relaxation.value}' in every step"
+            )
+        return tuple(found)
 
 
 def make_plan(
@@ -138,11 +147,8 @@ def make_plan(
     restriction: Restriction,
     given: Sequence[Tensor] = (),
 ) -> Plan:
-    """The plan that follows from the options of a run. ``given`` are data kept besides the poison.
-
-    Raises:
-        InvalidInputError: an invalid memory size, or levels and selections that this run cannot have.
-    """
+    """The plan that follows from the options of a run. ``given`` are data kept besides the poison. Raises
+    InvalidInputError: an invalid memory size, or levels and selections that this run cannot have."""
     steps, budget = len(batches), bytes_of(options.memory)
     slow = 1.0 if options.time_limit is None else slowness()
     # Predictions are those of one machine; so is a time limit from here on.
@@ -177,6 +183,8 @@ def make_plan(
         # Beside a zonotope linear forms gain little by them, but for labels that flip jointly.
         gains = isinstance(poison.label_moves, Vertices) and not told_apart.groups
         linear_inner, dear = linear_inner and gains, dear and gains
+    no_time = Relaxation.ZONOTOPE not in levels and options.carried != "none" and not refused
+    no_time &= level.walks and carry[1] <= budget
     if dear:
         line = (
             f"inner bounds by intervals: linear ones would take about {seconds:.3g} s, more than "
@@ -197,7 +205,10 @@ def make_plan(
     # The mean of the remaining samples needs the whole batch.
     whole = batch if poison.whole is Whole.REMOVED else 1
     large = sizes.walked >= THREADED_ELEMENTS
-    total = told_apart.seconds + seconds * linear_inner + sizes.seconds.get(level, math.nan)
+    total = told_apart.seconds + seconds * linear_inner
+    total += carry[0] if Relaxation.ZONOTOPE in levels else 0.0
+    if level is not Relaxation.ZONOTOPE:
+        total += sizes.seconds.get(level, math.nan)
     return Plan(
         asked=options.relaxation,
         relaxation=level,
@@ -213,12 +224,12 @@ def make_plan(
         and carried
         and level.uses_programs,
         selections=told_apart,
-        composed_steps=large and training.projection is None and _pays(sizes, moved),
         past=0 if training.projection else _past(sizes, room),
         single_thread=not large or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         first_walk=slow * 2 * sizes.state * sizes.walked / rates.WALKED_PER_SECOND,
         seconds=total,
         whole=slow * (total if math.isnan(begun) else begun),
+        zonotope=slow * carry[0] if no_time else math.nan,
         remarks=remarks + more + told,
     )
 
@@ -264,15 +275,6 @@ def _met(poison: Poison, batches: Sequence[Batch]) -> Sequence[int]:
         count += len(own)
         counts.append(count)
     return counts
-
-
-def _pays(sizes: Sizes, moved: int) -> bool:
-    """Whether composed steps make passes through earlier steps cheaper and fit into memory."""
-    elements = sizes.composed(moved)
-    cheaper = elements / rates.MULTIPLIED_PER_SECOND < sizes.walked / rates.WALKED_PER_SECOND
-    return (
-        sizes.window > 1 and cheaper and rates.FLOAT * elements * sizes.window <= sizes.memory // 2
-    )
 
 
 def _past(sizes: Sizes, room: int) -> int:

@@ -13,9 +13,9 @@ from milp_agt.errors import InvalidInputError
 if TYPE_CHECKING:
     from milp_agt.attacks import Search
     from milp_agt.certification.result import Result
+    from milp_agt.certification.verdicts import Verdict
     from milp_agt.experiments.still_proved import StillProved
     from milp_agt.runfile.run_file import LoadedRun
-    from milp_agt.runfile.verdicts import Verdict
 
 # Shares of a time limit that steps leave: to the properties (more where the tree of `auto` may decide points
 # that all other bounds leave open), to smaller threats, to the certificate, to files and the page, to attacks
@@ -79,14 +79,15 @@ class CommandTime:
 
         A fallback says where the time limit cut questions short.
         """
-        from milp_agt.runfile.verdicts import judge
+        from milp_agt.certification.verdicts import judge
 
         run, missed = self.run, False
         verdicts: list[Verdict] = []
         for number, asked in enumerate(run.properties):
             if self.limit is not None:
                 left = self._until(SMALLER_SHARE, CERTIFICATE_SHARE) - monotonic()
-                result = _until(result, monotonic() + left / (len(run.properties) - number))
+                left = max(0.0, left) / (len(run.properties) - number)
+                result = result.until(Deadline.within(left))
             verdicts += judge(result, run.dataset, asked)
             missed |= result.models.deadline is not None and result.models.deadline.missed
         if missed:
@@ -96,7 +97,7 @@ class CommandTime:
                 "test points"
             )
             result = replace(result, fallbacks=(*result.fallbacks, line), limit_reached=True)
-        return result if self.limit is None else _until(result, self._until()), verdicts
+        return result if self.limit is None else result.until(Deadline(self._until())), verdicts
 
     def searched(
         self, result: Result, verdicts: list[Verdict]
@@ -106,8 +107,8 @@ class CommandTime:
         Both take what is left of a time limit; without one the search takes a share of the run, and no box
         is narrowed.
         """
+        from milp_agt.certification.verdicts import judge
         from milp_agt.experiments.still_proved import seconds_without_limit, still_proved
-        from milp_agt.runfile.verdicts import judge
 
         run = self.run
         if self.limit is None:
@@ -117,7 +118,7 @@ class CommandTime:
         ends = monotonic() + seconds
 
         def judged_in_time(smaller: Result) -> list[Verdict]:
-            late = _until(smaller, ends)
+            late = smaller.until(Deadline(ends))
             return [v for asked in run.properties for v in judge(late, run.dataset, asked)]
 
         found = still_proved(run, result, verdicts, judged_in_time, seconds)
@@ -141,8 +142,3 @@ def _may_have_tree(run: LoadedRun) -> bool:
 
     moved = run.dataset.x_train[0].size * getattr(run.threat, "budget", MOST_COORDINATES + 1)
     return run.options.relaxation == "auto" and bool(moved <= MOST_COORDINATES)
-
-
-def _until(result: Result, at: float) -> Result:
-    """The result with questions that end by a time of ``time.monotonic``."""
-    return replace(result, models=replace(result.models, deadline=Deadline(at)))

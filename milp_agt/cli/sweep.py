@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from milp_agt.runfile.run_file import LoadedRun
     from milp_agt.threats import ThreatModel
 
+STEPS_SHARE = 0.8  # of the time of a certificate; the rest is for its questions
+
 
 def add(commands: common.Commands) -> None:
     """The arguments of this command."""
@@ -82,7 +84,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
             "add one, for instance kind = 'accuracy'",
         )
     folder = None if arguments.out is None else make_folder(arguments.out)
-    limits: list[bool] = []
+    limits: list[Deadline] = []
     cells: list[SweepCell] = []
 
     def save(found: Sweep | Largest) -> None:
@@ -116,7 +118,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
     save(found)
     if folder is not None:
         print(f"\nWritten: {folder / 'sweep.csv'} and {folder / 'sweep.json'}")
-    return common.LIMIT_REACHED if found.cut_short or any(limits) else common.PROVED
+    return (
+        common.LIMIT_REACHED
+        if found.cut_short or any(each.missed for each in limits)
+        else common.PROVED
+    )
 
 
 def _runs(arguments: argparse.Namespace) -> int:
@@ -158,21 +164,22 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _certifier(
-    run: LoadedRun, advance: Advance, limits: list[bool], runs: int, time_limit: float | None
+    run: LoadedRun, advance: Advance, limits: list[Deadline], runs: int, time_limit: float | None
 ) -> Callable[[ThreatModel], Result]:
-    """The run as a function of its threat; notes whether limits were reached."""
+    """The run as a function of its threat; notes the time of each, and whether it was too short."""
     deadline = Deadline.within(time_limit)
 
     def at(threat: ThreatModel) -> Result:
-        radius = getattr(threat, "radius", None)
+        radius = getattr(getattr(threat, "features", threat), "radius", None)
         named = f"run {len(limits) + 1}: budget {threat.budget}"
         named += f", radius {radius:g}" if isinstance(radius, (int, float)) else ""
-        options = run.options.within(deadline.share(runs - len(limits)))
-        result = run._replace(options=options).certify(
+        share = Deadline.within(deadline.share(runs - len(limits)))
+        result = run._replace(options=run.options.within(share.share(1, STEPS_SHARE))).certify(
             threat, on_step=lambda _result, step, steps: advance(step, steps, named)
         )
-        limits.append(result.limit_reached)
-        return result
+        share.missed |= result.limit_reached
+        limits.append(share)
+        return result if math.isinf(share.at) else result.until(share)
 
     return at
 
@@ -183,9 +190,9 @@ def _curves(
     certify: Callable[[ThreatModel], Result],
     on_cell: Callable[[SweepCell, int, int], None],
 ) -> Sweep:
+    from milp_agt.certification.verdicts import answers, trigger_curve
     from milp_agt.experiments.sweep import sweep
     from milp_agt.properties.backdoor import BackdoorTable
-    from milp_agt.runfile.verdicts import answers, trigger_curve
 
     balls = [p for p in run.properties if isinstance(p, BackdoorTable) and p.radius is not None]
     if arguments.triggers is None:
@@ -204,12 +211,11 @@ def _curves(
             found |= trigger_curve(result, run.dataset, table, arguments.triggers)
         return found
 
-    budgets = arguments.budgets or (run.threat.budget,)
     return sweep(
         certify,
         run.threat,
         ask,
-        budgets=budgets,
+        budgets=arguments.budgets,
         radii=arguments.radii,
         within=common.time_left(arguments),
         on_cell=on_cell,
@@ -219,8 +225,8 @@ def _curves(
 def _largest(
     run: LoadedRun, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
 ) -> Largest:
+    from milp_agt.certification.verdicts import judge
     from milp_agt.experiments.largest import largest
-    from milp_agt.runfile.verdicts import judge
 
     if not arguments.points and all(p.at_least is p.at_most is None for p in run.properties):
         raise InvalidInputError(

@@ -47,10 +47,10 @@ class Deadline:
         """Seconds that are left, at least 0; infinite for never."""
         return max(0.0, self.at - monotonic())
 
-    def share(self, parts: int) -> float | None:
-        """Seconds for one of so many parts that are left; None without an end."""
+    def share(self, parts: int, of_it: float = 1.0) -> float | None:
+        """Seconds for one of so many parts that are left, or for a share ``of_it``; None without an end."""
         left = self.left
-        return None if math.isinf(left) else left / max(1, parts)
+        return None if math.isinf(left) else of_it * left / max(1, parts)
 
 
 def shorter(*limits: float | None) -> float | None:

@@ -22,7 +22,8 @@ class Bounds:
     Guarantee: for every admissible poisoning the quantity lies in [lower, upper].
 
     ``reached`` is the worst value that a real training run on admissible data shows, the other side of the
-    bound that it stands for; None where nothing was attacked.
+    bound that it stands for; None where nothing was attacked. ``limit_reached`` says whether the time of the
+    question ended before all was bounded and attacked.
 
     Raises:
         SoundnessError: a NaN, or a nominal or reached value outside the interval.
@@ -32,6 +33,7 @@ class Bounds:
     nominal: float
     upper: float
     reached: float | None = field(default=None, kw_only=True)
+    limit_reached: bool = field(default=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.reached is not None and not self.lower <= self.reached <= self.upper:

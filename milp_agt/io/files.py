@@ -30,6 +30,8 @@ DAMAGE = (
     tokenize.TokenError,
 )
 
+PACKED_BYTES = 2**24  # larger files are not packed: each 25 MB of them would take a second
+
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace a file as a whole: readers and a power cut meet the old one or the new one."""
@@ -55,7 +57,9 @@ def replace_text(path: Path, text: str | bytes) -> None:
 def replace_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
     """The same for an .npz file; the suffix is added where it is missing. Returns its path."""
     path = path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")
-    replace(path, lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
+    large = sum(np.asarray(array).nbytes for array in arrays.values()) > PACKED_BYTES
+    save = np.savez if large else np.savez_compressed
+    replace(path, lambda stream: save(stream, allow_pickle=False, **arrays))
     return path
 
 
@@ -97,8 +101,8 @@ class Archive:
     again: str
     kind: str | None = None
 
-    def write(self, path: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Write a file as a whole.
+    def write(self, path: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
+        """Write a file as a whole; the suffix is added where it is missing. Returns its path.
 
         Raises:
             InvalidInputError: no such folder, or one that takes no files.
@@ -108,7 +112,7 @@ class Archive:
             raise InvalidInputError(asked, "no such folder", "make the folder first")
         marked = {"version": self.version, **({"kind": self.kind} if self.kind else {}), **about}
         with writing(asked, "make room, or save it elsewhere; a file that was there is as it was"):
-            replace_arrays(path, {"about": np.array(json.dumps(marked)), **arrays})
+            return replace_arrays(path, {"about": np.array(json.dumps(marked)), **arrays})
 
     def read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arrays and description of a file; the suffix may be omitted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class QuestionsAboutParameters:
             raise InvalidInputError(asked, "both at_least and at_most", "ask twice")
         models = self.models.asked_now
         known = functional(models, coefficients)
-        return self._aimed(models, coefficients, known, at_least, at_most)
+        return _told(models, self._aimed(models, coefficients, known, at_least, at_most))
 
     @own_modes()
     def of_parameters(self, asked: TableOfParameters) -> Bounds:
@@ -62,7 +63,9 @@ class QuestionsAboutParameters:
         """
         models = self.models.asked_now
         known, coefficients = asked.bounds(models), asked.arrays()
-        (found,) = self._aimed(models, coefficients, (known,), asked.at_least, asked.at_most)
+        (found,) = _told(
+            models, self._aimed(models, coefficients, (known,), asked.at_least, asked.at_most)
+        )
         return found
 
     def _aimed(
@@ -93,3 +96,10 @@ class QuestionsAboutParameters:
                 ends = known[row].lower, known[row].nominal, known[row].upper
                 found[row] = AttackedFunctional(*ends, reached=worst[0], shown=worst[1])
         return tuple(found)
+
+
+def _told(models: ReachableModels, bounds: tuple[Bounds, ...]) -> tuple[Bounds, ...]:
+    """The same, marked where the time of the question ended early."""
+    if models.deadline is None or not models.deadline.missed:
+        return bounds
+    return tuple(replace(each, limit_reached=True) for each in bounds)

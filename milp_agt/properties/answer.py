@@ -101,7 +101,6 @@ class Answer(Bounds):
         shown: the poisoned data of the run that shows ``reached``; None without one.
         shown_in: the same for ``reached`` of subgroups, by name.
         tried: data sets that a tree trained on with the least margins of points that it did not prove.
-        limit_reached: whether the time of the question ended before all was bounded and attacked.
 
     ``reached`` is the worst mean that *one* real run shows. Each point may need poisoned data of its own,
     so that it can stay away from the certified end even where every point is decided.
@@ -113,7 +112,6 @@ class Answer(Bounds):
     shown: Witness | None = field(default=None, repr=False)
     shown_in: Mapping[GroupName, Witness] = field(default_factory=dict, repr=False)
     tried: tuple[Poisoned, ...] = field(default=(), repr=False)
-    limit_reached: bool = field(default=False, repr=False)
 
 
 def summarise(
@@ -147,13 +145,9 @@ def summarise(
 
 
 def meet(first: Bounds, second: Bounds) -> Bounds:
-    """What follows from two bounds of the same quantity that both hold, point by point as well.
-
-    What attacks reached is that of the first; nothing of the second, which may be about a larger threat.
-
-    Raises:
-        SoundnessError: the two do not meet, so that one of them is wrong.
-    """
+    """What follows from two bounds of the same quantity that both hold, point by point as well. What
+    attacks reached is that of the first; nothing of the second, which may be about a larger threat.
+    Raises SoundnessError: the two do not meet, so that one of them is wrong."""
     lower, upper = max(first.lower, second.lower), min(first.upper, second.upper)
     if not isinstance(first, Answer) or not isinstance(second, Answer):
         return replace(first, lower=lower, upper=upper)

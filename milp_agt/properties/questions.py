@@ -65,6 +65,16 @@ class Questions(QuestionsAboutParameters):
         models = replace(self.models, deadline=None, seconds=seconds)
         return replace(self, models=models)  # type: ignore[type-var]
 
+    def until(self, ends: Deadline) -> Self:
+        """A copy all of whose questions end by a common deadline, which is told where it was missed.
+
+        Raises:
+            InvalidInputError: no deadline.
+        """
+        inputs.of_kind(ends, Deadline, "When questions end", "give a Deadline")
+        models = replace(self.models, deadline=ends)
+        return replace(self, models=models)  # type: ignore[type-var]
+
     @own_modes()
     def accuracy(
         self, features: ArrayLike, labels: ArrayLike, *, groups: Groups | None = None

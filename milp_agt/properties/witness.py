@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import DAMAGE, arrays_of, replace_arrays, writing
+from milp_agt.io.files import Archive
 
-Array = npt.NDArray[np.float64]
-FORMAT = 1
+FILE = Archive("A witness", 3, "give a witness-*.npz of a result folder, or certify the run again")
+DATA = ("features", "labels", "there")
+PLAIN = ("points", "margins", "poisoned", "changes", "data", "threat")  # lists, then two texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,72 +72,58 @@ class Witness:
             return "nothing was changed: the data as given"
         return "; ".join(self.changes)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, beside: tuple[str, Witness] | None = None) -> Path:
         """Write everything to one .npz file, as a whole; :func:`load_witness` reads it.
+
+        Args:
+            path: of the file.
+            beside: the name of another file in the same folder, and the witness of the same run that is saved
+                there whole: samples in which both agree are then kept in that file alone.
 
         Raises:
             InvalidInputError: no such folder, or one that cannot be written.
         """
         arrays: dict[str, Any] = {}
-        for kind in ("features", "labels", "there"):
-            arrays |= {f"{kind}/{leaf}": a for leaf, a in enumerate(getattr(self, kind))}
+        for kind in DATA:
+            for leaf, own in enumerate(getattr(self, kind)):
+                if beside is None:
+                    arrays[f"{kind}/{leaf}"] = own
+                    continue
+                other = getattr(beside[1], kind)[leaf]
+                rows = np.flatnonzero((own != other).reshape(len(own), -1).any(1))
+                arrays |= {f"{kind}/{leaf}": own[rows], f"rows of {kind}/{leaf}": rows}
         arrays |= {f"state/{name}": array for name, array in self.state_dict.items()}
-        arrays["points"] = np.asarray(self.points, dtype=np.int64)
-        arrays["margins"] = np.asarray(self.margins, dtype=np.float64)
-        arrays["poisoned"] = np.asarray(self.poisoned, dtype=np.int64)
-        about = {
-            "format": FORMAT,
-            "changes": self.changes,
-            "data": self.data,
-            "threat": self.threat,
-        }
-        arrays["about"] = np.array(json.dumps(about))
-        with writing(
-            f"Save a witness to {path}",
-            "give the path of a file in a folder that can be written to",
-        ):
-            return replace_arrays(Path(path), arrays)
+        about = {name: getattr(self, name) for name in PLAIN}
+        return FILE.write(Path(path), arrays, about | {"beside": beside and beside[0]})
 
 
 def load_witness(path: str | Path) -> Witness:
     """Read a witness written by :meth:`Witness.save`; ``result.replay`` checks it.
 
     Args:
-        path: of the .npz file.
+        path: of the .npz file; ``witness-2.npz`` of a result folder and those after it need ``witness-1.npz``
+            beside them.
 
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
-    asked = f"Read the witness {path}"
+    path = Path(path)
+    arrays, about = FILE.read(path)
+
+    def leaves(kind: str) -> tuple[npt.NDArray[Any], ...]:
+        count = sum(name.startswith(f"{kind}/") for name in arrays)
+        found = tuple(whole[f"{kind}/{leaf}"] for leaf in range(count))
+        for leaf, array in enumerate(found if whole is not arrays else ()):
+            array[arrays[f"rows of {kind}/{leaf}"]] = arrays[f"{kind}/{leaf}"]
+        return found
+
     try:
-        arrays = arrays_of(Path(path))
-        about = json.loads(str(arrays["about"]))
-        if about["format"] != FORMAT:
-            raise InvalidInputError(
-                asked, f"format {about['format']}, not {FORMAT}", "certify the run again"
-            )
-
-        def leaves(kind: str) -> tuple[npt.NDArray[Any], ...]:
-            count = sum(name.startswith(f"{kind}/") for name in arrays)
-            return tuple(arrays[f"{kind}/{leaf}"] for leaf in range(count))
-
-        return Witness(
-            points=tuple(arrays["points"].tolist()),
-            margins=tuple(arrays["margins"].tolist()),
-            poisoned=tuple(arrays["poisoned"].tolist()),
-            changes=tuple(about["changes"]),
-            features=leaves("features"),
-            labels=leaves("labels"),
-            there=leaves("there"),
-            state_dict={
-                name.removeprefix("state/"): array
-                for name, array in arrays.items()
-                if name.startswith("state/")
-            },
-            data=about["data"],
-            threat=about["threat"],
-        )
-    except DAMAGE as error:
-        raise InvalidInputError(
-            asked, f"a file that is no witness ({error})", "give a witness-*.npz of a result folder"
-        ) from None
+        beside = about["beside"]
+        whole = arrays if beside is None else FILE.read(path.parent / Path(beside).name)[0]
+        kept: dict[str, Any] = {name: tuple(about[name]) for name in PLAIN[:4]}
+        kept |= {name: about[name] for name in PLAIN[4:]} | {kind: leaves(kind) for kind in DATA}
+        state = {n: a for n, a in arrays.items() if n.startswith("state/")}
+        return Witness(state_dict={n.removeprefix("state/"): a for n, a in state.items()}, **kept)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        asked = f"Read the witness {path}"
+        raise InvalidInputError(asked, f"contents that do not fit: {error}", FILE.again) from None

@@ -21,6 +21,7 @@ import milp_agt
 from milp_agt.certificates.folder import clear
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
+from milp_agt.certification.verdicts import Verdict
 from milp_agt.checker.__main__ import FOLDER
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
@@ -30,7 +31,6 @@ from milp_agt.io.versioned import author_of, commit_of
 from milp_agt.properties.suspects import Suspects
 from milp_agt.properties.witness import Witness
 from milp_agt.runfile.run_file import RunConfig
-from milp_agt.runfile.verdicts import Verdict
 
 SCHEMA_VERSION = 1
 LISTED_ROWS = 10_000  # rows of larger files follow from the seed and are not written down
@@ -152,7 +152,10 @@ class ResultFolder:
     def _save_witnesses(
         self, verdicts: Sequence[Verdict], properties: Sequence[dict[str, Any]]
     ) -> None:
-        """``witness-1.npz`` and so on, each named with its words beside its property."""
+        """``witness-1.npz`` and so on, each named with its words beside its property.
+
+        The first one holds the whole data set, the others what they change of it.
+        """
         for old in self.folder.glob("witness-*.npz"):
             old.unlink()
         names: dict[Witness, str] = {}  # of those that are written, each once
@@ -163,7 +166,9 @@ class ResultFolder:
             for witness in (*verdict.witnesses, *(w for w in worst if w not in verdict.witnesses)):
                 if witness.changes and witness not in names:
                     path = self.folder / f"witness-{len(names) + 1}.npz"
-                    names[witness] = witness.save(path).name
+                    first = next(iter(names), None)
+                    beside = None if first is None else (names[first], first)
+                    names[witness] = witness.save(path, beside).name
                 name = names.get(witness)  # the data as given need no file
                 found.append(
                     {

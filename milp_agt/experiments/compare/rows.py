@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from milp_agt.threats import ThreatModel
 from milp_agt.training.inputs import check_run, features_of, located
 from milp_agt.training.training import Training
 
+STEPS_SHARE = 0.8  # of the time of a row; the rest is for its questions
 ArrayLike = npt.NDArray[np.generic] | torch.Tensor
 
 
@@ -138,21 +140,26 @@ def compare(
             continue
         begun = time.perf_counter()
         # Its share of the time of the whole, within the time limit of a row.
-        share = deadline.share(len(cases) + 1 - number)
-        own = options.within(share).changed(case.options())
+        share = Deadline.within(deadline.share(len(cases) + 1 - number))
+        own = options.within(share.share(1, STEPS_SHARE)).changed(case.options())
         try:
             result = certify(model, data, training, threat, options=own)
+            if not math.isinf(share.at):
+                result = result.until(share)
             if case.relaxation == TREE:
-                result = result.narrowed(options.tree)
+                result = result.narrowed(min(options.tree, share.left))
         except SolverUnavailableError as error:
             notes.append(f"{case.relaxation} by {case.solver or 'any solver'}: {error}")
             continue
         seconds = time.perf_counter() - begun
         if attack is not False and reached is None:
             search = Search() if isinstance(attack, bool) else attack
-            search = search.within(deadline.share(1))
+            part = deadline.share(len(cases) + 1 - number)
+            search = search.within(part)
             # The bounds that attacks are checked against are the cheapest.
-            cheap = certify(model, data, training, threat, relaxation="interval", attack=search)
+            cheap = certify(
+                model, data, training, threat, relaxation="interval", attack=search, time_limit=part
+            )
             reached = cheap.attack
         bounds = None
         if X_test is not None and y_test is not None:
@@ -200,7 +207,7 @@ def _row(
         attack_ratio=None if sandwich is None else sandwich.ratio,
         **own,
         seconds=seconds,
-        limit_reached=result.limit_reached,
+        limit_reached=result.limit_reached or (bounds is not None and bounds.limit_reached),
         widths=tuple(widths),
         elapsed=tuple(elapsed),
     )
