@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
+from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.certification.result import Result
 from milp_agt.certification.verdicts import Verdict
 from milp_agt.certification.worth import Worth
@@ -15,6 +16,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.experiments.largest import Bracket, Largest, Trial, largest
 from milp_agt.experiments.sweep import resized
 from milp_agt.io.tables import format_number
+from milp_agt.properties.models import Reached
 from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.threats import SeparatePoisoning, ThreatModel
 from milp_agt.threats.poison import Whole
@@ -165,7 +167,10 @@ def _earlier(
 ) -> Largest | None:
     """After which earlier step, the latest first, each statement about test points was proved."""
     known: dict[str, Bracket] = {}
-    asked = {len(each.steps): each for each in earlier if len(each.steps) < result.total_steps}
+    # Of two after one step the first knows most.
+    asked = {
+        len(each.steps): each for each in reversed(earlier) if len(each.steps) < result.total_steps
+    }
     for step in sorted(asked, reverse=True):
         left = [n for n in wanted if n != BOXES and not (n in known and known[n].proved)]
         if not left or deadline.is_over():
@@ -175,6 +180,14 @@ def _earlier(
             before = known.get(name, Bracket(None, result.total_steps))
             known[name] = Bracket(step, before.unproved) if held[name] else Bracket(None, step)
     return Largest("steps", known, (), deadline.missed) if known else None
+
+
+def in_boxes(result: Result) -> Result:
+    """The same with one box of the parameters alone, which takes little memory."""
+    known = result.models
+    reached = Reached(known.state, (), Joint(known.poison))
+    models = replace(known, reached=(reached,), beside=None, program=None, box=None)
+    return replace(result, models=models)
 
 
 def _size(threat: ThreatModel) -> tuple[Any, Any]:
