@@ -28,6 +28,7 @@ SMALLEST, FACTOR = 1e-4, 2.0
 SHARE, LEAST, MOST = 0.25, 0.5, 20.0
 EACH = 0.7  # of the time that is left, for one run
 EARLIER = 0.3  # the same, for the questions about the run after an earlier step
+NARROW = 0.1  # width of bounds that say something, beside the number itself or 1
 BOXES = "boxes that are narrower than the parameters are large"
 
 
@@ -143,7 +144,8 @@ def still_proved(
         known = _statements(found, judged(found, deadline.left))
         return {name: known[name] for name in wanted}
 
-    steps = _earlier(result, earlier, wanted, judged, deadline)
+    vacuous = {verdict.name for verdict in verdicts if verdict.is_vacuous}
+    steps = _earlier(result, earlier, wanted, vacuous, judged, deadline)
     budget = radius = None
     most, farthest = _size(run.threat)
     if isinstance(most, int) and most > 1:
@@ -162,10 +164,12 @@ def _earlier(
     result: Result,
     earlier: Sequence[Result],
     wanted: Sequence[str],
+    vacuous: set[str],
     judged: Judged,
     deadline: Deadline,
 ) -> Largest | None:
-    """After which earlier step, the latest first, each statement about test points was proved."""
+    """After which earlier step, the latest first, each statement about test points was proved, and properties
+    that are ``vacuous`` at the end had narrow bounds."""
     known: dict[str, Bracket] = {}
     # Of two after one step the first knows most.
     asked = {
@@ -173,9 +177,15 @@ def _earlier(
     }
     for step in sorted(asked, reverse=True):
         left = [n for n in wanted if n != BOXES and not (n in known and known[n].proved)]
-        if not left or deadline.is_over():
+        if not (left or vacuous) or deadline.is_over():
             break
-        held = _statements(asked[step], judged(asked[step], EARLIER * deadline.left))
+        verdicts = judged(asked[step], EARLIER * deadline.left)
+        held = _statements(asked[step], verdicts)
+        for verdict in (each for each in verdicts if each.name in vacuous):
+            if verdict.upper - verdict.lower <= NARROW * max(1.0, abs(verdict.nominal)):
+                vacuous = vacuous - {verdict.name}
+                ends = f"[{format_number(verdict.lower)}, {format_number(verdict.upper)}]"
+                known[f"{verdict.name} in {ends}"] = Bracket(step, result.total_steps)
         for name in left:
             before = known.get(name, Bracket(None, result.total_steps))
             known[name] = Bracket(step, before.unproved) if held[name] else Bracket(None, step)
