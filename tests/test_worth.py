@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,25 @@ def test_the_largest_smaller_threat_that_still_proves(
     tried = f"by 'linear': budget = 1 does not prove {still_proved.BOXES}, {name} either"
     assert tried in capsys.readouterr().out
     assert seen[-1] == 1
+
+
+def test_the_latest_step_after_which_something_was_proved() -> None:
+    least = {2: 0.9, 4: 0.85, 8: 0.1}
+
+    def judged(result: Any, _seconds: float) -> list[Verdict]:
+        low = least[len(result.steps)]
+        status: Any = "PROVED" if low >= 0.9 else "OPEN"
+        return [Verdict("accuracy", "test", low, 0.95, 0.95, 0.9, None, status)]
+
+    box = SimpleNamespace(worth=Worth.USEFUL)
+    earlier: Any = [SimpleNamespace(steps=[0] * n, worth=box, total_steps=9) for n in least]
+    asked = ["accuracy on test >= 0.9"], {"accuracy on test"}, judged, Deadline.within(None)
+    found = still_proved._earlier(earlier[0], earlier, *asked)
+    assert found is not None
+    assert {name: (b.proved, b.unproved) for name, b in found.brackets.items()} == {
+        "accuracy on test >= 0.9": (2, 4),
+        "accuracy on test in [0.85, 0.95]": (4, 9),
+    }
 
 
 def test_two_budgets_are_replaced_together() -> None:
