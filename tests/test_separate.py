@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
+from draws import poisoned
 from pairs import every_pair
 from separate_runs import admissible, bound_poison, problem, separately
 from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
@@ -204,7 +205,7 @@ def test_the_list_of_cases_is_complete(loss: str, static: bool) -> None:
         assert not adversary.mask[0].any()
         assert not adversary.label_mask[0].any()
         generator = torch.Generator().manual_seed(0)
-        picked = poison.sample_selection(generator, 100)
+        picked = poisoned(poison, generator, 100)
         picked = picked[~picked[:, list(limits.outside)].flatten(1).any(1)]
         _, moved = poison.sample_moves(generator, picked, True)
         for chosen, own in zip(picked, moved, strict=True):
