@@ -22,7 +22,6 @@ from milp_agt.bounds.zonotope.dual import Bound
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.experiments.sweep import resized
 
 
 @every_pair(
@@ -277,8 +276,3 @@ def test_the_claim_names_both_budgets() -> None:
     assert "chosen apart" in text
     assert "labels of up to 1 sample" in text
     assert text.count("once, before training") == 1
-
-
-def test_other_budgets_cannot_be_swept() -> None:
-    with pytest.raises(agt.MilpAgtError, match="a threat without a budget"):
-        resized(separately((1, 1)), 2, None)
