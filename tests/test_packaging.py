@@ -123,7 +123,7 @@ LADDER = (
     {"bounds"},
     {"bounds.adversary"},
     {"bounds.interval"},
-    {"bounds.zonotope", "bounds.linear", "bounds.listed"},
+    {"bounds.gathered", "bounds.zonotope", "bounds.linear", "bounds.listed"},
     {"bounds.program", "bounds.frozen", "bounds.cells"},
     {"properties", "recording"},
     {"attacks"},
