@@ -14,6 +14,7 @@ from attacks import (
     assert_properties,
     assert_torch_agrees,
 )
+from boxes import assert_within
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -148,9 +149,7 @@ def assert_attacked(problem: Problem, options: dict[str, Any]) -> None:
         return  # momentum and decay diverge without any poison
     _, looser = problem.certify(relaxation="interval")
     for box, outer in zip(boxes, looser, strict=True):
-        for name in box.lower:
-            assert (outer.lower[name] <= box.lower[name]).all()
-            assert (box.upper[name] <= outer.upper[name]).all()
+        assert_within(box, outer)
     replay, generator = Replay(problem), torch.Generator().manual_seed(0)
     attacks = [replay.random(32, generator, corners) for corners in (False, True)]
     if not replay.poison.is_clean:
