@@ -202,7 +202,14 @@ def test_a_run_goes_on_to_the_same_numbers(tmp_path: Path, taken: list[int]) -> 
     assert taken
 
 
-def planned(samples: int, sizes: tuple[int, ...], training: agt.Training, **options: Any) -> Any:
+def planned(
+    samples: int,
+    sizes: tuple[int, ...],
+    training: agt.Training,
+    threat: Any = agt.LabelPoisoning(5),  # noqa: B008
+    **options: Any,
+) -> planning.Plan:
+    """The plan of a run of which nothing else is done."""
     plans: list[planning.Plan] = []
 
     class Planned(Exception):
@@ -215,11 +222,11 @@ def planned(samples: int, sizes: tuple[int, ...], training: agt.Training, **opti
         raise Planned
 
     x = torch.zeros(samples, sizes[0], dtype=torch.float64)
-    y = torch.arange(samples) % 2
+    y = torch.zeros(samples, 1) if training.loss == "mse" else torch.arange(samples) % 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "make_plan", stop)
         with pytest.raises(Planned):
-            agt.certify(network(sizes, seed=0), (x, y), training, agt.LabelPoisoning(5), **options)
+            agt.certify(network(sizes, seed=0), (x, y), training, threat, **options)
     return plans[0]
 
 
