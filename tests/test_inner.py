@@ -9,10 +9,9 @@ from typing import Any
 import problems
 import pytest
 import torch
-from attacks import Attacks, Problem, Replay, assert_inside, assert_sound
+from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
 from pairs import every_pair
 from test_inner_owed import MUTANTS
-from test_shortcut import planned
 from torch import Tensor, nn
 
 import milp_agt as agt
@@ -289,11 +288,29 @@ def test_walks_in_pieces_give_the_same_ranges(
 
 @pytest.mark.parametrize("batch", [500, 10_000])
 @pytest.mark.parametrize("memory", ["64MiB", "1GiB"])
-def test_the_plan_holds_inner_walks_to_the_memory(memory: str, batch: int) -> None:
+def test_the_plan_holds_inner_walks_to_the_memory(
+    memory: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bytes of the coefficients: 64 units from both sides, 10,000 samples, 705 parameters each."""
+    plans: list[planning.Plan] = []
+
+    class Planned(Exception):
+        pass
+
+    settled = planning.make_plan
+
+    def stop(*options: Any, **named: Any) -> planning.Plan:
+        plans.append(settled(*options, **named))
+        raise Planned
+
+    monkeypatch.setattr(planning, "make_plan", stop)
+    model = network((9, 64, 1), seed=0)
+    data = torch.zeros(batch, 9, dtype=torch.float64), torch.zeros(batch, 1, dtype=torch.float64)
     threat = agt.FeaturePoisoning(10, 0.01, static=False, scope="batch")
     training = Training(loss="mse", learning_rate=0.1, epochs=3)
-    plan = planned(batch, (9, 64, 1), training, threat, inner_bounds="linear", memory=memory)
+    with pytest.raises(Planned):
+        agt.certify(model, data, training, threat, inner_bounds="linear", memory=memory)
+    (plan,) = plans
     allowed = bytes_of(memory)
     assert plan.linear_inner
     pieces = plan.pieces

@@ -15,9 +15,9 @@ from milp_agt.io.tables import format_number, format_table
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
+    from milp_agt.certification.verdicts import Verdict
     from milp_agt.properties.suspects import Suspects
     from milp_agt.runfile.run_file import LoadedRun
-    from milp_agt.runfile.verdicts import Verdict
 
 SHOWN_STEPS = 40
 REPLAYED = ("shown by a run", "points proved/refuted/open")
