@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import network
+from boxes import assert_same
 from refusals import refused
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,8 +57,7 @@ def test_data_and_models_of_inference_mode_are_used_outside_of_it() -> None:
     with torch.inference_mode():
         model, x, y = network((2, 3, 2)), X.clone(), Y.clone()
     result = agt.certify(model, (x, y), RUN, THREAT)
-    for name in plain.reachable.lower:
-        assert np.array_equal(result.reachable.lower[name], plain.reachable.lower[name])
+    assert_same(result.reachable, plain.reachable)
 
 
 class Doubling(TorchFunctionMode):

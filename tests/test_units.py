@@ -105,9 +105,7 @@ def test_raw_threats_hold_real_runs_on_poisoned_files(path: Path) -> None:
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(x), torch.from_numpy(found.y_train)).backward()
             optimiser.step()
-        for name, value in model.state_dict().items():
-            assert (result.reachable.lower[name] <= value.numpy()).all()
-            assert (value.numpy() <= result.reachable.upper[name]).all()
+        assert result.reachable.contains(model.state_dict())
 
 
 def test_domains_and_missing_values_in_raw_units(path: Path) -> None:
