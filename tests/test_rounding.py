@@ -16,7 +16,6 @@ from pairs import every_pair
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import ReachableSet
 from milp_agt.errors import InvalidInputError, MilpAgtError, SoundnessError
 from milp_agt.training.training import Training
@@ -295,16 +294,6 @@ def test_a_tie_never_counts_as_certified(loss, relaxation) -> None:
         assert (low <= 0.0).all()
         assert (high >= 0.0).all()
     assert result.stable(origin).lower == 0.0
-
-
-def test_intervals_turn_nan_into_the_whole_line() -> None:
-    odd = torch.tensor([math.nan, math.inf, -math.inf, 1.0], dtype=torch.float64)
-    box = Interval(odd, odd).widen(torch.tensor(math.inf, dtype=torch.float64))
-    assert not bool(torch.isnan(box.lower).any())
-    assert not bool(torch.isnan(box.upper).any())
-    assert bool((box.lower <= box.upper).all())
-    with pytest.raises(SoundnessError):
-        Interval(odd, odd).meet(Interval(odd, odd))
 
 
 @pytest.mark.parametrize("value", [math.nan, 2.0, -1.0])
