@@ -1,4 +1,4 @@
-"""Rules of single operations: kinks, slopes, corners; derivatives of smooth functions, and where they turn."""
+"""Rules of single operations: kinks, slopes, corners; derivatives of smooth functions and their turns."""
 
 from __future__ import annotations
 

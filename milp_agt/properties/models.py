@@ -13,9 +13,14 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
-from milp_agt.bounds.linear.past import PastStep
-from milp_agt.bounds.linear.window_bounds import bound_forms, forms_of_outputs, rows_at_once
+from milp_agt.bounds.linear.window_bounds import (
+    PastStep,
+    bound_forms,
+    forms_of_outputs,
+    rows_at_once,
+)
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
@@ -72,8 +77,8 @@ class Reached:
     ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box, (1, *shape),
     that holds all of them, too. ``past`` is what the steps before the window have proved. ``forward`` is the
     set as a hybrid zonotope, where the run was bounded by one, and ``rows`` are programs on its rows, where
-    it was bounded by programs. Of ``single_runs`` case c is choice c of a listed threat: one run with its
-    rounding.
+    it was bounded by programs; ``gathered`` is the set as sums over samples. Of ``single_runs`` case c is
+    choice c of a listed threat: one run with its rounding.
     """
 
     state: State
@@ -84,6 +89,7 @@ class Reached:
     forward: ZonotopePass | None = None
     rows: FinalZonotope | None = None
     single_runs: bool = False
+    gathered: GatheredPass | None = None
 
     @property
     def keeps_forms(self) -> bool:
@@ -242,7 +248,7 @@ class ReachableModels:
         for part in self.parts(forms):
             some = forms.part(part)
             if self.is_late(grace):
-                found.append(_joined([self._by_intervals(r.boxes, some) for r in where], 0))
+                found.append(_joined([self._by_intervals(r, some) for r in where], 0))
                 continue
             box = _joined([self._bound_piece(reached, some) for reached in where], 0)
             if beside is not None:
@@ -366,7 +372,7 @@ class ReachableModels:
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:
         """Bounds for one group of cases, (cases, n, forms)."""
-        boxed = self._by_intervals(reached.boxes, forms)
+        boxed = self._by_intervals(reached, forms)
         if reached.single_runs and forms.inputs.is_point:
             return boxed
         walked = both_ends(self._walked(reached, self.rows_of(reached, forms)), len(forms))
@@ -389,8 +395,12 @@ class ReachableModels:
             return (self.beside,)
         return self.reached if all(r.forward is not None for r in self.reached) else ()
 
-    def _by_intervals(self, state: State, forms: OutputForms) -> Interval:
-        boxes = boxes_of(self.forward, dict(state) | {FEATURES: forms.inputs})
+    def _by_intervals(self, reached: Reached, forms: OutputForms) -> Interval:
+        leaves = dict(reached.boxes) | {FEATURES: forms.inputs}
+        if reached.gathered is not None and forms.inputs.is_point:
+            boxes = reached.gathered.boxes(self.forward, leaves)
+        else:
+            boxes = boxes_of(self.forward, leaves)
         output = boxes[self.step_graph.output]
         low, high = output.lower[:, :, None], output.upper[:, :, None]
         positive = forms.coefficients.clamp(min=0.0)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.adversary.model import OnMoves
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.linear.intercepts import per_sample
-from milp_agt.bounds.linear.linearized_step import SampleChunk
+from milp_agt.bounds.linear.linearized_step import SampleChunk, per_sample
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import BackwardSlopes, NarrowableSlopes
