@@ -208,12 +208,6 @@ def test_bad_threats(make) -> None:
         certify(threat=make())
 
 
-@pytest.mark.parametrize("radius", [None, -0.1, NAN, INF, "x"])
-def test_bad_label_radius_of_regression(radius) -> None:
-    with refused(kind=InvalidThreatModelError):
-        certify(loss="mse", y=X, threat=agt.LabelPoisoning(1, radius))
-
-
 UNSUPPORTED: dict[str, dict[str, Any]] = {
     "a layer": {"model": nn.Sequential(nn.Linear(2, 2), nn.Mish()).double()},
     "a convolution": {"model": nn.Sequential(nn.Conv1d(1, 1, 1)).double()},

@@ -44,12 +44,11 @@ def everything() -> list[Any]:
     return [*numbers, *ends, np.asarray(loss.value).tobytes(), loss.best.batches[0][0].tobytes()]
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_grad_mode_of_the_caller_changes_no_bit(mode: Callable[[], Any]) -> None:
+def test_the_grad_mode_of_the_caller_changes_no_bit() -> None:
     outside = everything()
-    with mode():
-        inside = everything()
-    assert inside == outside
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert everything() == outside
 
 
 def test_data_and_models_of_inference_mode_are_used_outside_of_it() -> None:

@@ -185,11 +185,3 @@ def test_a_scaler_within_reach_of_the_adversary_comes_first(path: Path) -> None:
     assert certified(scaled, agt.Removal(1)).caution
     flips = agt.SeparatePoisoning(agt.FeaturePoisoning(0, 0.1), agt.LabelPoisoning(1))
     assert not certified(scaled, flips).caution
-
-
-def test_a_saved_result_keeps_its_caution(path: Path, tmp_path: Path) -> None:
-    result = certified(data(path, standardise=True), agt.FeaturePoisoning(1, 0.02))
-    result.save(tmp_path / "r.npz")
-    again = agt.load(tmp_path / "r.npz")
-    assert again.claim == result.claim
-    assert again.assumptions == result.assumptions
