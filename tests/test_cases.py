@@ -11,6 +11,7 @@ import pytest
 import torch
 from attacks import Problem, Replay, assert_inside, assert_sound, network
 from boxes import assert_same
+from draws import poisoned
 
 import milp_agt as agt
 from milp_agt.bounds.adversary import enumerated
@@ -71,7 +72,7 @@ def test_the_list_is_complete(loss: str, name: str, restriction: tuple[int, ...]
     assert not adversary.mask[0].any()
     labels = adversary.labels(torch.arange(6)) if listed.label_moves is not None else None
     generator = torch.Generator().manual_seed(0)
-    picked = poison.sample_selection(generator, 200)[..., 0]
+    picked = poisoned(poison, generator, 200)[..., 0]
     inside = list(limits.inside)
     picked = picked[picked[:, inside].all(1) & ~picked[:, list(limits.outside)].any(1)]
     assert len(picked)

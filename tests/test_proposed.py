@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, assert_inside
+from beyond import excess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attack_search import MOVES
@@ -73,7 +74,7 @@ def assert_admissible(replay: Replay, restriction: Restriction, data: Any) -> No
         if moves is None:
             assert torch.equal(moved, nominal.expand(moved.shape))
         else:
-            assert float(moves.excess((moved - nominal).flatten(2)).max()) <= 1e-11
+            assert float(excess(moves, (moved - nominal).flatten(2)).max()) <= 1e-11
         quota = own.quotas[-1 if kind else 0]
         assert not changed[kind][:, ~quota.open | hidden].any()
         if data.there is not None and run.middle is None:  # removals

@@ -11,6 +11,7 @@ import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
 from boxes import assert_same
+from draws import poisoned
 from pairs import every_pair
 from separate_runs import admissible, bound_poison, problem, separately
 from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
@@ -22,7 +23,6 @@ from milp_agt.bounds.zonotope.dual import Bound
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.experiments.sweep import resized
 
 
 @every_pair(
@@ -201,7 +201,7 @@ def test_the_list_of_cases_is_complete(loss: str, static: bool) -> None:
         assert not adversary.mask[0].any()
         assert not adversary.label_mask[0].any()
         generator = torch.Generator().manual_seed(0)
-        picked = poison.sample_selection(generator, 100)
+        picked = poisoned(poison, generator, 100)
         picked = picked[~picked[:, list(limits.outside)].flatten(1).any(1)]
         _, moved = poison.sample_moves(generator, picked, True)
         for chosen, own in zip(picked, moved, strict=True):
@@ -273,8 +273,3 @@ def test_the_claim_names_both_budgets() -> None:
     assert "chosen apart" in text
     assert "labels of up to 1 sample" in text
     assert text.count("once, before training") == 1
-
-
-def test_other_budgets_cannot_be_swept() -> None:
-    with pytest.raises(agt.MilpAgtError, match="a threat without a budget"):
-        resized(separately((1, 1)), 2, None)

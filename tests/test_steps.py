@@ -16,7 +16,7 @@ from checks_steps import (
     step_case,
 )
 from checks_worst_case import WorstCaseProblem, check_worst_case, worst_case_problem
-from draws import Draw, draws, make_box, poison_of
+from draws import Draw, draws, make_box, poison_of, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import per_sample
@@ -72,7 +72,7 @@ def test_worst_case_is_the_best_attack(
 def test_boxes_of_the_leaves_hold_the_moves(what: str) -> None:
     poison = poison_of(3, True, False, what)
     check_leaf_boxes(poison)
-    selection = poison.sample_selection(torch.Generator().manual_seed(0), 64)
+    selection = poisoned(poison, torch.Generator().manual_seed(0), 64)
     assert selection.sum(1).max() == 3
     assert not bool(selection[:, 1].any())
 
