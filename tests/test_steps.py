@@ -25,7 +25,6 @@ from pairs import every_pair
 import milp_agt as agt
 from milp_agt.bounds.adversary.sums import Masks
 from milp_agt.core.interval import Interval
-from milp_agt.threats.sets import Vertices
 from milp_agt.training.training import Training
 
 
@@ -67,14 +66,6 @@ def test_worst_case_is_the_best_attack(
     case: WorstCaseProblem = worst_case_problem(poison, batches, rows=3, seed=1)
     # A static adversary with a budget in each batch is bounded by parts of the data set.
     check_worst_case(case, tight=not (static and per_batch and batches is BATCHES))
-
-
-def test_support_is_joint_over_the_label_coordinates() -> None:
-    poison = poison_of(1, True, False, "v")
-    c = torch.tensor([[[1.0, -1.0, 0.0]] * 5]).double()
-    assert isinstance(poison.label_moves, Vertices)
-    moves = torch.einsum("w,nlw->nl", c[0, 0], poison.label_moves.points)
-    assert torch.equal(poison.support(None, c)[0], (-moves).amax(-1))
 
 
 @pytest.mark.parametrize("what", ["x", "v", "r", "xr"])

@@ -16,7 +16,7 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import BackwardSlopes, LinearBounds
-from milp_agt.formulations.einsum import BilinearPlanes
+from milp_agt.formulations.einsum import BilinearPlanes, EndPlanes
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS
@@ -161,7 +161,7 @@ class SummedIntercepts:
         raise AssertionError("no form of a single sample stands on what only a sum reads")
 
 
-HasIntercepts = Intercepts | SummedIntercepts
+HasIntercepts = Intercepts | SummedIntercepts | EndPlanes
 Kind = TypeVar("Kind", Intercepts, SummedIntercepts)
 
 
