@@ -155,6 +155,7 @@ FORGERIES: dict[str, dict[str, Change]] = {
         "a threshold that is no number": put("questions/0/at_least", 0.5),
     },
     "ball": {
+        "parts of batches": put("at_once", 25),
         "radii one percent larger": arr("radius.npy", lambda v: 1.01 * v),
         "a radius of 0": at("radius.npy", (0, 0), lambda v: 0.0),
         "a radius below 0": arr("radius.npy", lambda v: -v),
@@ -170,6 +171,7 @@ FORGERIES: dict[str, dict[str, Change]] = {
         "a choice that is no class": arr("choices.npy", lambda v: v + 0.5),
         "choices for fewer samples": arr("choices.npy", lambda v: v[1:].copy()),
         "counted in every batch": put("threat/counted", "in every batch"),
+        "parts of batches": put("at_once", 2),
         "poisoned anew": put("threat/poisoned", "anew in every step"),
         "removed, with choices": put("threat/removed", True),
         "removed, if you like": put("threat/removed", "maybe"),
