@@ -25,7 +25,7 @@ from draws import (
 from instances import SAMPLES, Instance, Long
 from torch import Tensor
 
-from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
+from milp_agt.bounds.adversary.sums import Masks, PoisonedSum
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.clip import Clip

@@ -17,7 +17,6 @@ import milp_agt as agt
 from milp_agt import attacks
 from milp_agt.attacks import Search
 from milp_agt.attacks.packed import Packed
-from milp_agt.attacks.replay import mean_loss
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.errors import SoundnessError
 from milp_agt.formulations.loss import get_loss
@@ -63,7 +62,7 @@ def trained(
     for features, labels in steps:
         optimiser.zero_grad()
         out = model(torch.as_tensor(features))
-        mean_loss(loss)(out, loss.encode(torch.as_tensor(labels), outputs)).backward()
+        loss.plain(out, loss.encode(torch.as_tensor(labels), outputs)).backward()
         optimiser.step()
     return {n: v.detach() for n, v in model.state_dict().items()}
 

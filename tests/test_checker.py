@@ -18,6 +18,7 @@ from torch import nn
 
 import milp_agt as agt
 from milp_agt import certificates, checker
+from milp_agt.certification.verdicts import judge
 from milp_agt.checker import training
 from milp_agt.checker.__main__ import main
 from milp_agt.checker.check import Outcome, check
@@ -26,7 +27,6 @@ from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError
 from milp_agt.reports import coverage
 from milp_agt.runfile.run_file import load_config
-from milp_agt.runfile.verdicts import judge
 from milp_agt.training.training import Training
 
 LABELS = 'kind = "labels"\nbudget = {budget}'

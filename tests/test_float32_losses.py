@@ -12,7 +12,6 @@ from float32_runs import loss_in_torch
 from mutants import is_caught
 from test_float32_rules import U, points
 
-from milp_agt.attacks.replay import mean_loss
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import ELEMENTARY, FLOAT32, FLOAT64, Precision
 from milp_agt.formulations.loss import get_loss, losses
@@ -67,7 +66,7 @@ def check_options(precision: Precision, seed: int) -> None:
     grads = []
     for dtype in (torch.float32, torch.float64):
         own_f = f.to(dtype).requires_grad_()
-        (gradient,) = torch.autograd.grad(mean_loss(loss)(own_f, y.to(dtype)), own_f)
+        (gradient,) = torch.autograd.grad(loss.plain(own_f, y.to(dtype)), own_f)
         grads.append(gradient.double() * (n if divisor is None else divisor))
     # By the divisor, a sum over the batch, sizes of the optimiser's step grow.
     slack = precision.gamma(2 * n) * grads[1].abs() + precision.tiny

@@ -27,7 +27,6 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import ELEMENTARY, FLOAT32, FLOAT64, Precision
 from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.channel_bias import ChannelBias
 from milp_agt.formulations.clip_factor import ClipFactor
 from milp_agt.formulations.linear import Affine, Combine
 from milp_agt.formulations.optimiser_step import OptimiserStep
@@ -137,8 +136,6 @@ def size_of(op: Operation, inputs: Sequence[Tensor]) -> tuple[Tensor, float]:
         absolute = replace(op, scales=scales, constant=constant)
         plain = constant is None and all(isinstance(s, float) and s == 1.0 for s in op.scales)
         return absolute.value(*(x.abs() for x in inputs)), len(inputs) + (0 if plain else 17)
-    if isinstance(op, ChannelBias):
-        return op.value(first, inputs[1].abs()), 2
     if isinstance(op, SquaredNorm):
         terms = sum((x[0] if op.batched else x).numel() for x in inputs)
         return op.value(*inputs), 2 * terms + 8

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from golden_runs import RUNS
 
-from milp_agt.threats.threat_table import THREATS
+from milp_agt.threats.threat_model import THREATS
 
 NAME = "milp, substitution"
 

@@ -16,7 +16,7 @@ from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.linear import linearized_step, window_bounds
-from milp_agt.bounds.linear.past import Collected, PastStep
+from milp_agt.bounds.linear.window_bounds import Collected, PastStep
 from milp_agt.bounds.step import State, Step, initial_state
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval

@@ -15,7 +15,7 @@ WRONG: list[tuple[str, Any, tuple[str, str, str]]] = [
     ("class", lambda r, x, y: r.targeted(x, 3), ("classes of the model", "[3]", "0 to 2")),
     ("count", lambda r, x, y: r.targeted(x, y[:2]), ("9 test points", "shape (2,)", "for each")),
     ("sets", lambda r, x, y: r.targeted(x, [{1}]), ("9 test points", "1 sets", "one set")),
-    ("set", lambda r, x, y: r.targeted(x, [{7}] * 9), ("classes", "[7, 7", "0 to 2")),
+    ("set", lambda r, x, y: r.targeted(x, [{7}] * 9), ("classes", "[7]", "0 to 2")),
     ("real", lambda r, x, y: r.targeted(x, 0.5), ("9 test points", "float64", "one class")),
     ("none", lambda r, x, y: r.backdoor(x, y), ("one trigger", "neither", "radius=0.05")),
     ("two", lambda r, x, y: r.backdoor(x, y, 0.1, trigger=agt.BallTrigger(0.1)),

@@ -12,7 +12,7 @@ from drawn_runs import assert_attacked, problems, programs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milp_agt.bounds.adversary import outer_sum
+from milp_agt.bounds.adversary import sums
 from milp_agt.bounds.linear import window_bounds
 from milp_agt.certification import planning
 from milp_agt.core.encoder import Encoder
@@ -36,8 +36,8 @@ PIECES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (window_bounds, "CACHED_ELEMENTS", (1, 64)),
     (interval_products, "THICK", (0,)),
     (interval_products, "EXACT_PRODUCTS_LIMIT", (0, 8, 64)),
-    (outer_sum, "HELD", (1, 40)),
-    (outer_sum, "AT_ONCE", (1, 7)),
+    (sums, "HELD", (1, 40)),
+    (sums, "AT_ONCE", (1, 7)),
 )
 
 

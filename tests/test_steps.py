@@ -23,7 +23,7 @@ from instances import per_sample
 from pairs import every_pair
 
 import milp_agt as agt
-from milp_agt.bounds.adversary.joint import Masks
+from milp_agt.bounds.adversary.sums import Masks
 from milp_agt.core.interval import Interval
 from milp_agt.threats.sets import Vertices
 from milp_agt.training.training import Training

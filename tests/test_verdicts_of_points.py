@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt.attacks.unrolled import Pace, Unrolled
+from milp_agt.certification.verdicts import judge
 from milp_agt.core import deadline as core_deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.decisions import Decisions, decided
 from milp_agt.properties.functional import AttackedFunctional
 from milp_agt.properties.witness import load_witness
 from milp_agt.runfile.run_file import parse_properties
-from milp_agt.runfile.verdicts import judge
 from milp_agt.threats import ThreatModel
 from milp_agt.training.groups import ParameterGroup
 
@@ -166,20 +166,15 @@ def test_functionals_and_subgroups_are_decided_as_points_are(tmp_path: Path) -> 
         assert float((margins(own) > 0)[among].double().mean()) == pytest.approx(truth, abs=1e-12)
 
 
-def test_decisions_of_others_count() -> None:
-    """Tighter bounds, from a search over cells say, prove points and raise the mean."""
-    result = certified(agt.FeaturePoisoning(2, RADIUS), refute="none", relaxation="interval")
-    answer = result.accuracy(TEST, LABELS)
-    assert answer.points.verdict is not None
-    assert set(answer.points.verdict) == {"OPEN"}
-    count = len(TEST)
-    lower = np.where(answer.points.nominal == 1, 0.01, -np.inf)
-    known = Decisions(lower, np.full(count, np.inf), np.full(count, np.inf), np.full(count, -1))
-    better = decided(answer, known, counts_harm=False)
-    assert better.points.verdict is not None
-    assert better.lower == (better.points.verdict == "PROVED").mean() == answer.nominal
-    with pytest.raises(SoundnessError):
-        Decisions(lower, np.full(count, np.inf), np.full(count, 0.0), np.full(count, -1))
+def test_a_run_outside_the_bounds_of_its_point_is_an_error() -> None:
+    answer = certified(agt.FeaturePoisoning(2, RADIUS), refute="none").accuracy(TEST, LABELS)
+    nobody = np.full(len(TEST), -1)
+    least = answer.points.score_lower
+    assert decided(answer, Decisions(least, nobody), counts_harm=False).points.reached is least
+    with pytest.raises(SoundnessError, match="within the certificate of every test point"):
+        decided(answer, Decisions(np.nextafter(least, -np.inf), nobody), counts_harm=False)
+    with pytest.raises(SoundnessError, match="by a margin below zero"):
+        Decisions(np.full(len(TEST), 0.0), nobody + 1)
 
 
 def test_the_other_questions() -> None:

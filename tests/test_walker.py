@@ -15,7 +15,7 @@ from milp_agt.bounds import signed_entries
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import backward, linearized_step, window_bounds
 from milp_agt.bounds.linear.backward import Strip
-from milp_agt.bounds.linear.intercepts import Intercepts, SummedIntercepts
+from milp_agt.bounds.linear.linearized_step import Intercepts, SummedIntercepts
 from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from run_texts import certified, run_text, write_run
 
+from milp_agt.certification.verdicts import Verdict
 from milp_agt.certification.worth import LISTED, BoxWorth, Worth
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import StepRecord
 from milp_agt.experiments import still_proved
 from milp_agt.reports import page, write_page
 from milp_agt.runfile.run_file import LoadedRun
-from milp_agt.runfile.verdicts import Verdict
 
 
 def records(*widths: float) -> list[StepRecord]:

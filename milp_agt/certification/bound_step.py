@@ -12,7 +12,7 @@ from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.linear import intermediate, window_bounds
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_step
-from milp_agt.bounds.linear.past import Collected
+from milp_agt.bounds.linear.window_bounds import Collected
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.bounds.zonotope import ZonotopePass
@@ -70,6 +70,10 @@ class Bounder:
             if not last:
                 return state, None
             return self._solve_rows(chain, part.forward, step, state, until)
+        if part.gathered is not None:
+            samples = self.plan.pieces.samples
+            part.gathered = part.gathered.advanced(step, part.state, part.adversary, samples)
+            return part.gathered.state(), None
         if chain.level is Relaxation.INTERVAL and all(b.is_whole for b in part.state.values()):
             return part.state, None  # nothing is known any more, and nothing can come of it
         ranges = self.ranges(chain, part, step)

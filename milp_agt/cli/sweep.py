@@ -190,9 +190,9 @@ def _curves(
     certify: Callable[[ThreatModel], Result],
     on_cell: Callable[[SweepCell, int, int], None],
 ) -> Sweep:
+    from milp_agt.certification.verdicts import answers, trigger_curve
     from milp_agt.experiments.sweep import sweep
     from milp_agt.properties.backdoor import BackdoorTable
-    from milp_agt.runfile.verdicts import answers, trigger_curve
 
     balls = [p for p in run.properties if isinstance(p, BackdoorTable) and p.radius is not None]
     if arguments.triggers is None:
@@ -225,8 +225,8 @@ def _curves(
 def _largest(
     run: LoadedRun, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
 ) -> Largest:
+    from milp_agt.certification.verdicts import judge
     from milp_agt.experiments.largest import largest
-    from milp_agt.runfile.verdicts import judge
 
     if not arguments.points and all(p.at_least is p.at_most is None for p in run.properties):
         raise InvalidInputError(

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from milp_agt.certification.result import Result
+from milp_agt.certification.verdicts import Verdict
 from milp_agt.certification.worth import Worth
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.relaxation import Relaxation
@@ -15,7 +16,6 @@ from milp_agt.experiments.largest import Bracket, Largest, Trial, largest
 from milp_agt.experiments.sweep import resized
 from milp_agt.io.tables import format_number
 from milp_agt.runfile.run_file import LoadedRun
-from milp_agt.runfile.verdicts import Verdict
 from milp_agt.threats import SeparatePoisoning, ThreatModel
 from milp_agt.threats.poison import Whole
 from milp_agt.threats.sets import Vertices

@@ -112,9 +112,7 @@ def _on_state(linear: LinearMap, inputs: Sequence[Form], by_sample: Sequence[boo
     if not known:
         return None
     terms: list[Term] = []
-    if isinstance(linear, Combine) and all(
-        isinstance(s, float) and s == 1.0 for s in linear.scales
-    ):
+    if type(linear) is Combine and all(isinstance(s, float) and s == 1.0 for s in linear.scales):
         split = [((), None) if each is None else each.split() for each in given]
         terms = [term for found, _ in split for term in found]
         given = [rest for _, rest in split]
