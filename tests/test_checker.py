@@ -88,7 +88,7 @@ RUNS = {
     "norm 1": {
         "relaxation": "linear",
         "threat": 'kind = "features"\nbudget = 1\nradius = 0.02\nnorm = 1',
-        "properties": SHARES,
+        "properties": SHARES + '\n[[property]]\nkind = "targeted"\nunsafe = 1\nat_most = 0.9\n',
     },
     "separate budgets": {
         "relaxation": "linear",

@@ -114,6 +114,7 @@ def words(given: Statement) -> tuple[str, ...]:
         points = f"{len(q.x)} {q.on} points"
         what = {
             "accuracy": f"between {q.least:g} and {q.most:g} of {points} are classified right",
+            "targeted": f"between {q.least:g} and {q.most:g} of {points} get the class stored for them",
             "stable": f"at least {q.least:g} of {points} keep the class that is stored for them",
             "loss": f"the mean loss on {points} lies between {q.least:.9g} and {q.most:.9g}",
         }[q.kind]
@@ -367,14 +368,14 @@ def _range(table: Table, key: str, values: Array) -> tuple[Array, Array]:
 
 def _question(table: Table, loss: str, train_x: Array, train_y: Array) -> Question:
     outputs = train_y.shape[1]
-    kind = table.word("kind", ("accuracy", "stable", "loss"))
+    kind = table.word("kind", ("accuracy", "stable", "targeted", "loss"))
     x = _points(table, "features", train_x.shape[1])
     encoded = table.array("labels", (len(x), outputs))
     _encoded(table, loss, encoded)
     table.refuse(loss not in CLASSES and kind != "loss", f": {kind} of a regression")
     labels = encoded.argmax(-1) if outputs > 1 else encoded[:, 0].astype(np.int64)
     on = table.word("on", ("train", "test"))
-    own = kind == "stable" or np.array_equal(encoded, train_y)
+    own = kind in ("stable", "targeted") or np.array_equal(encoded, train_y)
     other = on == "train" and not (own and np.array_equal(x, train_x))
     table.refuse(other, ": points that are not those of the training data")
     least, most = (
