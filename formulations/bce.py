@@ -64,6 +64,11 @@ class BinaryCrossEntropy(BinaryLoss):
         # As softplus of the negative margin: nothing cancels for large logits.
         return softplus((1.0 - 2.0 * labels) * prediction).squeeze(-1)
 
+    def plain(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        own = self.positive_weight
+        weight = None if own is None else prediction.new_tensor(own)
+        return functional.binary_cross_entropy_with_logits(prediction, labels, pos_weight=weight)
+
     def of_margin(self, margin: Tensor) -> Tensor:
         return softplus(-margin)
 

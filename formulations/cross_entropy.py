@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
@@ -150,6 +151,11 @@ class CrossEntropy(LossFunction):
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return -(labels * torch.log_softmax(prediction, -1)).sum(-1)
+
+    def plain(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        weights = None if self.class_weights is None else prediction.new_tensor(self.class_weights)
+        classes, smoothing = labels.argmax(-1), self.label_smoothing
+        return functional.cross_entropy(prediction, classes, weights, label_smoothing=smoothing)
 
     def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
         coefficients = margin_forms(labels.argmax(-1), outputs)

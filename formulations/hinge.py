@@ -45,6 +45,10 @@ class Hinge(BinaryLoss):
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return self.of_margin((2.0 * labels - 1.0) * prediction).squeeze(-1)
 
+    def plain(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        """With relu: torch's clamp has slope 1 at the kink, the library's hinge has slope 0."""
+        return torch.relu(1.0 - (2.0 * labels - 1.0) * prediction).mean()
+
     def of_margin(self, margin: Tensor) -> Tensor:
         return (1.0 - margin).clamp(min=0.0)
 

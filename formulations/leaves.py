@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions
 from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
 from milp_agt.core.interval import Boxes, Interval
-from milp_agt.core.planes import LinearBounds
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register
 
@@ -30,17 +30,12 @@ class _Leaf(Operation):
             raise EncodingError(f"A leaf '{self.key}' has no inputs", f"{len(inputs)} inputs")
         return Signature(self.shape, self.batched)
 
-    def value(self, *inputs: Tensor) -> Tensor:
-        raise EncodingError(f"A leaf '{self.key}' was evaluated", "no value bound to it")
+    def _unbound(self, *_: Any) -> Any:
+        asked = f"A leaf '{self.key}' was evaluated, bounded or encoded"
+        raise EncodingError(asked, "nothing bound to it")
 
-    def interval(self, *inputs: Interval) -> Interval:
-        raise EncodingError(f"A leaf '{self.key}' was bounded", "no box bound to it")
-
-    def relax(self, *inputs: Interval) -> LinearBounds:
-        raise EncodingError(f"A leaf '{self.key}' was relaxed", "leaves end the walk")
-
-    def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
-        raise EncodingError(f"A leaf '{self.key}' was encoded", "no columns bound to it")
+    value = interval = relax = _unbound
+    encode = _unbound  # type: ignore[assignment]
 
     def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         return ()

@@ -15,7 +15,7 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Expressions, add
 from milp_agt.core.graph import Graph, Node, Pulled, Signature, Wanted
 from milp_agt.core.interval import Boxes, Interval
-from milp_agt.core.planes import LinearBounds, Tensors
+from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import (
@@ -144,7 +144,7 @@ class Combine(LinearMap):
             pulled.append(term)
         return tuple(pulled)
 
-    def relax(self, *inputs: Interval) -> LinearBounds:
+    def relax(self, *inputs: Interval) -> LinearPlanes:
         size, offset = self._size([box.magnitude.amax(0) for box in inputs]), None
         if self.constant is not None:
             offset = self.constant.expand(size.shape).unsqueeze(0)

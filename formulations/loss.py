@@ -219,6 +219,10 @@ class LossFunction(ABC):
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         """Loss of each sample, (..., n), from outputs (..., n, outputs) and encoded labels."""
 
+    def plain(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        """The mean over a batch as a user of torch writes it, options included, from encoded labels."""
+        return self.value(prediction, labels).mean()
+
     @abstractmethod
     def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
         """Linear forms of the outputs that decide loss and correctness of each point.

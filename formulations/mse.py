@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
@@ -43,6 +44,9 @@ class MeanSquaredError(LossFunction):
 
     def value(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return ((prediction - labels) ** 2).mean(-1)
+
+    def plain(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        return functional.mse_loss(prediction, labels)
 
     def forms(self, labels: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
         eye = torch.eye(outputs, dtype=torch.float64)

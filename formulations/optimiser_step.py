@@ -9,7 +9,6 @@ from torch import Tensor
 
 from milp_agt.core.expression import Array
 from milp_agt.core.interval import Boxes, Interval
-from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.linear import Combine
 from milp_agt.formulations.linear_map import LinearPlanes, as_array, total
@@ -66,7 +65,7 @@ class OptimiserStep(Combine):
         error = self._size([box.magnitude for box in inputs]) * gamma(24) + TINY
         return Interval(*map(total, zip(*self.ends(inputs), strict=True))).widen(error)
 
-    def relax(self, *inputs: Interval) -> LinearBounds:
+    def relax(self, *inputs: Interval) -> LinearPlanes:
         size = self._size([box.magnitude for box in inputs]).amax(0)
         return LinearPlanes(self, 1, None, None, size)
 

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import milp_agt as agt
-from milp_agt.attacks.corners import corners_of
+from milp_agt.attacks.corners import SingleGains, corners_of
 from milp_agt.attacks.goals import TrainedModels
-from milp_agt.attacks.moves import merged, steepest, stepped
+from milp_agt.attacks.moves import Selector, merged, random_poisoning, steepest, stepped
 from milp_agt.attacks.replay import clipped_mean as clipped_mean
-from milp_agt.attacks.replay import confirm, mean_loss, state_dict_of
+from milp_agt.attacks.replay import confirm, state_dict_of
 from milp_agt.attacks.replay import per_sample_gradients as gradients_in_torch
 from milp_agt.attacks.replay import replay as train_in_torch
-from milp_agt.attacks.selection import Selector, random_poisoning
-from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.interval import bound_propagation
@@ -317,15 +315,8 @@ class Certified:
         loss = result.loss(test, labels)
         if result.models.step_graph.loss.key == "mse":
             return Certified(result, test, labels, loss, None, None, None)
-        return Certified(
-            result,
-            test,
-            labels,
-            loss,
-            result.accuracy(test, labels),
-            result.margins(test, labels),
-            result.stable(test),
-        )
+        asked = result.accuracy(test, labels), result.margins(test, labels), result.stable(test)
+        return Certified(result, test, labels, loss, *asked)
 
 
 def assert_properties(replay: Replay, certified: Certified, state: State) -> None:
@@ -355,13 +346,13 @@ def assert_properties(replay: Replay, certified: Certified, state: State) -> Non
 
 def torch_loss(name: str, outputs: Tensor, encoded: Tensor) -> Tensor:
     """The mean loss as a user of torch writes it, on encoded labels."""
-    return mean_loss(get_loss(name))(outputs, encoded)
+    return get_loss(name).plain(outputs, encoded)
 
 
 def per_sample_gradients(model: nn.Module, loss: str, x: Tensor, y: Tensor) -> State:
     """The gradient of every sample by torch.func, (n, *shape) for each trainable parameter."""
     trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    return gradients_in_torch(copy.deepcopy(model), mean_loss(get_loss(loss)), trained, x, y)
+    return gradients_in_torch(copy.deepcopy(model), get_loss(loss).plain, trained, x, y)
 
 
 def assert_torch_agrees(

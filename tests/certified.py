@@ -14,6 +14,7 @@ import numpy as np
 from attacks import Problem, Replay
 
 from milp_agt import certificates
+from milp_agt.certification.verdicts import judge
 from milp_agt.checker import affine, steps, training
 from milp_agt.checker.boxes import Box
 from milp_agt.checker.files import CLAIM, SEAL, Certificate, Table
@@ -22,7 +23,6 @@ from milp_agt.checker.layers import Problem as Run
 from milp_agt.checker.reading import read
 from milp_agt.checker.statement import Statement
 from milp_agt.runfile.run_file import load_config
-from milp_agt.runfile.verdicts import judge
 
 RUN = """
 [data]

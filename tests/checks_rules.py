@@ -287,7 +287,7 @@ def check_poisoned_sum(
     terms: Interval, budget: int, masks: Masks, pieces: int, rng: np.random.Generator
 ) -> None:
     """Every sum with an admissible set of poisoned samples lies inside; both ends are reached."""
-    total = PoisonedSum(budget, terms.lower.shape[1])
+    total = PoisonedSum((budget,), terms.lower.shape[1])
     n = terms.lower.shape[1]
     for part in np.array_split(np.arange(n), pieces):
         index = torch.from_numpy(part)
@@ -296,8 +296,7 @@ def check_poisoned_sum(
             None if masks.outside is None else masks.outside[index],
         )
         total.add(Interval(terms.lower[:, index], terms.upper[:, index]), cut)
-    inside = 0 if masks.inside is None else int(masks.inside.sum())
-    box, size = total.result(inside)
+    box, size = total.result()
     must = set() if masks.inside is None else set(torch.nonzero(masks.inside).flatten().tolist())
     never = set() if masks.outside is None else set(torch.nonzero(masks.outside).flatten().tolist())
     lowest, highest = np.inf, -np.inf

@@ -104,8 +104,8 @@ INSTANCES: dict[str, list[Instance]] = {
         Instance("dot", Einsum("nd,nd->n"), (per_sample(2), per_sample(2)))],
     "blur": [Instance("blur", RoundingError(_tensor(0.0, 1e-18)), _U)],
     "channel_bias": [
-        Instance("bias-of-images", ChannelBias((1, 2)), (per_sample(2, 1, 2), shared(2))),
-        Instance("bias-of-vectors", ChannelBias(()), (per_sample(2), shared(2))),
+        Instance("bias-of-images", ChannelBias(extents=(1, 2)), (per_sample(2, 1, 2), shared(2))),
+        Instance("bias-of-vectors", ChannelBias(), (per_sample(2), shared(2))),
     ],
     "run_rounding": [
         Instance("rounded", RunRounding(Quadratic(-1.0, 1.0, 0.0), FLOAT32), _U * 2),
@@ -273,7 +273,9 @@ def in_other_orders(op: Operation, points: Sequence[Tensor]) -> Iterator[Tensor]
     if isinstance(op, Affine):
         flipped_op = Affine(op.matrix.flip(1), op.bias)
         yield flipped_op.value(points[0].flip(-1))
-    if isinstance(op, Combine):
+    if isinstance(op, ChannelBias):
+        yield op._aligned(points[1], 1) + points[0]
+    elif isinstance(op, Combine):
         order = list(reversed(range(len(points))))
         turned = Combine(
             tuple(op.scales[j] for j in order),
@@ -282,8 +284,6 @@ def in_other_orders(op: Operation, points: Sequence[Tensor]) -> Iterator[Tensor]
             op.rank,
         )
         yield turned.value(*(points[j] for j in order))
-    if isinstance(op, ChannelBias):
-        yield op._spread(points[1]) + points[0]
     if isinstance(op, (Convolution, Unfold, Gather)):
         matrix = torch.from_numpy(op.sparse().toarray()).to(points[0])
         lead = points[0].shape[: points[0].dim() - len(op.shapes[0])]

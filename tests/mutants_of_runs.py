@@ -17,7 +17,7 @@ from whole_runs import problem as exchanged
 
 import milp_agt as agt
 from milp_agt.attacks import Search
-from milp_agt.bounds.adversary import joint, two_budgets, worst_case
+from milp_agt.bounds.adversary import joint, worst_case
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import window_bounds
 from milp_agt.bounds.zonotope import engine, rows, sums, total_norm, transformer
@@ -103,7 +103,7 @@ TWO_BUDGETS = [
         for budgets in ((1, 1), (2, 1))
         for name, room, check in (
             ("worst case", worst_case, _given(budgets)),
-            ("sum", two_budgets, lambda seed, b=budgets: check_sum(seed, b, UNRESTRICTED)),
+            ("sum", joint, lambda seed, b=budgets: check_sum(seed, b, UNRESTRICTED)),
         )
     ),
     *(

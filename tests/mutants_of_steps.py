@@ -58,8 +58,8 @@ def _leaves(what: str) -> Check:
 
 
 def _narrow_sum(honest: Any) -> Any:
-    def result(total: PoisonedSum, inside: int = 0) -> Any:
-        box, size = honest(total, inside)
+    def result(total: PoisonedSum) -> Any:
+        box, size = honest(total)
         return shrunk(box), size
 
     return result

@@ -11,8 +11,8 @@ from attacks import Problem, network
 from torch import Tensor
 
 import milp_agt as agt
+from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
 from milp_agt.bounds.adversary.model import OnMoves
-from milp_agt.bounds.adversary.two_budgets import SeparateSum
 from milp_agt.bounds.adversary.worst_case import open_worst_case
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import Interval
@@ -45,15 +45,11 @@ def check_sum(seed: int, budgets: tuple[int, int], restriction: Restriction) -> 
     middle = rng.normal(size=(1, count, 2))
     radius = rng.random((4, count, 2)) * np.array([0.1, 0.5, 0.5, 1.0])[:, None, None]
     lower, upper = torch.from_numpy(middle - radius), torch.from_numpy(middle + radius)
-    summed = SeparateSum(budgets)
+    summed = PoisonedSum(budgets, count)
     index = torch.arange(count)
-    inside, outside = (
-        torch.isin(index, torch.tensor(sorted(chosen))) if chosen else None
-        for chosen in (restriction.inside, restriction.outside)
-    )
     for part in index.split(3):
-        masks = (None if m is None else m[part] for m in (inside, outside))
-        summed.add(Interval(lower[:, part], upper[:, part]), *masks)
+        masks = Masks.of(restriction, part)
+        summed.add(Interval(lower[:, part], upper[:, part]), masks)
     box, size = summed.result()
     assert bool((size >= torch.maximum(upper, -lower).amax(0).sum(0)).all())
     reached = []

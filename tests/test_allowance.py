@@ -250,10 +250,12 @@ def test_a_long_run_is_predicted_before_its_first_step(
     run(relaxation="linear")
     assert not caplog.messages
     monkeypatch.setattr("milp_agt.certification.certify.TOLD_FROM", 0.0)
-    run(relaxation="linear")
-    (line,) = caplog.messages
-    for part in ("predicted: about", "by 'linear' over a window of", "Less time: a shorter window"):
-        assert part in line
+    for level in ("linear", "zonotope"):
+        caplog.clear()
+        run(relaxation=level)
+        (line,) = caplog.messages
+        for part in ("predicted: about", f"by '{level}' over a window of", "Less time: a shorter"):
+            assert part in line
 
 
 def test_intervals_that_do_not_end_in_time_end(clock: list[float]) -> None:

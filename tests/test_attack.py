@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from attacks import network
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
+from test_attack_search import attacked
 from torch import Tensor
 
 import milp_agt as agt
+from milp_agt import attacks
+from milp_agt.attacks import Search
+from milp_agt.attacks.packed import Packed
+from milp_agt.attacks.unrolled import Unrolled
+from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.threats.poison import Poison
-
-Made = Callable[[Tensor, Tensor], Poison]
 
 
 def bound(threat: object, loss: str, outputs: int, seed: int, count: int = 5) -> Poison:
@@ -78,3 +85,38 @@ def test_projection_is_the_nearest_admissible_point(kind: str, seed: int) -> Non
     fixed = poison.project(*near)
     assert torch.equal(fixed[0], near[0])
     assert torch.equal(fixed[1], near[1])
+
+
+def test_a_threat_without_moves_is_refused() -> None:
+    class Nameless:
+        budget = 1
+
+        def bind(self, features: Tensor, labels: Tensor, loss: Any) -> Poison:
+            everyone = torch.ones(len(features), dtype=torch.bool)
+            return Poison(features, labels, everyone, 1, static=True, per_batch=False)
+
+        def describe(self) -> str:
+            return "anything"
+
+    with refused("attack needs moves", "whole samples", "certify", kind=UnsupportedOperationError):
+        attacked(Nameless())
+
+
+def test_a_run_that_is_best_for_many_ends_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data are as large as the data set: a copy for each of thousands of ends takes longer than it."""
+    unpatched, packed = Packed.of, list[int]()
+
+    def counted(data: Any, unrolled: Unrolled) -> Packed:
+        packed.append(len(data))
+        return unpatched(data, unrolled)
+
+    monkeypatch.setattr(Packed, "of", staticmethod(counted))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 2)), np.arange(12) % 2
+    training = agt.Training(loss="bce", learning_rate=0.3, epochs=2)
+    threat = agt.FeaturePoisoning(budget=1, radius=0.3)
+    search = Search(pool=4, corners=0, restarts=0, rounds=0)
+    found = attacks.attack(network((2, 6, 1), seed=1), (x, y), training, threat, search=search)
+    assert found.mean_width > 0.0
+    assert len(found.widths) == 25
+    assert max(packed) <= 2  # of 50 ends

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attacks import Problem, assert_inside, mean_loss, network
+from attacks import Problem, assert_inside, network
 from pairs import every_pair
 from refusals import refused
 from run_texts import run_text
@@ -21,9 +21,9 @@ from whole import Trainer, subsets
 
 import milp_agt as agt
 from milp_agt.attacks import Accuracy, Loss, Search
+from milp_agt.attacks.moves import Selector, random_poisoning
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.replay import confirm, replay
-from milp_agt.attacks.selection import Selector, random_poisoning
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.cli import main
 from milp_agt.errors import InvalidThreatModelError
@@ -152,7 +152,7 @@ def test_objectives_reach_the_worst_removal(objective: str) -> None:
         worst = ((out[..., 0] > 0) == labels.bool()).double().mean(1).min()
         aim: Any = Accuracy(test, labels)
     else:
-        loss = mean_loss(get_loss("bce"))
+        loss = get_loss("bce").plain
         worst = torch.stack([loss(f, labels[:, None].double()) for f in out]).max()
         aim = Loss(test, labels)
     assert attacked(case, objective=aim).value == pytest.approx(float(worst), rel=1e-12)

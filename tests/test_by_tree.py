@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from attacks import Replay
 from problems import problem, tiny
+from stand_ins import cluster, die, threads
 from torch import nn
 
 import milp_agt as agt
@@ -201,7 +201,6 @@ def assert_same(found: Decided, alone: Decided, cover: Cover) -> None:
 def test_workers_share_selections_and_a_dead_one_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    joblib = pytest.importorskip("joblib", reason="joblib is not installed")
     cover, goal = searches()
     alone = shared.searched(cover, goal, Limits(), 1)
     honest, deaths = shared._alone, [1]
@@ -213,7 +212,7 @@ def test_workers_share_selections_and_a_dead_one_loses_nothing(
         return honest(*given)
 
     monkeypatch.setattr(shared, "_alone", dies)
-    with joblib.parallel_config(backend="threading"):
+    with threads():
         assert_same(shared.searched(cover, goal, Limits(), 2), alone, cover)
         assert deaths == [0]
         deaths[0] = 99
@@ -229,35 +228,20 @@ def test_workers_share_selections_and_a_dead_one_loses_nothing(
 class Deadly(Ends):
     """A goal that kills the first process that asks for it."""
 
-    file: str
+    folder: str
 
     def bounded(self, *given: Any) -> Any:
-        if not Path(self.file).exists():
-            Path(self.file).touch()
-            os._exit(1)
+        die(self.folder)
         return super().bounded(*given)
 
 
 @pytest.mark.slow
 def test_a_worker_of_a_cluster_is_killed_and_nothing_is_lost(tmp_path: Path) -> None:
-    joblib = pytest.importorskip("joblib", reason="joblib is not installed")
-    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
     cover, goal = searches()
     alone = shared.searched(cover, goal, Limits(), 1)
-    deadly = Deadly(**vars(goal), file=str(tmp_path / "dead"))
-    with (
-        distributed.LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=None,
-            processes=True,
-        ) as cluster,
-        distributed.Client(cluster),
-        joblib.parallel_config(backend="dask"),
-    ):
-        found = shared.searched(cover, deadly, Limits(), 2)
-    assert Path(deadly.file).exists()
+    with cluster():
+        found = shared.searched(cover, Deadly(**vars(goal), folder=str(tmp_path)), Limits(), 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
     assert_same(found, alone, cover)
 
 

@@ -186,20 +186,6 @@ def test_grouping_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) ->
         assert np.allclose([one.lower, one.upper], [other.lower, other.upper], rtol=1e-9)
 
 
-def test_budget_one_against_runs_with_the_sample_fixed() -> None:
-    """Shared slopes cost little: within 2 % of the union of runs that know the sample."""
-    case = problem(agt.FeaturePoisoning(1, 0.02), epochs=6)
-    whole = case.certify(selections="enumerated")[0].reachable
-    runs = [
-        replace(case, threat=agt.FeaturePoisoning(1, 0.02, samples=(i,))).certify()[0].reachable
-        for i in range(6)
-    ]
-    low = {n: np.min([r.lower[n] for r in runs], axis=0) for n in whole.trainable}
-    high = {n: np.max([r.upper[n] for r in runs], axis=0) for n in whole.trainable}
-    union = np.concatenate([(high[n] - low[n]).ravel() for n in whole.trainable])
-    assert whole.mean_width <= 1.02 * union.mean()
-
-
 @pytest.mark.parametrize("what", ["radius", "perturbation", "labels"])
 def test_mutants_are_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound that is 1 % too tight lets an attack out."""

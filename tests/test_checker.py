@@ -13,11 +13,12 @@ import pytest
 import torch
 from certified import SHARES, certified, statement_in
 from recorded_script import Script, X, Y
-from test_record import RUN_FILE
+from test_record_files import RUN_FILE
 from torch import nn
 
 import milp_agt as agt
 from milp_agt import certificates, checker
+from milp_agt.certification.verdicts import judge
 from milp_agt.checker import training
 from milp_agt.checker.__main__ import main
 from milp_agt.checker.check import Outcome, check
@@ -25,7 +26,6 @@ from milp_agt.checker.proof import all_choices, reached
 from milp_agt.errors import InvalidInputError
 from milp_agt.reports import coverage
 from milp_agt.runfile.run_file import load_config
-from milp_agt.runfile.verdicts import judge
 from milp_agt.training.training import Training
 
 LABELS = 'kind = "labels"\nbudget = {budget}'
@@ -62,7 +62,7 @@ RUNS = {
         "properties": "",
     },
     "removed, side by side": {
-        "threat": 'kind = "removal"\nbudget = 2\nsamples = [3, 29, 20, 19]',
+        "threat": 'kind = "removal"\nbudget = 2\nsamples = [3, 29, 20]',
         "epochs": 2,
         "relaxation": "linear",
         "properties": "",

@@ -125,11 +125,10 @@ RESUMED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, name: str) -> None:
-    uncut = certify(None, **RESUMED[name])
-    for stop in (1, 4):
-        folder = tmp_path / str(stop)
-        cut_off(folder, stop, **RESUMED[name])
-        same(certify(folder, **RESUMED[name]), uncut)
+    """After its first step, or in the middle."""
+    stop = 1 if list(RESUMED).index(name) % 2 else 4
+    cut_off(tmp_path, stop, **RESUMED[name])
+    same(certify(tmp_path, **RESUMED[name]), certify(None, **RESUMED[name]))
 
 
 def test_a_run_may_be_cut_off_at_every_step(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from run_texts import certified, document, run_text, write_run
 
+from milp_agt.certification.verdicts import decide
 from milp_agt.cli import _parser, main
 from milp_agt.cli.common import EXIT_CODES
 from milp_agt.reports.result_folder import ResultFolder
-from milp_agt.runfile.verdicts import decide
 
 RUN = run_text(
     model={"layers": [2, 3, 2]},

@@ -20,7 +20,7 @@ import milp_agt as agt
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.graph import Graph, evaluate
 from milp_agt.core.interval import Interval
-from milp_agt.errors import InvalidInputError, UnsupportedOperationError
+from milp_agt.errors import UnsupportedOperationError
 from milp_agt.formulations import clip
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.clip_factor import ClipFactor, Shorten
@@ -366,22 +366,3 @@ def test_a_clamp_one_per_cent_too_tight_is_caught(relaxation: str, monkeypatch) 
     _, boxes = case.certify(relaxation=relaxation)
     monkeypatch.undo()
     assert caught(case, boxes, test, labels)
-
-
-# ---------------------------------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, True, 1e-200, "0.5"])
-def test_bad_bounds_are_refused(value: object) -> None:
-    with pytest.raises(InvalidInputError, match=r"clip to be a number >.*What to do: change clip"):
-        Training(loss="bce", clip=value)
-
-
-def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match=r"clip_mode to be 'norm' or 'clamp'.*'value'"):
-        Training(loss="bce", clip=1.0, clip_mode="value")
-
-
-def test_a_mode_without_a_bound_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match=r"clip_mode = 'clamp'.*clip = None.*clip="):
-        Training(loss="bce", clip_mode="clamp")

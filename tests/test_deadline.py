@@ -101,7 +101,8 @@ def test_late_questions_hold_and_walk_no_more(monkeypatch: pytest.MonkeyPatch) -
 def test_a_question_has_a_time_of_its_own(relaxation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Late ones solve nothing, search nothing and hold; solvers are told what is left to the others."""
     result, asked = run(relaxation, radius=0.5), list[float | None]()
-    plain = [result.accuracy(X, Y), result.loss(X, Y)]
+    x, y = X[:20], Y[:20]
+    plain = [result.accuracy(x, y), result.loss(x, y)]
     solve = state_bounds._solve
 
     def solved(*given: Any) -> Any:
@@ -111,14 +112,14 @@ def test_a_question_has_a_time_of_its_own(relaxation: str, monkeypatch: pytest.M
     monkeypatch.setattr(state_bounds, "_solve", solved)
     late, rich = result.within(0.0), result.within(1e6)
     assert late.functional({"0.bias": [1.0, 0.0]})[0].limit_reached
-    for own, loose in zip(plain, (late.accuracy(X, Y), late.loss(X, Y)), strict=True):
+    for own, loose in zip(plain, (late.accuracy(x, y), late.loss(x, y)), strict=True):
         assert loose.lower <= own.lower <= own.upper <= loose.upper
         assert not own.limit_reached
     assert loose.limit_reached
     assert loose.reached is None
     assert not asked
     assert not rich.functional({"0.bias": [1.0, 0.0]})[0].limit_reached
-    for own, same in zip(plain, (rich.accuracy(X, Y), rich.loss(X, Y)), strict=True):
+    for own, same in zip(plain, (rich.accuracy(x, y), rich.loss(x, y)), strict=True):
         assert (own.lower, own.upper, own.limit_reached) == (same.lower, same.upper, False)
     if relaxation == "lp":
         assert asked

@@ -19,14 +19,11 @@ from checks_encoding import (
     encode_step,
 )
 from checks_steps import StepCase, mlp, small_data, step_case
-from draws import MODERATE, TOL, all_instances, make_boxes, univariate_instances
+from draws import MODERATE, all_instances, make_boxes, univariate_instances
 from instances import Instance
 
 import milp_agt as agt
 from milp_agt.bounds import program
-from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.interval import bound_propagation
-from milp_agt.bounds.linear import window_bounds
 from milp_agt.core.encoder import Encoder, SelectionColumns
 from milp_agt.core.expression import Expression, add
 from milp_agt.core.interval import Interval
@@ -169,15 +166,6 @@ def test_without_selection_the_worst_offset_counts() -> None:
     assert built.violation(np.array([-3.1])) > 0.05
 
 
-def test_relu_and_step_share_one_phase() -> None:
-    encoder = Encoder(exact_phases=True)
-    box = Interval(_point([[-1.0, 1.0, -2.0]]), _point([[1.0, 2.0, 3.0]]))
-    z = encoder.columns(box.lower[0].numpy(), box.upper[0].numpy())
-    Relu().encode(encoder, (z,), (box,))
-    Heaviside().encode(encoder, (z,), (box,))
-    assert encoder.finish().size["integers"] == 2
-
-
 def test_the_closure_admits_both_phases_at_the_kink() -> None:
     encoder = Encoder(exact_phases=True)
     box = Interval(_point([[-1.0]]), _point([[1.0]]))
@@ -285,37 +273,6 @@ def test_runs_without_budget_are_no_points() -> None:
     x = case.step.poison.features.clone()
     x[:2] += 0.1
     assert encoded.watched.is_feasible(encoded.values(state, None, x, case.step.poison.labels))
-
-
-@pytest.mark.parametrize(
-    "name", ["bce-features", "bce-labels", "mse-targets", "ce-3-both", "hinge"]
-)
-def test_solved_bounds_are_nested_and_hold_runs(name: str) -> None:
-    """runs within milp within lp, lp within the linear bounds of the slopes that it contains."""
-    case = _case(name, width=0.02)
-    args = case.step_graph, case.schedule, [case.relaxed], case.poison
-    walked = window_bounds.bound_state(*args[1:3], Joint(case.poison), chunk=64)
-    # A vacuous box to start from, so that the programs prove all there is.
-    wide = {n: Interval(b.lower - 10.0, b.upper + 10.0) for n, b in walked.items()}
-    solver = program.SolveOptions(get_solver("highs"), Limits(gap=1e-9))
-    found = {
-        exact: program.bound_state(program.Window(*args, exact).program(), wide, solver)[0]
-        for exact in (False, True)
-    }
-    rng = np.random.default_rng(2)
-    states = case.states(200, rng)
-    after = case.after(states, *case.attacks(200, 3, corners=True))
-    for entry, linear_box in walked.items():
-        lp, milp = found[False][entry], found[True][entry]
-        slack = TOL.support * (1.0 + linear_box.magnitude)
-        assert bool((lp.lower >= linear_box.lower - slack).all()), entry
-        assert bool((lp.upper <= linear_box.upper + slack).all()), entry
-        assert bool((milp.lower >= lp.lower - slack).all())
-        assert bool((milp.upper <= lp.upper + slack).all())
-        assert milp.contains(after[entry])
-    inside = bound_propagation.update(case.step_graph, case.state, case.relaxed.ranges, case.step)
-    for entry, box in found[True].items():
-        box.meet(inside[entry])
 
 
 # Columns, rows, integer columns, bilinear terms of miqp.

@@ -3,8 +3,9 @@ search inside; so is relu as a product, and trees keep runs on the boundary."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -92,18 +93,23 @@ class Tiny:
             n = len(x)
             dw, db = back.T @ x / n, back.sum(0) / n
             dv, dc = delta @ h / n, delta.sum() / n
-            w, b, v, c = (
-                w - self.rate * dw,
-                b - self.rate * db,
-                v - self.rate * dv,
-                c - self.rate * dc,
-            )
+            w, b = w - self.rate * dw, b - self.rate * db
+            v, c = v - self.rate * dv, c - self.rate * dc
         final = torch.cat([w.flatten(), b, v.flatten(), c.flatten()])
         return final, found, torch.cat([s.flatten() for s in slack])
 
     def reach(self, value: Callable[[Tensor], Tensor]) -> float:
         """The least value of a function of the final parameters over all poisonings of one sample."""
-        return min(self._search(i, phases, e, value) for i, phases, e in self._cells())
+        return min(self._search(i, phases, e, value) for i, phases, e in self._cells)
+
+    @functools.cached_property
+    def ends(self) -> list[tuple[float, float]]:
+        """The least and the largest value of every final parameter."""
+        count = sum(part.numel() for part in self.start)
+        return [
+            (self.reach(lambda final, j=j: final[j]), -self.reach(lambda final, j=j: -final[j]))
+            for j in range(count)
+        ]
 
     def predict(self, final: Tensor, at: float) -> Tensor:
         """The output of the model with these parameters."""
@@ -111,9 +117,11 @@ class Tiny:
         w, b, v, c = final.split([hidden, hidden, hidden, 1])
         return (v * torch.relu(w * at + b)).sum() + c[0]
 
-    def _cells(self) -> Iterator[tuple[int, list[Tensor], float]]:
+    @functools.cached_property
+    def _cells(self) -> list[tuple[int, list[Tensor], float]]:
         """Every sample with every pattern of phases of a grid of moves, and of a bisection between
         neighbours that differ: closed cells hold the limits from both sides of every kink."""
+        cells = []
         for sample in range(len(self.x)):
             seen: dict[tuple[float, ...], tuple[list[Tensor], float]] = {}
 
@@ -131,7 +139,8 @@ class Tiny:
                     middle = 0.5 * (a + b)
                     key = look(middle)
                     open_cells += [(a, middle, left, key), (middle, b, key, right)]
-            yield from ((sample, phases, e) for phases, e in seen.values())
+            cells += [(sample, phases, e) for phases, e in seen.values()]
+        return cells
 
     def _moved(self, sample: int, e: Tensor) -> Tensor:
         unit = torch.zeros_like(self.x)
@@ -159,15 +168,14 @@ class Tiny:
             constraints={"type": "ineq", "fun": slack},
             options={"ftol": 1e-14, "maxiter": 200},
         )
-        good, at = (
-            np.array([e]),
-            found.x,
-        )  # which may be beyond a kink by the tolerance of the search
+        # What was found may be beyond a kink by the tolerance of the search.
+        good, at = np.array([e]), found.x
         for _ in range(60):
             good, at = (at, found.x) if slack(at).min() >= 0.0 else (good, 0.5 * (good + at))
         return min(value(np.array([e]))[0], value(good)[0])
 
 
+@functools.cache
 def tiny(loss: str, steps: int) -> Tiny:
     x = torch.tensor([[0.4], [-0.7], [1.1]], dtype=torch.float64)
     y = torch.tensor([1.0, 0.0, 1.0] if loss == "hinge" else [0.8, -0.3, 0.2], dtype=torch.float64)
@@ -217,9 +225,7 @@ def test_miqp_over_the_run_is_what_brute_force_finds(solver: str, loss: str, ste
     assert 1 <= ambiguous <= 10 * steps
     low = torch.cat([found[n].lower.flatten() for n in models.step_graph.parameters])
     high = torch.cat([found[n].upper.flatten() for n in models.step_graph.parameters])
-    for entry in range(len(low)):
-        least = case.reach(lambda final, j=entry: final[j])
-        most = -case.reach(lambda final, j=entry: -final[j])
+    for entry, (least, most) in enumerate(case.ends):
         assert low[entry] <= least
         assert most <= high[entry]
         assert least - low[entry] <= EQUAL
@@ -244,8 +250,7 @@ def test_a_tree_over_cells_is_what_brute_force_finds(loss: str, steps: int) -> N
     found = searched(tree.cells, goal, SearchLimits(nodes=2000), 1)
     assert not found.limited
     for row, entry in enumerate(entries):
-        for end, sign in ((row, 1.0), (row + 3, -1.0)):
-            least = case.reach(lambda final, j=entry, s=sign: s * final[j])
+        for end, least in ((row, case.ends[entry][0]), (row + 3, -case.ends[entry][1])):
             assert 0.0 <= least - found.bounds.lower[end, 0] <= EQUAL * max(1.0, abs(least))
 
 

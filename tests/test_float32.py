@@ -31,7 +31,7 @@ from milp_agt.bounds.adversary.enumerated import count_cases
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
 DRAWN = settings(max_examples=24, deadline=None, derandomize=True)
-FEW = settings(max_examples=5, deadline=None, derandomize=True)
+FEW = settings(max_examples=3, deadline=None, derandomize=True)
 FLOAT32 = {"precision": "float32"}
 
 

@@ -112,23 +112,6 @@ def test_runs_on_frozen_features(name: str, static: bool, relaxation: str) -> No
     assert any("frozen layers" in note for note in result.notes)
 
 
-@pytest.mark.parametrize("relaxation", ["lp", "milp"])
-def test_programs_on_frozen_features(relaxation: str) -> None:
-    model = nn.Sequential(
-        nn.Conv2d(1, 1, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 1)
-    ).double()
-    model[0].requires_grad_(False)
-    case = Problem(
-        model,
-        images(3, 1, 3, 3),
-        torch.arange(3) % 2,
-        Training(loss="bce", learning_rate=0.3, epochs=2),
-        agt.FeaturePoisoning(1, 0.1),
-    )
-    test = images(2, 1, 3, 3, seed=5), torch.arange(2)
-    assert_sound(case, *test, relaxation=relaxation, attacks=16)
-
-
 def test_attacks_go_through_the_frozen_layers() -> None:
     result = agt.certify(
         network(body_of("max"), outputs=2, freeze=True),

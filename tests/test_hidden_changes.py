@@ -82,21 +82,6 @@ def test_hooks_of_the_model(kind: str) -> None:
     assert "remove()" in error.remedy
 
 
-def test_the_run_with_a_gradient_hook_is_another_run() -> None:
-    """Why hooks are refused: the user's own clean run lies outside the set of the plain one."""
-    result = certify(net())
-    model = with_hook(lambda m: [p.register_hook(clamp) for p in m.parameters()])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    for _ in range(2):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(torch.from_numpy(X)), torch.from_numpy(Y)).backward()
-        optimizer.step()
-    own = {name: value.detach().numpy() for name, value in model.named_parameters()}
-    box = result.reachable
-    assert any(((v < box.lower[n]) | (v > box.upper[n])).any() for n, v in own.items())
-    refused(model)
-
-
 GLOBAL: dict[str, Any] = {
     "forward": everywhere.register_module_forward_hook,
     "forward pre": everywhere.register_module_forward_pre_hook,

@@ -179,11 +179,6 @@ def test_an_infinite_initial_box_proves_nothing(relaxation) -> None:
     assert result.accuracy(X, Y).lower == 0.0
 
 
-def test_recorded_batches_of_different_sizes_are_fine() -> None:
-    result = certify(training={"batches": [[0, 1, 2], [3]]})
-    assert [record.batch for record in result.steps] == [3, 1]
-
-
 THREATS: dict[str, Callable[[], Any]] = {
     **{
         f"budget {b!r}": (lambda b=b: agt.FeaturePoisoning(b, 0.1))
@@ -230,11 +225,6 @@ def test_unsupported(options) -> None:
     with refused(kind=UnsupportedOperationError) as caught:
         certify(**options)
     assert isinstance(caught.value, NotImplementedError)
-
-
-def test_an_unknown_layer_is_named_with_what_is_supported() -> None:
-    with pytest.raises(UnsupportedOperationError, match=r"Mish.*LeakyReLU.*Tanh"):
-        certify(**UNSUPPORTED["a layer"])
 
 
 @pytest.mark.parametrize("name", ["cplex", "highs:x", "cvxpy:none"])

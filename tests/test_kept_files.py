@@ -79,7 +79,7 @@ def readable(folder: Path) -> int:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(run: Path, start: Callable[[list[str]], Any], kills: int) -> None:
     """No file is ever half written, no finished step is lost, and the end is the same to the last bit."""
     seed = random.randrange(2**32)

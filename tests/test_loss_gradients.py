@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from draws import TOL
 from instances import Long
 
 from milp_agt.core.graph import Graph
@@ -70,39 +69,3 @@ def test_softmax_box_is_exact(classes: int, kind: str) -> None:
     assert (upper >= values.max(0).astype(np.float64)).all()
     assert (lower >= values.min(0) - allowed).all()
     assert (upper <= values.max(0) + allowed).all()
-
-
-@pytest.mark.parametrize("classes", [2, 3, 5])
-def test_softmax_formula(classes: int) -> None:
-    """``p_j = 1 / (1 + sum_{k != j} exp(f_k - f_j))``; the gradient is ``softmax(f) - onehot(y)``."""
-    from milp_agt.core.graph import evaluate
-
-    rng = np.random.default_rng(0)
-    f = torch.from_numpy(rng.normal(size=(6, classes)) * 5)
-    labels = torch.from_numpy(rng.integers(0, classes, 6))
-    y = get_loss("cross_entropy").encode(labels, classes)
-    graph, name = _gradient_graph("cross_entropy", classes, classes)
-    found = evaluate(graph, {"f": f, "y": y})[name]
-    by_formula = torch.stack(
-        [1 / sum(torch.exp(f[:, k] - f[:, j]) for k in range(classes)) for j in range(classes)], -1
-    )
-    assert torch.allclose(found, by_formula - y, atol=TOL.torch)
-
-
-def test_gradients_of_the_other_losses_are_the_formulas() -> None:
-    from milp_agt.core.graph import evaluate
-
-    f = torch.linspace(-3, 3, 13, dtype=torch.float64).reshape(-1, 1)
-    y = (torch.arange(13) % 2).double().reshape(-1, 1)
-    sign = 2 * y - 1
-    expected = {
-        "bce": torch.sigmoid(f) - y,
-        "hinge": -sign * (1 - sign * f > 0).double(),
-        "mse": 2 * (f - y),
-    }
-    for loss, gradient in expected.items():
-        graph, name = _gradient_graph(loss, 1, 1)
-        assert torch.allclose(evaluate(graph, {"f": f, "y": y})[name], gradient, atol=1e-15)
-    graph, name = _gradient_graph("mse", 3, 3)
-    f, y = f[:12].reshape(4, 3), y[:12].reshape(4, 3)
-    assert torch.allclose(evaluate(graph, {"f": f, "y": y})[name], 2 * (f - y) / 3)

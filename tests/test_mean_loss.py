@@ -246,7 +246,10 @@ def test_a_sum_one_percent_too_tight_is_caught(monkeypatch: pytest.MonkeyPatch) 
         test_the_mean_of_every_reached_model_is_inside("one flip", "enumerated")
 
 
-@pytest.mark.parametrize(("selections", "at_once"), [("joint", 128), ("enumerated", 2)])
+@pytest.mark.parametrize(
+    ("selections", "at_once"),
+    [("joint", 2), pytest.param("enumerated", 128, marks=pytest.mark.slow)],
+)
 def test_the_mean_is_an_objective_of_programs(
     selections: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,11 +22,6 @@ def test_the_model_is_copied() -> None:
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
 
 
-def test_float32_models_are_converted() -> None:
-    step_graph = trace(mlp(2, 3, 1).float(), "bce", (2,))
-    assert all(v.dtype == torch.float64 for v in step_graph.initial.values())
-
-
 class Doubled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 2.0 * x
@@ -72,43 +67,13 @@ def test_subclasses_with_a_forward_of_their_own_are_traced(model: nn.Module) -> 
     assert torch.allclose(values[step_graph.output], model.double()(2.0 * x), rtol=1e-14)
 
 
-@pytest.mark.parametrize("kind", ["forward", "pre"])
-def test_layers_with_hooks_are_refused(kind: str) -> None:
-    model = mlp(2, 3, 1)
-    if kind == "forward":
-        model[0].register_forward_hook(lambda module, args, out: 2.0 * out)
-    else:
-        model[2].register_forward_pre_hook(lambda module, args: (2.0 * args[0],))
-    with pytest.raises(UnsupportedOperationError, match="hook"):
-        trace(model, "bce", (2,))
-
-
 def test_supported_layers() -> None:
-    assert set(supported_layers()) == {
-        "AdaptiveAvgPool2d",
-        "AvgPool2d",
-        "BatchNorm1d",
-        "BatchNorm2d",
-        "Conv2d",
-        "Dropout",
-        "Dropout1d",
-        "Dropout2d",
-        "ELU",
-        "Flatten",
-        "GELU",
-        "Hardtanh",
-        "Identity",
-        "LeakyReLU",
-        "Linear",
-        "MaxPool2d",
-        "ReLU",
-        "ReLU6",
-        "Sequential",
-        "SiLU",
-        "Sigmoid",
-        "Softplus",
-        "Tanh",
-    }
+    layers = """
+        AdaptiveAvgPool2d AvgPool2d BatchNorm1d BatchNorm2d Conv2d Dropout Dropout1d
+        Dropout2d ELU Flatten GELU Hardtanh Identity LeakyReLU Linear MaxPool2d ReLU
+        ReLU6 Sequential SiLU Sigmoid Softplus Tanh
+    """
+    assert set(supported_layers()) == set(layers.split())
 
 
 def test_unsupported_losses_are_refused_with_the_list() -> None:

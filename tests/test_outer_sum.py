@@ -64,9 +64,9 @@ def test_the_box_is_that_of_single_products(
     monkeypatch.setattr(outer_sum, "AT_ONCE", 2 * SAMPLES if held == 500 else 2**16)
     a, b, masks = _operand(P, 1), _operand(Q, 2), _masks(restricted)
     inside = 0 if masks.inside is None else int(masks.inside.sum())
-    known = PoisonedSum(budget + inside, SAMPLES)
+    known = PoisonedSum((budget + inside,), SAMPLES)
     known.add(PRODUCT.interval(a, b), masks)
-    whole, size = known.result(inside)
+    whole, size = known.result()
     for pieces in (1, 7):
         box, found = _total(a, b, budget, masks, pieces).result()
         for ends, expected in ((box.lower, whole.lower), (box.upper, whole.upper), (found, size)):
@@ -77,7 +77,7 @@ def test_operands_with_one_state_and_without_an_axis() -> None:
     a, b = _operand(1, 3, states=1), _operand(Q, 4)
     flat = Interval(a.lower[..., 0], a.upper[..., 0])
     box, _ = _total(flat, b, 5, Masks(), 2).result()
-    known = PoisonedSum(5, SAMPLES)
+    known = PoisonedSum((5,), SAMPLES)
     known.add(Einsum("n,nd->nd").interval(flat, b), Masks())
     assert box.lower.shape == (1, Q)
     assert torch.allclose(box.lower, known.result()[0].lower, rtol=1e-11, atol=1e-11)

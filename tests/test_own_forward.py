@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from attacks import Problem, Replay, assert_sound
+from attacks import Problem, assert_sound
 from own_models import OWN, Nested, Residual, Scaled, own
 from problems import data, problem, threat
 from refusals import refused
@@ -46,7 +46,9 @@ def test_new_activations_are_sound(name: str, relaxation: str) -> None:
     assert_sound(case, test, labels, relaxation=relaxation)
 
 
-@pytest.mark.parametrize("name", ["gelu", "elu-0.5", "hardtanh"])
+@pytest.mark.parametrize(
+    "name", ["gelu", *(pytest.param(n, marks=pytest.mark.slow) for n in ("elu-0.5", "hardtanh"))]
+)
 def test_new_activations_are_sound_by_other_bounds(name: str) -> None:
     case, test, labels = problem(
         "bce", "features", {"epochs": 2}, (2,), ACTIVATIONS[name], count=3, budget=1, radius=0.05
@@ -79,31 +81,6 @@ def test_own_forwards_are_sound(kind: type[nn.Module], relaxation: str) -> None:
     run = Training(loss="bce", learning_rate=0.3, epochs=3)
     case = Problem(own(kind), x, y, run, threat("both", "bce", radius=0.03))
     assert_sound(case, test, labels, relaxation=relaxation)
-
-
-@pytest.mark.parametrize("kind", OWN)
-def test_a_users_own_loop_on_poisoned_data_stays_inside(kind: type[nn.Module]) -> None:
-    """Trained by torch.optim.SGD through the model itself, no graph in between."""
-    x, y, _, _ = data("bce")
-    run = Training(loss="bce", learning_rate=0.3, epochs=4, momentum=0.5)
-    case = Problem(own(kind), x, y, run, agt.FeaturePoisoning(2, 0.05))
-    result, _ = case.certify(relaxation="linear")
-    replay = Replay(case)
-    for seed in range(6):
-        generator = torch.Generator().manual_seed(seed)
-        attack = replay.random(8, generator, corners=bool(seed % 2))
-        for row in range(8):
-            model = copy.deepcopy(case.model)
-            optimiser = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
-            for t in range(4):
-                optimiser.zero_grad()
-                poisoned = attack.features[t][row]
-                loss = functional.binary_cross_entropy_with_logits(
-                    model(poisoned)[:, 0], y.double()
-                )
-                loss.backward()
-                optimiser.step()
-            assert result.reachable.contains(model.state_dict())
 
 
 @pytest.mark.parametrize("kind", OWN)
@@ -256,7 +233,9 @@ def test_parameters_that_the_forward_does_not_read_are_named() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize(
+    "kind", [Residual, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OWN[1:])]
+)
 def test_own_forwards_are_sound_by_other_bounds(kind: type[nn.Module]) -> None:
     x, y, test, labels = data("bce", count=2)
     model, run = own(kind), Training(loss="bce", learning_rate=0.2, epochs=2)

@@ -67,7 +67,7 @@ def test_no_attack_leaves_a_run_with_momentum() -> None:
     assert_sound(problem, test, labels, relaxation="linear", window=2)
 
 
-@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("window", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_past_only_tightens_and_every_step_of_it_counts(
     window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,6 @@ from test_config import GOOD, build
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.errors import InvalidInputError
 from milp_agt.training.training import Training
 
 BOX = (-0.5, 0.4)
@@ -155,7 +154,7 @@ def test_a_killed_run_goes_on_with_its_projection(tmp_path: Any) -> None:
         assert np.array_equal(resumed.reachable.lower[name], low)
 
 
-# ------------------------------------------------------------------------------ run files, errors
+# ------------------------------------------------------------------------------ run files
 
 
 def test_both_arrive_from_a_run_file(tmp_path: Any) -> None:
@@ -164,15 +163,3 @@ def test_both_arrive_from_a_run_file(tmp_path: Any) -> None:
     assert (run.l1, tuple(run.projection)) == (0.01, (-1.0, 2.5))
     (rule,) = run.update_rules(1)
     assert (rule.l1, rule.projection) == (0.01, (-1.0, 2.5))
-
-
-@pytest.mark.parametrize("box", [(1.0, 1.0), (2.0, -1.0), (0.0,), "ab", (0.0, float("nan")), 3.0])
-def test_bad_projections_are_refused(box: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"projection to be a pair.*What to do: change"):
-        Training(loss="bce", projection=box)
-
-
-@pytest.mark.parametrize("l1", [-0.1, float("inf"), "1"])
-def test_bad_penalties_are_refused(l1: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"l1 to be a number >= 0.*What to do: change l1"):
-        Training(loss="bce", l1=l1)

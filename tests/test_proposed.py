@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attack_search import MOVES
 from test_cases import problem
-from test_witness import RUNS, Liar
+from test_witness import RUNS, lying
 
 import milp_agt as agt
 from milp_agt.attacks import Search
@@ -22,7 +22,7 @@ from milp_agt.attacks.proposed import packed_of, poisoning_of
 from milp_agt.bounds.program import Incumbents
 from milp_agt.bounds.program.incumbents import incumbents_of
 from milp_agt.bounds.program.move_columns import MoveColumns
-from milp_agt.certification import bound_step, certify, witnesses
+from milp_agt.certification import bound_step, witnesses
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -227,8 +227,7 @@ def test_attacks_on_a_question_start_from_its_own_programs() -> None:
 
 def test_runs_of_incumbents_find_out_what_others_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the run on clean data for a witness alone, a bound too tight is seen by its own proposal."""
-    lies, honest = [0.0], certify.choose
-    monkeypatch.setattr(certify, "choose", lambda *args: Liar(honest(*args), lies))
+    lies = lying(monkeypatch)
     monkeypatch.setattr(
         witnesses, "random_poisoning", lambda selector, *_: selector.unrolled.nominal(1)
     )

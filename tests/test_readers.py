@@ -123,11 +123,6 @@ def test_times_of_the_day(tmp_path: Path, time: str) -> None:
     assert any("day/month/year" in note for note in data.notes)
 
 
-def test_rows_left_out_keep_the_numbers_of_the_others(tmp_path: Path) -> None:
-    data = load_dataset(household(tmp_path, MINUTES), test_fraction=0)
-    assert data.rows.train.tolist() == [0, 2, 3]
-
-
 def test_quoted_household_files(tmp_path: Path) -> None:
     lines = [";".join(f'"{c}"' for c in line.split(";")) for line in MINUTES.splitlines()]
     quoted = load_dataset(household(tmp_path, "\n".join(lines)), test_fraction=0)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recorded_script import THREAT, Script, X, Y, assert_right, certified
+from recorded_script import THREAT, Script, X, Y, assert_clean, assert_right, certified
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 
 import milp_agt as agt
-from milp_agt.errors import MilpAgtError, UnsupportedOperationError
+from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
 from milp_agt.recording.watched_numbers import is_watched, watched
 
 
@@ -274,3 +274,74 @@ def test_numpy_and_whole_numbers_lose_the_watch_and_say_so() -> None:
 def test_other_things_are_left_as_they_are() -> None:
     for value in (True, "text", None):
         assert _number(value)[0] is value
+
+
+def test_reading_and_printing_values_is_nobodys_business(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def report(script: Script, loss: Tensor) -> None:
+        script.model.eval()
+        with torch.no_grad():
+            accuracy = (script.model(X).argmax(1) == Y).float().mean().item()
+        script.model.train()
+        print(f"{loss.item():.3f} {100 * accuracy:.1f} {round(sum([accuracy, 1.0]), 2)}", loss)
+
+    script = Script(after_step=report)
+    assert_right(script, script.train())
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_an_error_in_the_loop_goes_through_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(script: Script, loss: Tensor) -> None:
+        raise RuntimeError("out of luck")
+
+    script = Script(after_step=fail)
+    recording = agt.record(script.model, script.opt, script.loss_fn, script.loader)
+    monkeypatch.setattr(agt, "record", lambda *_, **__: recording)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        script.train()
+    assert_clean(script)
+    with pytest.raises(MilpAgtError, match="ended with RuntimeError: out of luck"):
+        certified(recording)
+
+
+def test_a_run_without_steps_and_a_block_that_has_not_ended() -> None:
+    script = Script(epochs=0)
+    with pytest.warns(UserWarning, match="no step"):
+        run = script.train()
+    with pytest.raises(InvalidInputError, match="no step"):
+        certified(run)
+    open_one = agt.record(script.model, script.opt, script.loss_fn, script.loader)
+    with pytest.raises(InvalidInputError, match="has not ended"):
+        certified(open_one)
+    with pytest.raises(InvalidInputError, match="certify\\(run, threat\\)"):
+        agt.certify(run, THREAT, agt.Training(loss="mse"), THREAT)
+
+
+def test_weights_changed_after_the_last_step_or_by_value_are_found() -> None:
+    """Through a view of numpy, which no call of torch shows."""
+
+    for epochs, when in ((1, "after the last step"), (2, "step 4: .*before this step")):
+        script = Script(epochs=epochs)
+        bias = script.model[0].bias.detach().numpy()
+        script.after_epoch = lambda script, loss, bias=bias: bias.__iadd__(1e-3) is None
+        with pytest.warns(UserWarning, match=when):
+            run = script.train()
+        with pytest.raises(MilpAgtError, match=r"other values of parameter '0\.bias'"):
+            certified(run)
+
+
+def test_a_layer_that_reads_values_while_the_model_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = nn.ReLU.forward
+
+    def branching(layer: nn.ReLU, x: Tensor) -> Tensor:
+        return plain(layer, x) if x.sum() < 1e9 else x
+
+    monkeypatch.setattr(nn.ReLU, "forward", branching)
+    script = Script()
+    with pytest.raises(UnsupportedOperationError, match=r"ReLU\.forward of torch replaced"):
+        script.train()

@@ -29,13 +29,11 @@ EXACT = [n for n in available_solvers() if Capability.FUNCTIONS in get_solver(n)
 # Sizes at which work is cut into pieces or done in another way: here all of it is, on the smallest runs.
 PIECES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (planning, "THREADED_ELEMENTS", (1,)),
-    (planning, "_pays", (lambda sizes, moved: sizes.window > 1, lambda *_: False)),
     (planning, "FEWEST_SAMPLES", (1, 2)),
     (planning, "BOXED_ELEMENTS", (1, 50)),
     (planning, "ROWS_AT_ONCE", (1, 5)),
     (planning, "PAST_SECONDS", (0.0, 100.0)),
     (window_bounds, "CACHED_ELEMENTS", (1, 64)),
-    (window_bounds, "ROWS_OF_SHORTCUTS", (3,)),
     (interval_products, "THICK", (0,)),
     (interval_products, "EXACT_PRODUCTS_LIMIT", (0, 8, 64)),
     (outer_sum, "HELD", (1, 40)),

@@ -12,7 +12,6 @@ from draws import TOL
 from same_run import LOSSES, MODELS, assert_same_run, data_for, dense, graph_states, torch_loss
 from torch import nn
 
-from milp_agt.bounds.step import NodeOrder, step_at_points
 from milp_agt.formulations.loss import get_loss, losses
 from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
@@ -112,28 +111,6 @@ def test_an_all_zero_relu_network_stays_where_torch_leaves_it() -> None:
         for p in model.parameters():
             p.zero_()
     assert_same_run(model, data_for("bce", 1), Training(loss="bce", learning_rate=1.0, epochs=3))
-
-
-def test_many_attacks_at_once_equal_one_at_a_time() -> None:
-    model = mlp(2, 3, 3, activation=nn.Tanh)
-    step_graph = trace(model, "cross_entropy", (2,))
-    schedule = NodeOrder.of(step_graph)
-    rng = np.random.default_rng(0)
-    x = torch.from_numpy(rng.normal(size=(2, 4, 5, 2)))
-    y = get_loss("cross_entropy").encode(torch.from_numpy(rng.integers(0, 3, (2 * 4 * 5))), 3)
-    y = y.reshape(2, 4, 5, 3)
-    rule = Training(loss="cross_entropy").update_rules(1)[0]
-    state = {
-        n: v + 0.1 * torch.from_numpy(rng.normal(size=(2, 4, *v.shape)))
-        for n, v in step_graph.initial.items()
-    }
-    many = step_at_points(step_graph, schedule, state, x, y, rule)
-    for a in range(2):
-        for b in range(4):
-            one = {n: v[a, b] for n, v in state.items()}
-            single = step_at_points(step_graph, schedule, one, x[a, b], y[a, b], rule)
-            for name, value in single.items():
-                assert torch.allclose(many[name][a, b], value, rtol=0, atol=TOL.torch)
 
 
 @pytest.mark.parametrize("name", LOSSES)

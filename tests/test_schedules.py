@@ -92,16 +92,6 @@ def test_the_order_of_a_data_loader_can_be_recorded() -> None:
     assert batches[:3] != batches[3:]
 
 
-def test_our_own_shuffles_cut_as_a_data_loader_does() -> None:
-    run = agt.Training(loss="mse", epochs=2, batch_size=BATCH, shuffle_seed=0)
-    ours = [b.tolist() for b in run.batch_order(SAMPLES)]
-    for epoch in (ours[:3], ours[3:]):
-        order = [i for batch in epoch for i in batch]
-        loader = DataLoader(range(SAMPLES), batch_size=BATCH, sampler=order)
-        assert [b.tolist() for b in loader] == epoch
-        assert sorted(order) == list(range(SAMPLES))
-
-
 def with_schedule(text: str) -> str:
     return GOOD.replace("learning_rate = 0.5", f"learning_rate = 0.5\nschedule = {{ {text} }}")
 

@@ -89,26 +89,6 @@ def test_a_budget_of_0_leaves_the_other_threat(void: str, relaxation: str) -> No
         np.testing.assert_array_equal(found[0].upper[name], found[1].upper[name])
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-def test_two_budgets_hold_the_paired_one(relaxation: str) -> None:
-    """What poisons k samples in both ways poisons k in either, at every budget."""
-    for k in (1, 2):
-        paired, _, _ = problem("bce", agt.FeatureLabelPoisoning(k, 0.1))
-        apart = replace(paired, threat=separately((k, k)))
-        small, large = (case.certify(relaxation=relaxation)[1] for case in (paired, apart))
-        replay = Replay(paired)
-        generator = torch.Generator().manual_seed(k)
-        assert_inside(large, replay.run(replay.random(64, generator, corners=True)))
-        for a, b in zip(small, large, strict=True) if relaxation == "interval" else ():
-            for name in a.lower:
-                assert (b.lower[name] <= a.lower[name] + 1e-12).all()
-                assert (a.upper[name] - 1e-12 <= b.upper[name]).all()
-        # Alone, either threat is inside as well.
-        for alone in (agt.FeaturePoisoning(k, 0.1), agt.LabelPoisoning(k)):
-            own = Replay(replace(paired, threat=alone))
-            assert_inside(large, own.run(own.random(32, generator, corners=True)))
-
-
 @pytest.mark.usefixtures("linear_alone")
 @pytest.mark.parametrize("relaxation", ["interval", "linear"])
 def test_with_every_sample_in_both_budgets_it_is_the_paired_threat(relaxation: str) -> None:

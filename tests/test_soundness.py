@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
-from attacks import Replay, assert_sound
+from attacks import assert_sound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import every_pair
@@ -157,33 +156,6 @@ def test_restrictions(restriction, relaxation, static, scope) -> None:
     assert_sound(
         case, test, labels, attacks=24, iterations=2, relaxation=relaxation, in_torch=False
     )
-
-
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-def test_the_choices_of_one_sample_cover_budget_one(relaxation) -> None:
-    case, test, labels = problem("bce", "features", budget=1, radius=0.05)
-    whole, _ = case.certify(relaxation=relaxation)
-    parts = []
-    for sample in range(len(case.features)):
-        others = frozenset(range(len(case.features))) - {sample}
-        part = replace(case, restriction=Restriction(frozenset({sample}), others))
-        parts.append(part.certify(relaxation=relaxation)[1])
-    replay = Replay(case)
-    generator = torch.Generator().manual_seed(0)
-    for attack in replay.all(generator, test, labels):
-        for t, state in enumerate(replay.run(attack)):
-            covered = None
-            for boxes in parts:
-                inside = torch.ones(len(next(iter(state.values()))), dtype=torch.bool)
-                for name, value in state.items():
-                    low, high = (
-                        torch.from_numpy(e[name]) for e in (boxes[t].lower, boxes[t].upper)
-                    )
-                    inside &= ((low <= value) & (value <= high)).flatten(1).all(1)
-                covered = inside if covered is None else covered | inside
-            assert covered.all()
-    widest = max(boxes[-1].mean_width for boxes in parts)
-    assert widest <= whole.reachable.mean_width * (1 + 1e-9)
 
 
 @settings(derandomize=True, deadline=None, max_examples=20, database=None)

@@ -44,6 +44,7 @@ def test_minutes_of_the_repository(tmp_path: Path) -> None:
     assert data.feature_names[5:] == ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
     assert "Global_intensity" not in data.feature_names
     assert "1 rows with missing values were left out" in data.notes
+    assert data.rows.train.tolist() == [0, 2, 3]
 
 
 def test_hours_that_ship_with_the_examples() -> None:

@@ -26,7 +26,7 @@ import milp_agt as agt
 from milp_agt.bounds.adversary.joint import Masks
 from milp_agt.core.interval import Interval
 from milp_agt.threats.sets import Vertices
-from milp_agt.training.training import Training, UpdateRule
+from milp_agt.training.training import Training
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -121,34 +121,3 @@ def test_one_step_of_three_classes_stays_inside(activation: type[torch.nn.Module
     check_step_interval(case, rng)
     check_step_linear(case, rng)
     check_walk_of_update(case, rng)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"weight_decay": 10.0}, {"weight_decay": 10.0 / 1.5, "momentum": 0.5, "nesterov": True}],
-)
-def test_decay_that_cancels_theta(options: dict[str, float]) -> None:
-    """``1 - rate * decay`` is 0 up to rounding, but theta' carries the rounding of theta."""
-    model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False).double())
-    rng = np.random.default_rng(0)
-    for value in rng.normal(size=20):
-        torch.nn.init.constant_(model[0].weight, value)
-        data = torch.tensor([[1e-3]]).double(), torch.tensor([value * 1e-3 + 1e-3]).double()
-        training = Training(loss="mse", learning_rate=0.1, **options)
-        case = step_case(
-            model, data, training, agt.FeaturePoisoning(budget=0, radius=0.0), width=0.0
-        )
-        check_step_interval(case, rng, count=2)
-        check_step_linear(case, rng, count=2)
-
-
-def test_update_rules_are_the_formulas() -> None:
-    theta, velocity, gradient = 0.7, -0.3, 1.9
-    for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True)):
-        rule = UpdateRule(0.1, momentum, 0.2, nesterov)
-        new = momentum * velocity + gradient + 0.2 * theta
-        direction = gradient + 0.2 * theta + momentum * new if nesterov else new
-        a, b, c = rule.velocity_from
-        assert a * theta + b * velocity + c * gradient == pytest.approx(new)
-        a, b, c = rule.theta_from
-        assert a * theta + b * velocity + c * gradient == pytest.approx(theta - 0.1 * direction)

@@ -16,7 +16,7 @@ from whole import Trainer, subsets
 import milp_agt as agt
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.properties.property_table import PROPERTIES
-from milp_agt.threats.threat_table import THREATS as KINDS
+from milp_agt.threats.threat_model import THREATS as KINDS
 
 THREATS = [table.made_of for table in KINDS.all().values()]
 EXAMPLES: dict[str, Any] = {

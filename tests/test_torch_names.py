@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,14 +199,6 @@ def test_the_claim_names_the_run(name: str) -> None:
         assert word in result.run
 
 
-def test_the_run_is_saved(tmp_path: Path) -> None:
-    result = certify(clip=0.2)
-    result.save(tmp_path / "r")
-    again = agt.load(tmp_path / "r")
-    assert again.run == result.run
-    assert again.claim == result.claim
-
-
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -230,16 +221,6 @@ def test_schedules_by_epochs_need_to_know_the_epochs(schedule: Any) -> None:
     assert rates == [schedule.rate(0.1, epoch, 3) for epoch in (0, 0, 1, 2)]
     assert len(set(rates)) > 1
     assert [batch.tolist() for batch in run.batch_order(5)] == [[0, 1], [2], [3], [4]]
-
-
-def test_epochs_of_batches_are_the_run_of_those_batches() -> None:
-    flat = certify(batches=[[0, 1], [2], [3, 4]], schedule=[0.5, 0.5, 0.25])
-    nested = certify(
-        batches=[[[0, 1], [2]], [[3, 4]]], schedule=agt.StepDecay(1, 0.5, unit="epoch")
-    )
-    for name in flat.reachable.lower:
-        assert np.array_equal(flat.reachable.lower[name], nested.reachable.lower[name])
-        assert np.array_equal(flat.reachable.upper[name], nested.reachable.upper[name])
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,11 @@ def test_recorded_runs(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     assert result.claim
 
 
+INF, NAN = float("inf"), float("nan")
+BAD_CLIPS = (0.0, -1.0, NAN, INF, True, 1e-200, "0.5")
+BAD_BOXES = ((1.0, 1.0), (2.0, -1.0), (0.0,), "ab", (0.0, NAN), 3.0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -263,6 +268,11 @@ def test_recorded_runs(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
         ({"epochs": 10**400}, "epochs to be a whole number >= 1"),
         ({"class_weights": [1.0], "clip": 1.0}, "leave one of them out"),
         ({"positive_weight": 2.0}, "'cross_entropy' was asked for with positive_weight"),
+        ({"clip": 1.0, "clip_mode": "value"}, r"clip_mode to be 'norm' or 'clamp'.*'value'"),
+        ({"clip_mode": "clamp"}, r"clip_mode = 'clamp'.*clip = None.*clip="),
+        *(({"clip": v}, "clip to be a number >.*What to do: change clip") for v in BAD_CLIPS),
+        *(({"l1": v}, "l1 to be a number >= 0.*What to do: change l1") for v in (-0.1, INF, "1")),
+        *(({"projection": v}, "projection to be a pair.*to do: change") for v in BAD_BOXES),
     ],
 )
 def test_options_that_contradict_each_other(options: dict[str, Any], message: str) -> None:

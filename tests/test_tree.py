@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from checks_programs import program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,23 +61,18 @@ def drawn(rng: np.random.Generator, terms: int = 3) -> tuple[Program, Array]:
     activity = dense @ x
     slack = rng.integers(0, 5, (2, rows)) / 4.0
     upper = np.where(rng.random(rows) < 0.5, INF, activity + slack[1])
-    program = Program(
-        x - room[0],
-        x + room[1],
-        whole,
-        sp.csr_matrix(dense),
-        activity - slack[0],
-        upper,
+    made = Program(
+        x - room[0], x + room[1], whole, sp.csr_matrix(dense), activity - slack[0], upper,
         products=np.array(products, dtype=np.int64).reshape(-1, 3),
-    )
-    return program, x
+    )  # fmt: skip
+    return made, x
 
 
 def value(costs: Array, point: Array) -> Fraction:
     return sum((Fraction(c) * Fraction(x) for c, x in zip(costs, point, strict=True)), Fraction(0))
 
 
-def by_highs(program: Program) -> Callable[[Program, Array, float], SolverAnswer]:
+def by_highs(_: Program) -> Callable[[Program, Array, float], SolverAnswer]:
     def relax(node: Program, costs: Array, time: float) -> SolverAnswer:
         relaxation = HighsRelaxation(node)
         answer = relaxation.solve(costs, time)
@@ -90,9 +86,9 @@ def by_highs(program: Program) -> Callable[[Program, Array, float], SolverAnswer
 @given(SEEDS)
 def test_no_point_is_cut_off(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    program, point = drawn(rng)
+    own, point = drawn(rng)
     costs = dyadic(rng, point.size)
-    found = get_solver("highs").open(program).minimise(costs, Limits(time=10.0, nodes=300))
+    found = get_solver("highs").open(own).minimise(costs, Limits(time=10.0, nodes=300))
     assert found.dual_bound is not None
     assert Fraction(found.dual_bound) <= value(costs, point)
     if found.primal_bound is not None and found.termination is Termination.OPTIMAL:
@@ -104,7 +100,7 @@ def test_no_point_is_cut_off(seed: int) -> None:
 def test_a_lying_solver_cannot_break_a_bound(seed: int) -> None:
     """Random multipliers, points, rays and verdicts in place of the solver's."""
     rng = np.random.default_rng(seed)
-    program, point = drawn(rng)
+    own, point = drawn(rng)
     costs = dyadic(rng, point.size)
 
     def lie(node: Program, _: Array, __: float) -> SolverAnswer:
@@ -115,7 +111,7 @@ def test_a_lying_solver_cannot_break_a_bound(seed: int) -> None:
         guess[rng.random(guess.size) < 0.05] = rng.choice([np.nan, np.inf, 1e300])
         return SolverAnswer(said, "a lie", rows, bound=1e9, point=guess)
 
-    answer = Tree(program, lie, costs, Limits(nodes=40)).search()
+    answer = Tree(own, lie, costs, Limits(nodes=40)).search()
     assert answer.termination is not Termination.INFEASIBLE
     assert Fraction(answer.bound) <= value(costs, point)
 
@@ -140,11 +136,11 @@ def test_rules_that_are_too_tight_are_noticed(rule: str, monkeypatch: pytest.Mon
     broken = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        program, point = drawn(rng)
-        program = replace(program, lower=point - 0.0, upper=program.upper)
+        own, point = drawn(rng)
+        own = replace(own, lower=point - 0.0)
         costs = np.abs(dyadic(rng, point.size))
-        costs[program.products[:, 0]] += 1.0
-        answer = Tree(program, by_highs(program), costs, Limits(nodes=100)).search()
+        costs[own.products[:, 0]] += 1.0
+        answer = Tree(own, by_highs(own), costs, Limits(nodes=100)).search()
         lost = answer.termination is Termination.INFEASIBLE
         broken += lost or Fraction(answer.bound) > value(costs, point)
     assert broken > 0
@@ -158,15 +154,8 @@ def test_envelopes_hold_on_their_box(seed: int) -> None:
     ends = np.sort(rng.normal(size=(2, 2)) * 10.0 ** rng.integers(-9, 9, (1, 2)), axis=0)
     lower, upper = np.array([-INF, *ends[0]]), np.array([INF, *ends[1]])
     big = 1e30
-    base = Program(
-        np.array([-big, *ends[0]]),
-        np.array([big, *ends[1]]),
-        np.zeros(3, dtype=bool),
-        sp.csr_matrix((0, 3)),
-        np.zeros(0),
-        np.zeros(0),
-        products=np.array([[0, 1, 2], [0, 1, 1]]),
-    )
+    base = program([-big, *ends[0]], [big, *ends[1]])
+    base = replace(base, products=np.array([[0, 1, 2], [0, 1, 1]]))
     node = Envelopes(base).over(base.lower, base.upper)
     assert node.matrix.shape == (8, 3)
     rows = node.matrix.toarray()
@@ -207,18 +196,10 @@ def test_lines_of_functions_hold_on_their_box(seed: int, function: Function) -> 
 def test_functions_are_solved_to_global_optimality() -> None:
     """The least of ``f(x) - 0.1 x^2 + 0.05 x`` on [-4, 4], by a fine grid."""
     for function in Function:
-        program = Program(
-            np.array([-1.0, -4.0, -16.0]),
-            np.array([60.0, 4.0, 16.0]),
-            np.zeros(3, dtype=bool),
-            sp.csr_matrix((0, 3)),
-            np.zeros(0),
-            np.zeros(0),
-            products=np.array([[2, 1, 1]]),
-            curves=(Curve(function, 0, 1),),
-        )
+        terms = {"products": np.array([[2, 1, 1]]), "curves": (Curve(function, 0, 1),)}
+        own = replace(program([-1, -4, -16], [60, 4, 16]), **terms)
         costs = np.array([1.0, 0.05, -0.1])
-        found = get_solver("highs").open(program).minimise(costs, Limits())
+        found = get_solver("highs").open(own).minimise(costs, Limits())
         x = np.linspace(-4.0, 4.0, 800_001)
         exact = float((VALUES[function](x) + 0.05 * x - 0.1 * x * x).min())
         assert found.termination is Termination.OPTIMAL
@@ -228,15 +209,7 @@ def test_functions_are_solved_to_global_optimality() -> None:
 
 
 def test_envelopes_are_tight_at_the_corners() -> None:
-    base = Program(
-        np.array([-9.0, -1.0, 2.0]),
-        np.array([9.0, 3.0, 3.0]),
-        np.zeros(3, dtype=bool),
-        sp.csr_matrix((0, 3)),
-        np.zeros(0),
-        np.zeros(0),
-        products=np.array([[0, 1, 2]]),
-    )
+    base = replace(program([-9, -1, 2], [9, 3, 3]), products=np.array([[0, 1, 2]]))
     node = Envelopes(base).over(base.lower, base.upper)
     for x, y in itertools.product((-1.0, 3.0), (2.0, 3.0)):
         slack = node.matrix @ np.array([x * y, x, y]) - node.row_lower
@@ -247,11 +220,11 @@ def test_envelopes_are_tight_at_the_corners() -> None:
 @given(SEEDS)
 def test_propagation_keeps_every_point(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    program, point = drawn(rng)
+    own, point = drawn(rng)
     share = rng.integers(0, 2, (2, point.size))
-    lower = np.where(share[0] == 1, point, program.lower)
-    upper = np.where(share[1] == 1, point, program.upper)
-    box = Propagation(program).tightened(lower, upper)
+    lower = np.where(share[0] == 1, point, own.lower)
+    upper = np.where(share[1] == 1, point, own.upper)
+    box = Propagation(own).tightened(lower, upper)
     assert box is not None
     assert bool((box[0] <= point).all())
     assert bool((point <= box[1]).all())
@@ -261,55 +234,34 @@ def test_propagation_keeps_every_point(seed: int) -> None:
 
 def test_propagation_reads_rows_products_and_integers() -> None:
     """``x + y <= 1`` on [0, 9]^2, ``z = x y``, y whole and at least 1/2: only x = 0, y = 1 is left."""
-    program = Program(
-        np.array([0.0, 0.5, -50.0]),
-        np.array([9.0, 9.0, 50.0]),
-        np.array([False, True, False]),
-        sp.csr_matrix(np.array([[1.0, 1.0, 0.0]])),
-        np.array([-INF]),
-        np.array([1.0]),
-        products=np.array([[2, 0, 1]]),
-    )
-    box = Propagation(program).tightened(program.lower, program.upper)
+    rows = program([0, 0.5, -50], [9, 9, 50], [[1, 1, 0]], [-INF], [1], integer=[1])
+    own = replace(rows, products=np.array([[2, 0, 1]]))
+    box = Propagation(own).tightened(own.lower, own.upper)
     assert box is not None
     assert box[0] == pytest.approx([0.0, 1.0, 0.0], abs=1e-12)
     assert box[1] == pytest.approx([0.0, 1.0, 0.0], abs=1e-12)
-    assert Propagation(program).tightened(program.lower + np.eye(3)[0], program.upper) is None
+    assert Propagation(own).tightened(own.lower + np.eye(3)[0], own.upper) is None
 
 
 def test_multipliers_of_the_least_violation_prove_that_there_is_no_point() -> None:
-    program = Program(
-        np.zeros(2),
-        np.ones(2),
-        np.zeros(2, dtype=bool),
-        sp.csr_matrix(np.array([[1.0, 1.0], [1.0, -1.0], [1e-9, 0.0]])),
-        np.array([1.8, -INF, -INF]),
-        np.array([INF, -0.5, 5.0]),
-    )
+    rows = [[1, 1], [1, -1], [1e-9, 0]]
+    own = program([0, 0], [1, 1], rows, [1.8, -INF, -INF], [INF, -0.5, 5])
 
     def solve(loose: Program, costs: Array) -> Array | None:
         return HighsRelaxation(loose).solve(costs, None).multipliers
 
-    ray = farkas_ray(program, solve)
-    assert safe_bound(program, np.zeros(2), ray) > 0.0
-    feasible = replace(program, row_upper=np.array([INF, 0.5, 5.0]))
+    assert safe_bound(own, np.zeros(2), farkas_ray(own, solve)) > 0.0
+    feasible = replace(own, row_upper=np.array([INF, 0.5, 5.0]))
     assert safe_bound(feasible, np.zeros(2), farkas_ray(feasible, solve)) <= 0.0
-    own = HighsRelaxation(program).solve(np.zeros(2), None)
-    assert own.termination is Termination.INFEASIBLE
-    assert safe_bound(program, np.zeros(2), own.multipliers) > 0.0
+    found = HighsRelaxation(own).solve(np.zeros(2), None)
+    assert found.termination is Termination.INFEASIBLE
+    assert safe_bound(own, np.zeros(2), found.multipliers) > 0.0
 
 
 def test_an_empty_box_counts_only_if_that_is_proved() -> None:
     """Without rays a box stays, with the bound of the box that it was cut from."""
-    program = Program(
-        np.zeros(2),
-        np.ones(2),
-        np.array([True, True]),
-        sp.csr_matrix(np.array([[2.0, 2.0]])),
-        np.array([0.9]),
-        np.array([1.1]),
-    )
-    whole = by_highs(program)
+    own = program([0, 0], [1, 1], [[2, 2]], [0.9], [1.1], integer=[0, 1])
+    whole = by_highs(own)
 
     def silent(node: Program, costs: Array, time: float) -> SolverAnswer:
         answer = whole(node, costs, time)
@@ -317,10 +269,8 @@ def test_an_empty_box_counts_only_if_that_is_proved() -> None:
         return replace(answer, multipliers=None) if hide else answer
 
     costs = np.array([1.0, 0.5])
-    assert Tree(program, whole, costs, Limits()).search().termination is Termination.INFEASIBLE
-    still = replace(
-        program, matrix=sp.csr_matrix(np.array([[2.0, 2.0]])), integer=np.zeros(2, bool)
-    )
+    assert Tree(own, whole, costs, Limits()).search().termination is Termination.INFEASIBLE
+    still = replace(own, integer=np.zeros(2, bool))
     answer = Tree(still, silent, costs, Limits()).search()
     assert answer.bound == pytest.approx(0.225, abs=1e-7)
 
@@ -329,23 +279,17 @@ def test_limits_leave_a_bound_that_more_nodes_raise() -> None:
     rng = np.random.default_rng(3)
     n = 12
     weights = rng.integers(3, 30, n).astype(float)
-    program = Program(
-        np.zeros(n),
-        np.ones(n),
-        np.ones(n, dtype=bool),
-        sp.csr_matrix(weights[None]),
-        np.array([weights.sum() / 2 + 0.25]),
-        np.array([INF]),
-    )
+    half = weights.sum() / 2 + 0.25
+    own = program(np.zeros(n), np.ones(n), weights[None], [half], [INF], integer=range(n))
     costs = weights + rng.random(n)
     exact = min(
         float(costs @ x)
         for x in map(np.array, itertools.product((0.0, 1.0), repeat=n))
-        if weights @ x >= program.row_lower[0]
+        if weights @ x >= half
     )
     bounds = []
     for nodes in (1, 20, None):
-        found = get_solver("highs").open(program).minimise(costs, Limits(nodes=nodes, gap=0.0))
+        found = get_solver("highs").open(own).minimise(costs, Limits(nodes=nodes, gap=0.0))
         assert found.dual_bound is not None
         assert found.termination is (Termination.BOUND_ONLY if nodes else Termination.OPTIMAL)
         assert found.multipliers is None or nodes == 1
@@ -362,10 +306,10 @@ def test_other_solvers_agree(name: str) -> None:
     assert Capability.QCP in get_solver("highs").capabilities
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        program, point = drawn(rng, terms=4)
+        own, point = drawn(rng, terms=4)
         costs = dyadic(rng, point.size) + 0.01
         first, second = (
-            get_solver(n).open(program).minimise(costs, Limits(time=20.0)) for n in ("highs", name)
+            get_solver(n).open(own).minimise(costs, Limits(time=20.0)) for n in ("highs", name)
         )
         assert first.termination is second.termination is Termination.OPTIMAL
         assert first.dual_bound is not None

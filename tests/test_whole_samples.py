@@ -34,7 +34,6 @@ from milp_agt.certification import planning
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidThreatModelError, MilpAgtError
 from milp_agt.formulations.exchange import Remove
-from milp_agt.training import exchanged
 from milp_agt.training.training import Training
 
 EXCHANGES = [
@@ -251,17 +250,6 @@ def test_claims_say_what_happens() -> None:
     for kind, wanted in words.items():
         claim = KINDS[kind](2).describe()
         assert all(word in claim for word in wanted)
-
-
-def test_graphs_without_exchange_stay_as_they_are() -> None:
-    case = problem("insertion", 1)
-    from milp_agt.training.tracing import trace
-
-    graph = trace(case.model, "bce", (2,))
-    encoded = Trainer(case).encoded(case.labels)
-    poison = agt.LabelPoisoning(1).bind(case.features, encoded, graph.loss)
-    assert exchanged.with_exchanges(graph, poison) is graph
-    assert Remove(1).budget == 1
 
 
 @pytest.mark.parametrize(("budget", "least"), [(1, 0.99), (2, 0.98)])

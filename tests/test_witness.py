@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, with_all_ranges
+from stand_ins import StandIn
 from test_cases import THREATS, problem
 
 import milp_agt as agt
@@ -20,11 +22,11 @@ from milp_agt.certification import certify
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.interval import Interval
-from milp_agt.core.program import Array, Program
+from milp_agt.core.program import Array
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.results import Limits, SolveResult
 from milp_agt.errors import SoundnessError
-from milp_agt.solvers import Session, Solver, available_solvers, get_solver
+from milp_agt.solvers import available_solvers, get_solver
 
 RUNS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "features": ("bce", agt.FeaturePoisoning(1, 0.05), {}),
@@ -117,43 +119,21 @@ def test_runs_push_further_than_random_ones() -> None:
 # --------------------------------------------------------------------------------- lying solvers
 
 
-class Liar:
-    """A solver whose bounds are one percent of their size above what was proved, once it is told to."""
+def lying(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How far the solvers of a certification lie, as a share of the size of what they prove."""
+    lies, honest = [0.0], certify.choose
 
-    name, requires = "liar", ()
+    def lie(_: Array, solve: Callable[[], SolveResult]) -> SolveResult:
+        found = solve()
+        return replace(found, dual_bound=found.dual_bound + lies[0] * abs(found.dual_bound))
 
-    def __init__(self, honest: Solver, share: list[float]) -> None:
-        self.honest, self.share, self.capabilities = honest, share, honest.capabilities
-
-    def available(self) -> bool:
-        return True
-
-    def version(self) -> str:
-        return "1"
-
-    def open(self, program: Program) -> Session:
-        return LyingSession(self.honest.open(program), self.share)
-
-
-class LyingSession:
-    def __init__(self, honest: Session, share: list[float]) -> None:
-        self.honest, self.share = honest, share
-
-    def minimise(self, objective: Array, limits: Limits) -> SolveResult:
-        found = self.honest.minimise(objective, limits)
-        bound = found.dual_bound
-        return replace(found, dual_bound=bound + self.share[0] * abs(bound))
-
-    def close(self) -> None:
-        self.honest.close()
+    monkeypatch.setattr(certify, "choose", lambda *args: StandIn(lie, "liar", honest(*args).name))
+    return lies
 
 
 @pytest.fixture
 def share(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How far the solvers of a certification lie."""
-    lies, honest = [0.0], certify.choose
-    monkeypatch.setattr(certify, "choose", lambda *args: Liar(honest(*args), lies))
-    return lies
+    return lying(monkeypatch)
 
 
 @pytest.mark.parametrize(

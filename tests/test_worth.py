@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import numpy as np
 import pytest
 from run_texts import certified, run_text, write_run
 
-from milp_agt.certification.worth import BoxWorth, Worth
+from milp_agt.certification.verdicts import Verdict
+from milp_agt.certification.worth import LISTED, BoxWorth, Worth
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import StepRecord
 from milp_agt.experiments import still_proved
 from milp_agt.reports import page, write_page
 from milp_agt.runfile.run_file import LoadedRun
-from milp_agt.runfile.verdicts import Verdict
 
 
 def records(*widths: float) -> list[StepRecord]:
@@ -35,6 +36,8 @@ def test_the_last_steps_that_say_something() -> None:
     vacuous = BoxWorth.of(records(0.1, 2.0, math.inf, math.inf), 1.0)
     assert (vacuous.worth, vacuous.useful_until, vacuous.bounded_until) == (Worth.VACUOUS, 1, 2)
     assert "vacuous: after step 2 of 4 some parameters have no bound" in vacuous.words
+    exact = [dataclasses.replace(each, relaxation=LISTED) for each in records(0.1, 2.0)]
+    assert "a smaller threat or fewer steps, and no setting" in BoxWorth.of(exact, 1.0).words
     never = BoxWorth.of(records(2.0), 1.0)
     assert "at any step" in never.words
 
@@ -127,7 +130,8 @@ def test_the_largest_smaller_threat_that_still_proves(
     found = under({"kind": "separate"} | apart)
     assert found["run"]["threat"]["kind"] == "separate"
     assert found["properties"][0]["status"] != "PROVED"
-    assert found["still_proved"] is None
+    assert found["still_proved"]["budget"] is None
+    assert 0 < found["still_proved"]["radius"][name]["proved"] < 9.0
     # A run that is late ends between two steps, and proves nothing.
     seen: list[int] = []
     certify = LoadedRun.certify

@@ -11,7 +11,6 @@ from attacks import Problem
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from milp_agt.attacks.replay import mean_loss
 from milp_agt.formulations.loss import get_loss
 from milp_agt.training import inputs
 
@@ -39,7 +38,7 @@ class Trainer:
     def gradients(self, state: State, x: Tensor, y: Tensor) -> State:
         """The gradient of every sample, clipped, (runs, n, *shape)."""
         training, model = self.problem.training, self.problem.model
-        loss = mean_loss(get_loss(training.loss))
+        loss = get_loss(training.loss).plain
 
         def of_sample(parameters: State, features: Tensor, label: Tensor) -> Tensor:
             return loss(functional_call(model, parameters, (features[None],)), label[None])

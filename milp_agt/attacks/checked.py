@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from milp_agt.attacks.replay import PlainSteps, clipped_mean, mean_loss, per_sample_gradients
+from milp_agt.attacks.replay import PlainSteps, clipped_mean, per_sample_gradients
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import MoveSet
@@ -114,7 +114,7 @@ def train_plainly(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> nn
     own = {name: p for name, p in module.named_parameters() if name in graph.parameters}
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in own)
-    loss, optimiser = mean_loss(graph.loss), PlainSteps(own, unrolled.updates[0])
+    loss, optimiser = graph.loss.plain, PlainSteps(own, unrolled.updates[0])
     for step, update in enumerate(unrolled.updates):
         features, labels, there = unrolled.batch(data, step)
         x, y = features[0].to(dtype), labels[0].to(dtype)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal, Parameters, parameter_names
-from milp_agt.attacks.question_goal import ShareGoal
+from milp_agt.attacks.goals import (
+    Goal,
+    LinearForm,
+    MeanLossGoal,
+    Parameters,
+    ShareGoal,
+    parameter_names,
+)
 from milp_agt.attacks.unrolled import Unrolled
 from milp_agt.core.arguments import listed
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
-from milp_agt.properties.accuracy import AccuracyQuestion, AccuracyTable
-from milp_agt.properties.backdoor import BackdoorQuestion, BackdoorTable
-from milp_agt.properties.collective import CollectiveTable
+from milp_agt.properties.accuracy import AccuracyQuestion
+from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.functional import FunctionalQuestion
 from milp_agt.properties.mean_loss import LossTable
 from milp_agt.properties.models import ReachableModels
@@ -29,8 +34,8 @@ from milp_agt.properties.property_table import (
     TableOfPoints,
 )
 from milp_agt.properties.question import Question, features_at
-from milp_agt.properties.stable import StableQuestion, StableTable
-from milp_agt.properties.targeted import TargetedTable, Targets, targeted
+from milp_agt.properties.stable import StableQuestion
+from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import Trigger, check_trigger
 from milp_agt.properties.unbounded import UnboundedModels
 from milp_agt.training import inputs
@@ -245,27 +250,20 @@ class Asked(ShareObjective):
     def name(self) -> str:
         return self.asked.kind
 
+    @property
+    def two_sided(self) -> bool:  # type: ignore[override]
+        return not self.asked.searches_inputs
+
     def question(self, models: ReachableModels, features: Tensor) -> Question:
         labels = _labels(self.labels, features, models)
         question = self.asked.question(models, features, labels)
-        if any(bool((forms.inputs.width > 0).any()) for forms in question.forms):
+        if self.two_sided and any(bool((f.inputs.width > 0).any()) for f in question.forms):
             raise UnsupportedOperationError(
                 f"Attack the property '{self.asked.kind}'",
                 "test inputs that move as well",
-                "aim at another property; Backdoor searches triggers",
+                "set searches_inputs in its table, as that of a backdoor does",
             )
         return question
-
-
-# The kinds whose attacks aim at a goal of their own.
-_OWN: dict[type[PropertyTable], Callable[[Any, PickedPoints], Objective]] = {
-    AccuracyTable: lambda asked, at: Accuracy(at.features, at.labels),
-    CollectiveTable: lambda asked, at: Accuracy(at.features, at.labels),
-    LossTable: lambda asked, at: Loss(at.features, at.labels),
-    StableTable: lambda asked, at: Stable(at.features),
-    TargetedTable: lambda asked, at: Targeted(at.features, asked.targets_of(len(at.positions))),
-    BackdoorTable: lambda asked, at: Backdoor(at.features, at.labels, asked.trigger, asked.target),
-}
 
 
 def objective_of(asked: PropertyTable, at: PickedPoints | None) -> Objective:
@@ -273,9 +271,10 @@ def objective_of(asked: PropertyTable, at: PickedPoints | None) -> Objective:
     if at is None:
         assert isinstance(asked, TableOfParameters)
         return Functional(asked.arrays())
-    own = _OWN.get(type(asked))
+    if isinstance(asked, LossTable):
+        return Loss(at.features, at.labels)
     assert isinstance(asked, TableOfPoints)
-    return Asked(at.features, asked, at.labels) if own is None else own(asked, at)
+    return Asked(at.features, asked, at.labels, direction="min" if asked.high_is_good else "max")
 
 
 def _labels(labels: inputs.ArrayLike, features: Tensor, models: ReachableModels) -> Tensor:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.moves import merged, random_moves, steepest
+from milp_agt.attacks.moves import Selector, merged, random_moves, steepest
 from milp_agt.attacks.packed import Packed
-from milp_agt.attacks.selection import Selector
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.program import Incumbents
 from milp_agt.core.expression import Array

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from milp_agt.attacks.attacker import Attacker, Runs
 from milp_agt.attacks.changes import in_words
 from milp_agt.attacks.checked import fingerprint, stacked, tightened, train_plainly, violation
-from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal
+from milp_agt.attacks.goals import Goal, LinearForm, MeanLossGoal, QuestionGoal
 from milp_agt.attacks.packed import Aim, Packed
-from milp_agt.attacks.question_goal import QuestionGoal
 from milp_agt.attacks.question_time import QuestionTime
 from milp_agt.attacks.replay import ModuleModels, confirm, replay
 from milp_agt.attacks.search import Hunt
@@ -29,7 +28,7 @@ from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.answer import Answer
-from milp_agt.properties.decisions import Decisions
+from milp_agt.properties.decisions import Decisions, check_reached
 from milp_agt.properties.functional import FunctionalQuestion
 from milp_agt.properties.mean_loss import MeanLoss
 from milp_agt.properties.question import Question
@@ -86,16 +85,14 @@ class Refuter:
     ) -> Decisions | None:
         """Attack the open points of an answer; None where there are none, or no time for a few runs.
 
-        Where the worst data sets are ``listed``, they are trained on and nothing is searched. Those that a
-        tree tried come first: what they show to be wrong is not searched for. What does not
-        end before the ``deadline`` is left out, and it says that it was missed.
+        Where the worst data sets are ``listed``, they are trained on and nothing is searched. Those that
+        a tree tried come first: what they show to be wrong is not searched for. What does not end before
+        the ``deadline`` is left out, and it says that it was missed.
 
         Every run that counts was trained again in plain torch. A point is refuted only by data that are
-        admissible exactly, trained on batch by batch in the precision of the run, with a margin below zero
-        by more than rounding.
-
-        Raises:
-            SoundnessError: plain torch does not confirm a run, or one lies outside the bounds.
+        admissible exactly, trained on batch by batch in the precision of the run, with a margin below
+        zero by more than rounding. Raises SoundnessError: plain torch does not confirm a run, or one lies
+        outside the bounds.
         """
         points = known.points
         open_ = ~(points.score_lower > 0)
@@ -123,8 +120,6 @@ class Refuter:
         names = () if points.groups is None else np.unique(points.groups)
         found = {n.item(): check.worst(points.groups == n) for n in names}
         return Decisions(
-            lower=points.score_lower,
-            upper=points.score_upper,
             reached=torch.minimum(exact, check.margins.amin(0)).cpu().numpy(),
             witness=of_point.cpu().numpy(),
             witnesses=tuple(chosen),
@@ -310,7 +305,7 @@ class _Checks:
         self._lower, self._known = lower, dict[int, _Checked | None]()
         parts = list(runs.parts(256))
         self.margins = torch.cat([goal.margins(part).detach() for part in parts])
-        _check_inside(lower, self.margins.amin(0))
+        check_reached(lower, self.margins.amin(0).cpu().numpy())
         features = goal.question.forms[-1].inputs.centre[CLEAN]
         with torch.no_grad():
             sizes = [part.outputs(features).abs().amax((0, 2)) for part in parts]
@@ -329,7 +324,7 @@ class _Checks:
             return None
         data, module, models = found
         margins = self._goal.margins(models)[0].detach()
-        _check_inside(self._lower, margins)
+        check_reached(self._lower, margins.cpu().numpy())
         wrong = margins < -self.slack
         points = tuple(self._goal.question.index[wrong].tolist())
         witness = self._refuter.witness(data, module, points, tuple(margins[wrong].tolist()))
@@ -367,9 +362,3 @@ class _Checks:
                 found.append(witness)
                 wrong[:, refuted] = False
         return found, of_point, exact
-
-
-def _check_inside(lower: npt.NDArray[np.float64], margins: Tensor) -> None:
-    """Margins of trained models are at least what is certified, without any tolerance; else it raises."""
-    free, nobody = np.full(len(lower), np.inf), np.full(len(lower), -1)
-    Decisions(lower=lower, upper=free, reached=margins.cpu().numpy(), witness=nobody)

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn import functional
 
 from milp_agt.attacks.goals import TrainedModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.step import clipped_total
 from milp_agt.errors import SoundnessError
-from milp_agt.formulations.loss import LossFunction
 from milp_agt.training.tracing import FEATURES, StepGraph
 from milp_agt.training.training import ClipMode, UpdateRule
 
@@ -116,7 +114,7 @@ def _mean_gradient(
     graph: StepGraph, device: torch.device, absences: bool
 ) -> Callable[[State, Tensor, Tensor, Tensor], State]:
     """The clipped mean gradient of one batch for one model; with ``absences`` over who is there."""
-    module, loss, clipping = _copy(graph, device), mean_loss(graph.loss), graph.clipping
+    module, loss, clipping = _copy(graph, device), graph.loss.plain, graph.clipping
 
     def of_batch(state: State, x: Tensor, y: Tensor) -> Tensor:
         return loss(functional_call(module, state, (x,)), y)
@@ -174,11 +172,8 @@ def state_dict_of(step_graph: StepGraph, state: State, attack: int) -> dict[str,
 
 
 def confirm(replayed: State, expected: State) -> None:
-    """See that two computations of the same runs agree up to rounding.
-
-    Raises:
-        SoundnessError: they differ by more than ``TOLERANCE``.
-    """
+    """See that two computations of the same runs agree up to rounding. Raises SoundnessError: they differ
+    by more than ``TOLERANCE``."""
     for name, value in replayed.items():
         size = 1.0 + value.abs().flatten(1).amax(1)
         apart = ((value - expected[name]).abs().flatten(1).amax(1) / size).max()
@@ -188,26 +183,3 @@ def confirm(replayed: State, expected: State) -> None:
                 f"'{name}' differs by {float(apart):.3g} of its size",
                 "please report this run",
             )
-
-
-def mean_loss(loss: LossFunction) -> MeanLoss:
-    """The loss as a user of torch writes it, on outputs (n, outputs) and encoded labels (n, width)."""
-    weights, positive = loss.options.get("class_weights"), loss.options.get("positive_weight")
-    smoothing = loss.options.get("label_smoothing", 0.0)
-
-    def weighted(out: Tensor, y: Tensor) -> Tensor:
-        own = None if weights is None else out.new_tensor(weights)
-        return functional.cross_entropy(out, y.argmax(-1), own, label_smoothing=smoothing)
-
-    def of_logit(out: Tensor, y: Tensor) -> Tensor:
-        own = None if positive is None else out.new_tensor(positive)
-        return functional.binary_cross_entropy_with_logits(out, y, pos_weight=own)
-
-    known: dict[str, MeanLoss] = {
-        "mse": functional.mse_loss,
-        "bce": of_logit,
-        "cross_entropy": weighted,
-        # relu, not clamp: torch's clamp has slope 1 at the kink, the library's hinge has slope 0.
-        "hinge": lambda out, y: functional.relu(1.0 - (2.0 * y - 1.0) * out).mean(),
-    }
-    return known.get(loss.key, lambda out, y: loss.value(out, y).mean())

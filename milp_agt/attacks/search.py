@@ -10,13 +10,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.corners import Corners, corners_of
+from milp_agt.attacks.corners import Corners, SingleGains, corners_of
 from milp_agt.attacks.goals import Goal, TrainedModels
-from milp_agt.attacks.moves import merged, moved, random_moves, shrunk, steepest, stepped, turned
+from milp_agt.attacks.moves import (
+    Selector,
+    merged,
+    moved,
+    random_poisoning,
+    shrunk,
+    steepest,
+    stepped,
+    turned,
+)
 from milp_agt.attacks.packed import Aim, Best, Packed
 from milp_agt.attacks.search_settings import Search
-from milp_agt.attacks.selection import Selector, random_poisoning
-from milp_agt.attacks.teams import SingleGains
 from milp_agt.attacks.unrolled import Pace, Poisoning, State, Unrolled
 from milp_agt.bounds.listed import count_choices, list_choices
 from milp_agt.core.deadline import Deadline
@@ -26,7 +33,6 @@ from milp_agt.training import inputs
 
 LARGEST_CHUNK = 4096  # attacks in one pass
 ENTERING, LEAVING = 4, 2  # candidates of an exchange by gradient
-MUTATIONS = 16  # random ones in a round
 GRADIENT = 3.0  # runs that one with its gradient is as dear as
 SHARE = 0.25  # of the time that is left, for one pass
 TEAMS = 4  # of the best single samples, for each aim
@@ -98,7 +104,6 @@ class Hunt:
         for turn in range(self.search.rounds):
             for part in aims.split(self.chunk):
                 self._exchange(part, turn)
-                self._mutate(part)
                 self._refine(part, turn)
             if table is not None:
                 self._vary(table, aims)
@@ -259,19 +264,6 @@ class Hunt:
                 for quota in range(self.unrolled.quotas):
                     noisy = gain * (1.0 + turn * self._noise(gain))
                     self._try_exchange(data, target, kept, noisy, entering, leaving, quota)
-
-    def _mutate(self, aims: Tensor) -> None:
-        """Give one poisoned sample, or another one in its place, a random extreme move."""
-        for trial in range(MUTATIONS // (4 if self.halved else 1)):
-            data = self.best.data.rows(aims).unpacked(self.unrolled)
-            kept = moved(self.unrolled, data)
-            target = random_moves(self.unrolled, torch.ones_like(kept), self.generator)
-            noise, quota = self._noise(kept), (trial // 2) % self.unrolled.quotas
-            if trial % 2:
-                self._try_exchange(data, target, kept, noise, 0, 0, quota)
-            else:
-                one = self._in_one_span(self._leaving(kept, noise, quota))
-                self._evaluate(merged(one, target, data))
 
     def _in_one_span(self, mask: Tensor) -> Tensor:
         """The mask of one span of each attack, drawn at random: an adaptive run is changed in one step."""

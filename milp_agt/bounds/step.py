@@ -202,7 +202,7 @@ def step_at_points(
     """One optimiser step at points; leading axes (many attacks at once) are allowed throughout.
 
     ``present``, (attacks, n), is 1 for samples of the batch that are present and 0 for absent ones, on a
-    graph of :func:`milp_agt.training.exchanged.with_absences`: the mean is over the present samples,
+    graph of :func:`milp_agt.training.clipping.with_absences`: the mean is over the present samples,
     and an empty batch skips its step. None: all are present.
     """
     leaves = dict(state) | {FEATURES: features, LABELS: labels}

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 
 from milp_agt.certification.result import Result
+from milp_agt.certification.verdicts import Verdict
 from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.accuracy import AccuracyTable
 from milp_agt.properties.mean_loss import LossTable
 from milp_agt.properties.stable import StableTable
 from milp_agt.runfile.run_file import LoadedRun
-from milp_agt.runfile.verdicts import Verdict
 
 Array = npt.NDArray[Any]
 

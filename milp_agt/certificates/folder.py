@@ -29,6 +29,7 @@ from milp_agt.certificates.covered import (
 from milp_agt.certificates.growing import grown
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
+from milp_agt.certification.verdicts import Verdict
 from milp_agt.checker.boxes import Unbounded
 from milp_agt.checker.files import CLAIM, SEAL, Certificate, Rejected, Table
 from milp_agt.checker.proof import answer, reached
@@ -40,7 +41,6 @@ from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
 from milp_agt.runfile.run_file import LoadedRun
-from milp_agt.runfile.verdicts import Verdict
 from milp_agt.training.training import Training
 
 Array = npt.NDArray[Any]

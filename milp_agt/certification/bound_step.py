@@ -11,10 +11,9 @@ from milp_agt.bounds.adversary.enumerated import Enumerated
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.linear import intermediate, window_bounds
-from milp_agt.bounds.linear.composed import Collected, PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_step
+from milp_agt.bounds.linear.past import Collected
 from milp_agt.bounds.passes import Passes
-from milp_agt.bounds.signed_entries import count_of
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification import planning
@@ -92,7 +91,7 @@ class Bounder:
         """The box after the window of a part that ends with this step, by backward pass and intervals."""
         window = part.window[-self.plan.window :]
         # For steps whose window begins later.
-        collected = Collected(count_of(part.state)) if self.plan.past else None
+        collected = Collected() if self.plan.past else None
         found = window_bounds.bound_state(
             self.schedule,
             window,
@@ -103,8 +102,7 @@ class Bounder:
             collected,
         )
         if collected is not None:
-            before = window[-1].state
-            newest = PastStep(step.index, before, collected.composed(before))
+            newest = collected.past(step.index, window[-1].state)
             kept = [past for past in part.past if past.index < step.index]
             part.past = [*kept, newest][-self.plan.past :]
         self._tell_of_memory(step)
@@ -238,14 +236,8 @@ class Bounder:
     def relax(
         self, adversary: AdversaryModel, state: State, step: Step, ranges: bound_propagation.Ranges
     ) -> LinearizedStep:
-        kept = linearize_step(
-            self.schedule, state, step, ranges, adversary, self.plan.pieces.walked_samples
-        )
-        if self.plan.composed_steps:
-            kept = window_bounds.with_shortcut(
-                self.schedule, kept, self.plan.pieces.chunk, self.passes
-            )
-        return kept
+        samples = self.plan.pieces.walked_samples
+        return linearize_step(self.schedule, state, step, ranges, adversary, samples)
 
     def _window(self, chain: Chain, part: ChainPart) -> program.Window:
         """The steps of the program over the current window."""

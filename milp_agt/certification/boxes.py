@@ -27,12 +27,9 @@ SHARE = 0.3
 def narrowed(models: ReachableModels, known: ReachableSet, seconds: float) -> ReachableSet:
     """A reachable set met with the boxes of searches of so many seconds.
 
-    What the run carries as a zonotope is branched on samples and phases first, end by end; then selections
-    and cells of their moves are searched, where they can be listed.
-
-    Raises:
-        InvalidInputError: models without a tree, or without anything that it can search.
-        SoundnessError: an empty meet.
+    What the run carries as a zonotope is branched on samples and phases first, end by end; then
+    selections and cells of their moves are searched, where they can be listed. Raises InvalidInputError:
+    models without a tree, or without anything that it can search; SoundnessError: an empty meet.
     """
     asked, begun = "A reachable set is narrowed by a tree", time.monotonic()
     if models.tree is None:

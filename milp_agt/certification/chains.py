@@ -17,8 +17,8 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.interval.update import UpdateGraph
-from milp_agt.bounds.linear.composed import ComposedStep, PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
+from milp_agt.bounds.linear.past import PastStep
 from milp_agt.bounds.step import State, Step, union
 from milp_agt.bounds.zonotope import ZonotopePass, pack_forward, unpack_forward
 from milp_agt.certification.checkpoint import pack, unpack
@@ -195,7 +195,7 @@ class Chains:
                     "sums": dict(relaxed.ranges.sums),
                 }
             for past in part.past:
-                numbers = {name: getattr(past.ends, name) for name in _NUMBERS}
+                numbers = {name: getattr(past, name) for name in _NUMBERS}
                 numbers["coefficients"] = dict(numbers["coefficients"])
                 steps[part.key(past.index, "past")] = {"state": pack(past.state), **numbers}
         return states, steps
@@ -215,8 +215,8 @@ class Chains:
             part.past = []
             for index in kept["past"]:
                 past = steps[part.key(index, "past")]
-                ends = ComposedStep(*(past[name] for name in _NUMBERS))
-                part.past.append(PastStep(index, unpack(past["state"]), ends))
+                numbers = (past[name] for name in _NUMBERS)
+                part.past.append(PastStep(index, unpack(past["state"]), *numbers))
             if part.forward is not None:
                 part.forward = unpack_forward(part.forward, kept["forward"])
             if part.gathered is not None:

@@ -71,11 +71,8 @@ class Checkpoint:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of the snapshot in the folder; None if there is no checkpoint.
-
-        Raises:
-            InvalidInputError: an unreadable manifest, or one of another version.
-        """
+        """The manifest of the snapshot in the folder; None if there is no checkpoint. Raises
+        InvalidInputError: an unreadable manifest, or one of another version."""
         path = self.folder / MANIFEST
         try:
             found = json.loads(path.read_bytes())
@@ -94,11 +91,8 @@ class Checkpoint:
         return found
 
     def open(self, identity: Mapping[str, str], device: torch.device) -> Snapshot | None:
-        """The snapshot of the run with this identity; None if the folder holds none yet.
-
-        Raises:
-            InvalidInputError: the checkpoint of another run, or a damaged one.
-        """
+        """The snapshot of the run with this identity; None if the folder holds none yet. Raises
+        InvalidInputError: the checkpoint of another run, or a damaged one."""
         self._identity = identity
         manifest = self.manifest
         if manifest is None:
@@ -116,11 +110,8 @@ class Checkpoint:
             self.flush()
 
     def flush(self) -> None:
-        """Write the last snapshot now, if it is not written yet.
-
-        Raises:
-            InvalidInputError: the snapshot cannot be written; the previous checkpoint stays intact.
-        """
+        """Write the last snapshot now, if it is not written yet. Raises InvalidInputError: the snapshot
+        cannot be written; the previous checkpoint stays intact."""
         if self._pending is None:
             return
         begun = time.monotonic()

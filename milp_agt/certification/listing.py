@@ -15,13 +15,13 @@ from milp_agt.certification.planning import Plan
 from milp_agt.certification.result import Result
 from milp_agt.certification.sizes import DEARER_BOXES, LIVE_STATES, TRAINED_PER_SECOND
 from milp_agt.certification.task import RunInProgress, Task
+from milp_agt.certification.worth import LISTED
 from milp_agt.core.interval import Interval
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.rounding import FLOAT64
 from milp_agt.properties.models import ReachableModels, Reached
 from milp_agt.training.inputs import bytes_of
 
-LISTED = "listed"
 # Without a time limit listing is a default where it is predicted to take at most this many seconds.
 LISTING_TIME = 60.0
 # Most data sets, whatever they cost: their list is made in one go.

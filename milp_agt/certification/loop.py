@@ -96,11 +96,8 @@ class BoundedRun(RunInProgress):
         )
 
     def _begin_zonotope(self) -> None:
-        """The set before the first step, for the chain of a zonotope, if there is one.
-
-        Raises:
-            UnsupportedOperationError: it was asked for, and has no rule for the run.
-        """
+        """The set before the first step, for the chain of a zonotope, if there is one. Raises
+        UnsupportedOperationError: it was asked for, and has no rule for the run."""
         task, order = self.task, self.order
         for chain in self.chains:
             if chain.level is Relaxation.ZONOTOPE:

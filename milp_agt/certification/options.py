@@ -239,11 +239,8 @@ def with_further(table: type[Options]) -> type[Options]:
 
 
 def options_of(options: object, changes: Mapping[str, Any]) -> CertifyOptions:
-    """The options given as one object, or the defaults, with those given by name replaced.
-
-    Raises:
-        InvalidInputError: another object, an unknown name, or a value that its option does not take.
-    """
+    """The options given as one object, or the defaults, with those given by name replaced. Raises
+    InvalidInputError: another object, an unknown name, or a value that its option does not take."""
     known = with_further(CertifyOptions)() if options is None else options
     of_kind(known, CertifyOptions, "options", "give agt.CertifyOptions(...), or leave it out")
     assert isinstance(known, CertifyOptions)

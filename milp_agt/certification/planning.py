@@ -121,7 +121,6 @@ class Plan:
     linear_inner: bool
     inner_of_programs: bool
     selections: Selections
-    composed_steps: bool
     past: int
     single_thread: bool
     first_walk: float
@@ -157,11 +156,8 @@ def make_plan(
     restriction: Restriction,
     given: Sequence[Tensor] = (),
 ) -> Plan:
-    """The plan that follows from the options of a run. ``given`` are data kept besides the poison.
-
-    Raises:
-        InvalidInputError: an invalid memory size, or levels and selections that this run cannot have.
-    """
+    """The plan that follows from the options of a run. ``given`` are data kept besides the poison. Raises
+    InvalidInputError: an invalid memory size, or levels and selections that this run cannot have."""
     steps, budget = len(batches), bytes_of(options.memory)
     slow = 1.0 if options.time_limit is None else slowness()
     # Predictions are those of one machine; so is a time limit from here on.
@@ -234,7 +230,10 @@ def make_plan(
     # The mean of the remaining samples needs the whole batch.
     whole = batch if poison.whole is Whole.REMOVED else 1
     large = sizes.walked >= THREADED_ELEMENTS
-    total = told_apart.seconds + seconds * linear_inner + sizes.seconds.get(level, math.nan)
+    total = told_apart.seconds + seconds * linear_inner
+    total += carry[0] if Relaxation.ZONOTOPE in levels else 0.0
+    if level is not Relaxation.ZONOTOPE:
+        total += sizes.seconds.get(level, math.nan)
     return Plan(
         asked=options.relaxation,
         relaxation=level,
@@ -247,7 +246,6 @@ def make_plan(
         linear_inner=linear_inner,
         inner_of_programs=linear_inner and options.inner_bounds is None and carried,
         selections=told_apart,
-        composed_steps=large and training.projection is None and _pays(sizes, moved),
         past=0 if training.projection else _past(sizes, room),
         single_thread=not large or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         first_walk=slow * 2 * sizes.state * sizes.walked / rates.WALKED_PER_SECOND,
@@ -312,15 +310,6 @@ def _met(poison: Poison, batches: Sequence[Batch]) -> Sequence[int]:
         count += len(own)
         counts.append(count)
     return counts
-
-
-def _pays(sizes: Sizes, moved: int) -> bool:
-    """Whether composed steps make passes through earlier steps cheaper and fit into memory."""
-    elements = sizes.composed(moved)
-    cheaper = elements / rates.MULTIPLIED_PER_SECOND < sizes.walked / rates.WALKED_PER_SECOND
-    return (
-        sizes.window > 1 and cheaper and rates.FLOAT * elements * sizes.window <= sizes.memory // 2
-    )
 
 
 def _past(sizes: Sizes, room: int) -> int:

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
-from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.certification import saved
 from milp_agt.certification.boxes import narrowed, reachable_of
 from milp_agt.certification.proposals import proposals
@@ -26,15 +24,14 @@ from milp_agt.core.rounding import FLOAT64, PRECISIONS, Precision
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.decisions import Decider
-from milp_agt.properties.models import ReachableModels, Reached, Watch
+from milp_agt.properties.models import ReachableModels, Watch
 from milp_agt.properties.property_table import PickedPoints, TableOfPoints
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
 from milp_agt.properties.unbounded import UnboundedModels
 from milp_agt.recording import NominalCheck
-from milp_agt.threats.poison import Poison
 from milp_agt.training.precision import in_precision
-from milp_agt.training.tracing import FEATURES, StepGraph, trace
+from milp_agt.training.tracing import FEATURES, trace
 
 PREPROCESSING = (
     "Preprocessing (scaling, feature selection, splits) was fitted on data that the adversary does "
@@ -291,10 +288,9 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
     kept: dict[str, Any] = {name: about[name] for name in TEXTS if name in about}
     kept |= {name: tuple(about[name]) for name in LISTS}
     check = about.get("nominal_check")
-    models = _models_of(step_graph, state, tuple(about["feature_shape"]))
     return Result(
         reachable=reachable_of(step_graph, state, step_graph.initial),
-        models=models,
+        models=ReachableModels.in_box(step_graph, step_graph.initial, state),
         steps=tuple(StepRecord(**record) for record in about["steps"]),
         nominal_check=None if check is None else NominalCheck(**check),
         **kept,
@@ -304,25 +300,14 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
 def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Result:
     """The result before the first step, to see which questions can be asked: it bounds nothing."""
     step_graph = trace(model, loss, feature_shape)
-    state = {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()}
+    models = UnboundedModels.at(step_graph, step_graph.initial)
     return Result(
-        reachable=reachable_of(step_graph, state, step_graph.initial),
+        reachable=reachable_of(step_graph, models.state, step_graph.initial),
         steps=(),
         total_steps=0,
         relaxation=Relaxation.INTERVAL.value,
         fallbacks=(),
         limit_reached=False,
         threat="no sample poisoned",
-        models=UnboundedModels.of(_models_of(step_graph, state, feature_shape)),
+        models=models,
     )
-
-
-def _models_of(
-    step_graph: StepGraph, state: State, feature_shape: tuple[int, ...]
-) -> ReachableModels:
-    """The models in a box, of which nothing else is known."""
-    nothing = torch.zeros(0, *feature_shape, dtype=torch.float64)
-    poison = Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64))
-    point = {n: step_graph.initial[n] for n in step_graph.parameters}
-    reached = (Reached(state, (), Joint(poison)),)
-    return ReachableModels(step_graph, NodeOrder.of(step_graph), point, reached)

@@ -56,11 +56,8 @@ def selections_of(
 
     Beside a ``zonotope`` they are joint by default, unless labels flip: it turns each flip into noise.
 
-    Where they are not listed for that reason, ``window`` of the result is the longest of the halved windows
-    over which they would be.
-
-    Raises:
-        InvalidInputError: a kind that this run cannot have.
+    Where they are not listed for that reason, ``window`` of the result is the longest of the halved
+    windows over which they would be. Raises InvalidInputError: a kind that this run cannot have.
     """
     asked = options.selections == "enumerated"
     if asked and not level.walks:

@@ -177,7 +177,3 @@ class Sizes:
             Relaxation.LINEAR: linear,
             Relaxation.LP: 1.5 * linear + 2 * self.state * self.steps * self.rows * SECONDS_PER_ROW,
         }
-
-    def composed(self, moved: int) -> int:
-        """Elements of the forms of all signed entries after a step, ``moved`` for each sample."""
-        return 2 * self.state * (self.state + self.batch * moved)

@@ -116,13 +116,9 @@ class RunInProgress(ABC):
 
     @abstractmethod
     def advance(self) -> None:
-        """Bound one more step.
-
-        Raises:
-            SoundnessError: an empty meet, or the nominal run outside its box.
-            EncodingError: an infeasible program.
-            InvalidInputError: a nominal run that does not stay finite.
-        """
+        """Bound one more step. Raises SoundnessError: an empty meet, or the nominal run outside its box;
+        EncodingError: an infeasible program; InvalidInputError: a nominal run that does not stay
+        finite."""
 
     @abstractmethod
     def result(self) -> Result:

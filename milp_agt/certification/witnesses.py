@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.attacks.goals import TrainedModels
-from milp_agt.attacks.moves import merged, steepest
+from milp_agt.attacks.moves import Selector, merged, random_poisoning, steepest
 from milp_agt.attacks.proposed import packed_of
-from milp_agt.attacks.selection import Selector, random_poisoning
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
 from milp_agt.bounds.program import Incumbents, Witness
 from milp_agt.core.interval import Interval

@@ -9,6 +9,11 @@ from enum import Enum
 
 from milp_agt.core.reachable import StepRecord
 
+LISTED = "listed"  # what records call a step that trained on every data set of the adversary
+EXACT = (
+    "a smaller threat or fewer steps, and no setting: the boxes are the hull of all runs there are"
+)
+
 
 class Worth(Enum):
     """What the boxes at the end say; a word for programs that read ``result.json``."""
@@ -44,6 +49,8 @@ class BoxWorth:
         useful = _first(steps, lambda record: record.mean_width <= mean_size)
         last = len(steps)
         found = Worth.USEFUL if useful == last else Worth.WIDE
+        if not helps and useful < last and steps[-1].relaxation == LISTED:
+            helps = (EXACT,)
         return BoxWorth(Worth.VACUOUS if bounded < last else found, useful, bounded, last, helps)
 
     @property

@@ -13,9 +13,9 @@ from milp_agt.errors import InvalidInputError
 if TYPE_CHECKING:
     from milp_agt.attacks import Search
     from milp_agt.certification.result import Result
+    from milp_agt.certification.verdicts import Verdict
     from milp_agt.experiments.still_proved import StillProved
     from milp_agt.runfile.run_file import LoadedRun
-    from milp_agt.runfile.verdicts import Verdict
 
 # Shares of a time limit that steps leave: to the properties (more where the tree of `auto` may decide points
 # that all other bounds leave open), to smaller threats, to the certificate, to files and the page, to attacks
@@ -79,7 +79,7 @@ class CommandTime:
 
         A fallback says where the time limit cut questions short.
         """
-        from milp_agt.runfile.verdicts import judge
+        from milp_agt.certification.verdicts import judge
 
         run, missed = self.run, False
         verdicts: list[Verdict] = []
@@ -107,8 +107,8 @@ class CommandTime:
         Both take what is left of a time limit; without one the search takes a share of the run, and no box
         is narrowed.
         """
+        from milp_agt.certification.verdicts import judge
         from milp_agt.experiments.still_proved import seconds_without_limit, still_proved
-        from milp_agt.runfile.verdicts import judge
 
         run = self.run
         if self.limit is None:

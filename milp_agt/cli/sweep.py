@@ -170,7 +170,7 @@ def _certifier(
     deadline = Deadline.within(time_limit)
 
     def at(threat: ThreatModel) -> Result:
-        radius = getattr(threat, "radius", None)
+        radius = getattr(getattr(threat, "features", threat), "radius", None)
         named = f"run {len(limits) + 1}: budget {threat.budget}"
         named += f", radius {radius:g}" if isinstance(radius, (int, float)) else ""
         share = Deadline.within(deadline.share(runs - len(limits)))
@@ -190,9 +190,9 @@ def _curves(
     certify: Callable[[ThreatModel], Result],
     on_cell: Callable[[SweepCell, int, int], None],
 ) -> Sweep:
+    from milp_agt.certification.verdicts import answers, trigger_curve
     from milp_agt.experiments.sweep import sweep
     from milp_agt.properties.backdoor import BackdoorTable
-    from milp_agt.runfile.verdicts import answers, trigger_curve
 
     balls = [p for p in run.properties if isinstance(p, BackdoorTable) and p.radius is not None]
     if arguments.triggers is None:
@@ -211,12 +211,11 @@ def _curves(
             found |= trigger_curve(result, run.dataset, table, arguments.triggers)
         return found
 
-    budgets = arguments.budgets or (run.threat.budget,)
     return sweep(
         certify,
         run.threat,
         ask,
-        budgets=budgets,
+        budgets=arguments.budgets,
         radii=arguments.radii,
         within=common.time_left(arguments),
         on_cell=on_cell,
@@ -226,8 +225,8 @@ def _curves(
 def _largest(
     run: LoadedRun, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
 ) -> Largest:
+    from milp_agt.certification.verdicts import judge
     from milp_agt.experiments.largest import largest
-    from milp_agt.runfile.verdicts import judge
 
     if not arguments.points and all(p.at_least is p.at_most is None for p in run.properties):
         raise InvalidInputError(

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from milp_agt.certification.result import Result
+from milp_agt.certification.verdicts import Verdict
 from milp_agt.certification.worth import Worth
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.relaxation import Relaxation
@@ -15,8 +16,7 @@ from milp_agt.experiments.largest import Bracket, Largest, Trial, largest
 from milp_agt.experiments.sweep import resized
 from milp_agt.io.tables import format_number
 from milp_agt.runfile.run_file import LoadedRun
-from milp_agt.runfile.verdicts import Verdict
-from milp_agt.threats import ThreatModel
+from milp_agt.threats import SeparatePoisoning, ThreatModel
 from milp_agt.threats.poison import Whole
 from milp_agt.threats.sets import Vertices
 
@@ -132,11 +132,7 @@ def still_proved(
         return {name: known[name] for name in wanted}
 
     budget = radius = None
-    # Of two budgets apart, `budget` is the sum.
-    fields = getattr(run.threat, "__dataclass_fields__", {})
-    most, farthest = (
-        getattr(run.threat, name) if name in fields else None for name in ("budget", "radius")
-    )
+    most, farthest = _size(run.threat)
     if isinstance(most, int) and most > 1:
         budget = _doubled(certify, run.threat, holds, most, deadline)
     if isinstance(farthest, float) and farthest > 0.0 and not deadline.is_over():
@@ -147,6 +143,16 @@ def still_proved(
     if budget is radius is None:
         return None
     return StillProved(level.value, budget, radius)
+
+
+def _size(threat: ThreatModel) -> tuple[Any, Any]:
+    """Budget and radius as :func:`resized` replaces them; None for what a threat does not have."""
+    if isinstance(threat, SeparatePoisoning):
+        budgets = [each.budget for each in (threat.features, threat.labels) if each.budget]
+        return min(budgets, default=0), threat.features.radius
+    known = getattr(threat, "__dataclass_fields__", {})
+    budget, radius = (getattr(threat, n) if n in known else None for n in ("budget", "radius"))
+    return budget, radius
 
 
 def _doubled(

@@ -16,7 +16,7 @@ from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import csv_text, format_table, json_text
 from milp_agt.properties.answer import meet, unattacked
-from milp_agt.threats import ThreatModel
+from milp_agt.threats import SeparatePoisoning, ThreatModel
 
 Certify = Callable[["ThreatModel"], "Result"]
 Ask = Callable[["Result"], Mapping[str, Bounds]]
@@ -85,7 +85,7 @@ def sweep(
     threat: ThreatModel,
     ask: Ask,
     *,
-    budgets: Sequence[int],
+    budgets: Sequence[int] | None = None,
     radii: Sequence[float] | None = None,
     within: float | None = None,
     on_cell: Callable[[SweepCell, int, int], None] | None = None,
@@ -99,9 +99,10 @@ def sweep(
 
     Args:
         certify: the run, for instance ``lambda threat: agt.certify(model, data, training, threat)``.
-        threat: the threat whose ``budget`` and ``radius`` are replaced.
+        threat: the threat whose ``budget`` (both of two, as far as they are above 0) and ``radius`` are
+            replaced.
         ask: the questions, for instance ``lambda result: {"accuracy": result.accuracy(X, y)}``.
-        budgets: counts of samples.
+        budgets: counts of samples; None to leave the budget as it is.
         radii: None to leave the radius as it is.
         within: seconds after which no further cell is run; the first one, of the largest threat, always is.
         on_cell: called after every cell with the cell, its number from 1, and the number of cells.
@@ -116,10 +117,13 @@ def sweep(
     callable_of(ask, "ask", "give lambda result: {'accuracy': result.accuracy(X, y)}")
     if on_cell is not None:
         callable_of(on_cell, "on_cell", "give a function (cell, number, cells), or leave it out")
-    listed(budgets, int, "budgets", "give counts of samples: budgets=[1, 2, 5]")
+    if budgets is not None:
+        listed(budgets, int, "budgets", "give counts of samples: budgets=[1, 2, 5]")
     if radii is not None:
         listed(radii, (int, float), "radii", "give numbers: radii=[0.01, 0.1]")
-    falling = sorted(set(budgets), reverse=True)
+    falling: Sequence[int | None] = (
+        (None,) if budgets is None else sorted(set(budgets), reverse=True)
+    )
     sizes: Sequence[float | None] = (None,) if radii is None else sorted(set(radii), reverse=True)
     if not falling or not sizes:
         raise InvalidInputError(
@@ -127,7 +131,7 @@ def sweep(
             f"{len(falling)} budgets and {len(sizes)} radii",
             "give at least one of each",
         )
-    found: dict[tuple[int, float | None], SweepCell] = {}
+    found: dict[tuple[int | None, float | None], SweepCell] = {}
     grid = list(itertools.product(range(len(falling)), range(len(sizes))))
     deadline = Deadline.within(within)
     for number, (i, j) in enumerate(grid, 1):
@@ -145,14 +149,15 @@ def sweep(
             own = ask(certify(resized(threat, budget, radius)))
             seconds = time.perf_counter() - begun
             answers = {n: meet(b, answers[n]) if n in answers else b for n, b in own.items()}
-        cell = found[budget, radius] = SweepCell(budget, radius, answers, seconds)
+        count = threat.budget if budget is None else budget
+        cell = found[budget, radius] = SweepCell(count, radius, answers, seconds)
         if on_cell is not None:
             on_cell(cell, number, len(grid))
     return Sweep(tuple(reversed(found.values())), deadline.missed)
 
 
 def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> ThreatModel:
-    """The same threat with another budget, another radius, or both.
+    """The same threat with another budget, another radius, or both; both budgets of two that are apart.
 
     Raises:
         InvalidInputError: the threat has no radius.
@@ -163,6 +168,10 @@ def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> Th
             f"{type(threat).__name__} {threat!r:.60}",
             "give agt.FeaturePoisoning(budget, radius), for instance",
         )
+    if isinstance(threat, SeparatePoisoning):
+        moved = resized(threat.features, budget if threat.features.budget else None, radius)
+        flipped = resized(threat.labels, budget if threat.labels.budget else None, None)
+        return dataclasses.replace(threat, features=moved, labels=flipped)  # type: ignore[arg-type]
     fields = {f.name for f in dataclasses.fields(threat)}  # type: ignore[arg-type]
     changes = {"budget": budget, "radius": radius}
     wanted = {name: value for name, value in changes.items() if value is not None}

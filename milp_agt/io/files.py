@@ -101,8 +101,8 @@ class Archive:
     again: str
     kind: str | None = None
 
-    def write(self, path: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Write a file as a whole.
+    def write(self, path: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
+        """Write a file as a whole; the suffix is added where it is missing. Returns its path.
 
         Raises:
             InvalidInputError: no such folder, or one that takes no files.
@@ -112,7 +112,7 @@ class Archive:
             raise InvalidInputError(asked, "no such folder", "make the folder first")
         marked = {"version": self.version, **({"kind": self.kind} if self.kind else {}), **about}
         with writing(asked, "make room, or save it elsewhere; a file that was there is as it was"):
-            replace_arrays(path, {"about": np.array(json.dumps(marked)), **arrays})
+            return replace_arrays(path, {"about": np.array(json.dumps(marked)), **arrays})
 
     def read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arrays and description of a file; the suffix may be omitted.

@@ -145,13 +145,9 @@ def summarise(
 
 
 def meet(first: Bounds, second: Bounds) -> Bounds:
-    """What follows from two bounds of the same quantity that both hold, point by point as well.
-
-    What attacks reached is that of the first; nothing of the second, which may be about a larger threat.
-
-    Raises:
-        SoundnessError: the two do not meet, so that one of them is wrong.
-    """
+    """What follows from two bounds of the same quantity that both hold, point by point as well. What
+    attacks reached is that of the first; nothing of the second, which may be about a larger threat.
+    Raises SoundnessError: the two do not meet, so that one of them is wrong."""
     lower, upper = max(first.lower, second.lower), min(first.upper, second.upper)
     if not isinstance(first, Answer) or not isinstance(second, Answer):
         return replace(first, lower=lower, upper=upper)

@@ -64,12 +64,9 @@ class BackdoorQuestion(Question):
         trigger: Trigger,
         target: int | None,
     ) -> BackdoorQuestion:
-        """For features (n, *shape), encoded labels (n, width) and a target class or None.
-
-        Raises:
-            InvalidInputError: a trigger of the wrong shape, a target that does not exist, no test
-                point of another class.
-        """
+        """For features (n, *shape), encoded labels (n, width) and a target class or None. Raises
+        InvalidInputError: a trigger of the wrong shape, a target that does not exist, no test point of
+        another class."""
         classes = models.step_graph.loss.classes(models.step_graph.outputs)
         true = classes_of(models, labels)
         if target is None:
@@ -140,6 +137,7 @@ class BackdoorTable(TableOfShares):
     `high`, or a patch (`coordinates` with `values`)."""
 
     what = "success rate of a trigger: ball, free coordinates or patch"
+    searches_inputs = True
     in_short = "a trigger{detail} succeeds on at most {high} of the {part} points"
     in_words = (
         "A trigger in the input, on top of any admissible poisoning, succeeds on at most {high} "

@@ -15,7 +15,7 @@ from milp_agt.bounds.listed import ListedData, Poisoned
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError, SoundnessError
-from milp_agt.properties.answer import Answer, GroupName, combined
+from milp_agt.properties.answer import Answer, GroupName
 from milp_agt.properties.decision import DecisionQuestion
 from milp_agt.properties.functional import FunctionalQuestion
 from milp_agt.properties.mean_loss import MeanLoss
@@ -28,25 +28,22 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """Per test point what holds for every admissible poisoning, and what a real one reaches.
+    """What real poisoned runs reach at the test points of an answer.
 
-    The two sides are those of the safety margin m of the point (``score`` in the table of an answer):
-    ``lower <= min m <= reached``, where the minimum is over all admissible poisonings. A point is PROVED
-    where ``lower > 0``, REFUTED where it has a witness, else OPEN. Anything that decides points (attacks, a
-    search over cells, a list of all data sets) hands over this.
+    A point is PROVED where the lower bound of its margin (``score_lower``) is above 0, REFUTED where it has a
+    witness, else OPEN.
 
     Attributes:
-        lower, upper: bounds of the margin over all reachable models, (n,); -inf and inf where nothing is
-            known beyond what the answer has already.
         reached: the least margin of a real training run on admissible data, (n,); inf where none was tried.
         witness: which of ``witnesses`` refutes the point, (n,); -1 for none.
         witnesses: the poisoned data.
         worst: the worst mean over the points that one real run shows, with its data; None for none tried.
         of_groups: the same for subgroups, by name.
+
+    Raises:
+        SoundnessError: a witness of a point that it does not get wrong.
     """
 
-    lower: Array
-    upper: Array
     reached: Array
     witness: npt.NDArray[np.int64]
     witnesses: tuple[Witness, ...] = ()
@@ -54,14 +51,6 @@ class Decisions:
     of_groups: Mapping[GroupName, tuple[float, Witness]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (self.reached >= self.lower).all():
-            worst = int(np.argmin(self.reached - self.lower))
-            raise SoundnessError(
-                "A replayed attack must stay within the certificate of every test point",
-                f"point {worst}: a margin of {self.reached[worst]!r} reached, at least "
-                f"{self.lower[worst]!r} certified",
-                "do not use this certificate; please report this run",
-            )
         named = self.witness >= 0
         if (self.reached[named] >= 0).any() or (self.witness[named] >= len(self.witnesses)).any():
             raise SoundnessError(
@@ -71,8 +60,26 @@ class Decisions:
             )
 
 
+def check_reached(lower: Array, reached: Array) -> None:
+    """See that margins of real runs are at least what is certified, (n,) each, without any tolerance.
+
+    Raises:
+        SoundnessError: one is not.
+    """
+    if not (reached >= lower).all():
+        worst = int(np.argmin(reached - lower))
+        raise SoundnessError(
+            "A replayed attack must stay within the certificate of every test point",
+            f"point {worst}: a margin of {reached[worst]!r} reached, at least {lower[worst]!r} certified",
+            "do not use this certificate; please report this run",
+        )
+
+
 class Decider(Protocol):
-    """Decides test points beyond what bounds of the reachable models say, or at least attacks them."""
+    """Attacks test points, losses and functionals that bounds of the reachable models leave open.
+
+    Where nothing is open, or no time is left, the answer is None. ``attacks.refute.Refuter`` is one.
+    """
 
     def decide(
         self,
@@ -81,16 +88,13 @@ class Decider(Protocol):
         listed: Sequence[Poisoned] | None = None,
         deadline: Deadline | None = None,
     ) -> Decisions | None:
-        """Decisions about the points of an answer; None where nothing is open, or no time is left.
-
-        ``listed``: the data sets that are worst for open points, where all are known.
-        """
+        """``listed``: the data sets that are worst for open points, where all are known."""
         ...
 
     def worst_loss(
         self, question: MeanLoss, known: Answer, deadline: Deadline | None = None
     ) -> tuple[float, Witness] | None:
-        """The largest mean loss that a real run reaches, and its data; None where nothing is open."""
+        """The largest mean loss that a real run reaches, and its data."""
         ...
 
     def worst_functional(
@@ -109,56 +113,34 @@ class Decider(Protocol):
 
 
 def decided(answer: Answer, decisions: Decisions | None, counts_harm: bool) -> Answer:
-    """The answer with decisions beside its bounds; where these are tighter, they count.
-
-    A run that was trained outside the bounds of its point, or of the mean, is a SoundnessError.
-    """
+    """The answer with what real runs reach beside its bounds; one outside of them is a SoundnessError."""
     if decisions is None:
         return answer
-    own = answer.points
-    met = replace(
-        decisions,
-        lower=np.maximum(own.score_lower, decisions.lower),
-        upper=np.minimum(own.score_upper, decisions.upper),
-    )
-    safe = met.lower > 0
-    points = replace(
-        own,
-        lower=own.lower if counts_harm else np.where(safe, 1.0, own.lower),
-        upper=np.where(safe, 0.0, own.upper) if counts_harm else own.upper,
-        score_lower=met.lower,
-        score_upper=met.upper,
-        reached=met.reached,
-        witness=met.witness,
-    )
-    found = combined(answer, points, (answer,), (answer,))
+    check_reached(answer.points.score_lower, decisions.reached)
 
     def within(value: float, bounds: Bounds) -> float:
         # A margin within rounding of zero counts as safe on this side.
         return max(value, bounds.lower) if counts_harm else min(value, bounds.upper)
 
-    groups = dict(found.groups)
-    for name, (value, _) in met.of_groups.items():
+    groups = dict(answer.groups)
+    for name, (value, _) in decisions.of_groups.items():
         groups[name] = replace(groups[name], reached=within(value, groups[name]))
-    worst = met.worst
+    worst = decisions.worst
     return replace(
-        found,
-        reached=None if worst is None else within(worst[0], found),
+        answer,
+        points=replace(answer.points, reached=decisions.reached, witness=decisions.witness),
+        reached=None if worst is None else within(worst[0], answer),
         shown=None if worst is None else worst[1],
         groups=groups,
-        shown_in={name: witness for name, (_, witness) in met.of_groups.items()},
-        witnesses=met.witnesses,
+        shown_in={name: witness for name, (_, witness) in decisions.of_groups.items()},
+        witnesses=decisions.witnesses,
     )
 
 
 def witness_of(answer: Answer, point: int | None) -> Witness:
-    """The poisoned data that refute a test point, by its position among those that were given.
-
-    Without a point: the data that show ``answer.reached``.
-
-    Raises:
-        InvalidInputError: a point that was not asked about, or is not refuted.
-    """
+    """The poisoned data that refute a test point, by its position among those that were given. Without a
+    point: the data that show ``answer.reached``. Raises InvalidInputError: a point that was not asked
+    about, or is not refuted."""
     if point is None:
         if answer.shown is None:
             raise InvalidInputError(

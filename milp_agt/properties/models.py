@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.gathered import GatheredPass
-from milp_agt.bounds.linear.composed import PastStep
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
+from milp_agt.bounds.linear.past import PastStep
 from milp_agt.bounds.linear.window_bounds import bound_forms, forms_of_outputs, rows_at_once
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
@@ -121,6 +123,20 @@ class ReachableModels:
     deadline: Deadline | None = None
     seconds: float | None = None
     tree: TreePlan | None = None  # searches what all bounds leave open
+
+    @classmethod
+    def in_box(cls, step_graph: StepGraph, nominal: Mapping[str, Tensor], box: State) -> Self:
+        """The models in one box of parameters, of which nothing else is known."""
+        nothing = torch.zeros(0, *step_graph.graph[FEATURES].shape, dtype=torch.float64)
+        poison = Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64))
+        reached = (Reached(box, (), Joint(poison)),)
+        return cls(step_graph, NodeOrder.of(step_graph), dict(nominal), reached)
+
+    @classmethod
+    def at(cls, step_graph: StepGraph, nominal: Mapping[str, Tensor]) -> Self:
+        """The one model with these parameters, (*shape) each."""
+        point = {n: Interval.point(nominal[n].unsqueeze(0)) for n in step_graph.parameters}
+        return cls.in_box(step_graph, nominal, point)
 
     @property
     def poison(self) -> Poison:

@@ -45,6 +45,7 @@ class PropertyTable(Table):
         is_share: whether it is a share of points, from 0 to 1.
         high_is_good: whether the adversary wants it low.
         least: the least value that any model has.
+        searches_inputs: whether test inputs move, so that an attack shows only its largest value.
         in_short, in_words, where_exact: the certified worst case as a clause, the bounds as a sentence, and
             where both ends are one; with ``{low}``, ``{high}``, ``{given}`` (by the data as given),
             ``{part}`` and ``{detail}``. Empty for words that fit every kind.
@@ -56,6 +57,7 @@ class PropertyTable(Table):
     is_share: ClassVar[bool] = False
     high_is_good: ClassVar[bool] = False
     least: ClassVar[float] = -math.inf
+    searches_inputs: ClassVar[bool] = False
     in_short: ClassVar[str] = ""
     in_words: ClassVar[str] = ""
     where_exact: ClassVar[str] = ""
@@ -156,11 +158,8 @@ class TableOfPoints(PropertyTable):
         return isinstance(self.groups, list)
 
     def pick(self, dataset: Dataset) -> PickedPoints:
-        """The points of a data set.
-
-        Raises:
-            InvalidInputError: an empty part, positions outside it, a regression by classes.
-        """
+        """The points of a data set. Raises InvalidInputError: an empty part, positions outside it, a
+        regression by classes."""
         test = self.on == "test"
         x = dataset.x_test if test else dataset.x_train
         y = dataset.y_test if test else dataset.y_train

@@ -81,12 +81,10 @@ class UnsafeRegion(Question):
 def targeted(models: ReachableModels, features: Tensor, targets: Targets) -> Question:
     """The question for features (n, *shape) and what is unsafe at each of them.
 
-    ``targets``, classification: one class for all points, a class for each (n,), a collection of
-    classes for each, or masks (n, classes) bool. Regression: intervals [low, high] of unsafe outputs,
-    one (2,) for all points or (n, 2), or (n, outputs, 2) for several outputs; infinite ends make half-lines.
-
-    Raises:
-        InvalidInputError: targets of another shape, a class that does not exist, an empty interval.
+    ``targets``, classification: one class for all points, a class for each (n,), a collection of classes
+    for each, or masks (n, classes) bool. Regression: intervals [low, high] of unsafe outputs, one (2,)
+    for all points or (n, 2), or (n, outputs, 2) for several outputs; infinite ends make half-lines.
+    Raises InvalidInputError: targets of another shape, a class that does not exist, an empty interval.
     """
     outputs = models.step_graph.outputs
     classes = models.step_graph.loss.classes(outputs)
@@ -101,52 +99,42 @@ def targeted(models: ReachableModels, features: Tensor, targets: Targets) -> Que
 
 def unsafe_classes(targets: Targets, count: int, classes: int) -> Tensor:
     """Masks of the unsafe classes, (n, classes) bool."""
-    if isinstance(targets, (list, tuple)) and any(
-        isinstance(t, (set, frozenset, list, tuple, range)) for t in targets
-    ):
-        return _masks_of_sets(targets, count, classes)
-    found = targets.detach().cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
-    if found.dtype == np.bool_ and found.shape == (count, classes):
-        return torch.from_numpy(found.copy())
-    if found.shape not in ((), (count,)) or found.dtype.kind not in "iu":
-        raise InvalidInputError(
-            f"Targets name the unsafe classes of {count} test points",
-            f"shape {found.shape} of type {found.dtype}",
-            f"give one class, a class for each point ({count},), a list of sets of classes, or a mask "
-            f"({count}, {classes}) of bools",
-        )
-    _known(np.unique(found).tolist(), classes)
-    flat = torch.from_numpy(np.broadcast_to(found, (count,)).astype(np.int64))
-    return torch.nn.functional.one_hot(flat, classes).to(torch.bool)
-
-
-def _masks_of_sets(targets: Sequence[Any], count: int, classes: int) -> Tensor:
-    sets = [list(t) if isinstance(t, Collection) else [t] for t in targets]
+    kinds = (set, frozenset, list, tuple, range)
+    if isinstance(targets, (list, tuple)) and any(isinstance(t, kinds) for t in targets):
+        sets = [list(t) if isinstance(t, Collection) else [t] for t in targets]
+    else:
+        host = targets.detach().cpu() if isinstance(targets, Tensor) else targets
+        found = np.asarray(host)
+        if found.dtype == np.bool_ and found.shape == (count, classes):
+            return torch.from_numpy(found.copy())
+        if found.shape not in ((), (count,)) or found.dtype.kind not in "iu":
+            raise InvalidInputError(
+                f"Targets name the unsafe classes of {count} test points",
+                f"shape {found.shape} of type {found.dtype}",
+                f"give one class, a class for each point ({count},), a list of sets of classes, or a "
+                f"mask ({count}, {classes}) of bools",
+            )
+        sets = np.broadcast_to(found, (count,))[:, None].tolist()
     if len(sets) != count:
         raise InvalidInputError(
             f"Targets name the unsafe classes of {count} test points",
             f"{len(sets)} sets of classes",
             "give one set for each point",
         )
-    columns = [c for own in sets for c in own]
-    _known(columns, classes)
-    rows = torch.arange(count).repeat_interleave(torch.tensor([len(own) for own in sets]))
-    masks = torch.zeros(count, classes, dtype=torch.bool)
-    masks[rows, torch.tensor(columns, dtype=torch.int64)] = True
-    return masks
-
-
-def _known(chosen: Sequence[object], classes: int) -> None:
-    whole = (int, np.integer)
+    chosen, whole = [c for own in sets for c in own], (int, np.integer)
     bad = [
-        c for c in chosen if isinstance(c, bool) or not (isinstance(c, whole) and 0 <= c < classes)
+        c for c in chosen if not isinstance(c, whole) or isinstance(c, bool) or not 0 <= c < classes
     ]
     if bad:
         raise InvalidInputError(
             "Targets must be classes of the model",
-            f"{bad[:5]} beside classes 0..{classes - 1}",
+            f"{[c for k, c in enumerate(bad[:5]) if c not in bad[:k]]} beside classes 0..{classes - 1}",
             f"use whole numbers from 0 to {classes - 1}",
         )
+    rows = torch.arange(count).repeat_interleave(torch.tensor([len(own) for own in sets]))
+    masks = torch.zeros(count, classes, dtype=torch.bool)
+    masks[rows, torch.tensor(chosen, dtype=torch.int64)] = True
+    return masks
 
 
 def unsafe_box(targets: Targets, count: int, outputs: int) -> tuple[Tensor, Tensor]:

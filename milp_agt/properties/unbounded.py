@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.interval import Interval
 from milp_agt.properties.models import OutputForms, ReachableModels, Reached
-from milp_agt.threats.poison import Poison
-from milp_agt.training.tracing import FEATURES, StepGraph
 
 
 @dataclass(frozen=True)
@@ -23,20 +19,6 @@ class UnboundedModels(ReachableModels):
     Every check of shapes, classes, targets and triggers runs as it will after training. It costs one
     forward pass of the test points, where bounds of a wide model may take minutes.
     """
-
-    @staticmethod
-    def of(models: ReachableModels) -> UnboundedModels:
-        """The same models without their bounds."""
-        return UnboundedModels(**{f.name: getattr(models, f.name) for f in fields(models)})
-
-    @staticmethod
-    def at(step_graph: StepGraph, nominal: Mapping[str, Tensor]) -> UnboundedModels:
-        """The one model with these parameters, (*shape) each."""
-        nothing = torch.zeros(0, *step_graph.graph[FEATURES].shape, dtype=torch.float64)
-        poison = Poison.none(nothing, torch.zeros(0, step_graph.outputs, dtype=torch.float64))
-        state = {name: Interval.point(value.unsqueeze(0)) for name, value in nominal.items()}
-        reached = (Reached(state, (), Joint(poison)),)
-        return UnboundedModels(step_graph, NodeOrder.of(step_graph), dict(nominal), reached)
 
     def bound(self, forms: OutputForms) -> Interval:
         """The values at the nominal model, (1, n, forms)."""

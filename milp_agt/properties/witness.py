@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import DAMAGE, arrays_of, replace_arrays, writing
+from milp_agt.io.files import Archive
 
-Array = npt.NDArray[np.float64]
-FORMAT = 2
+FILE = Archive("A witness", 3, "give a witness-*.npz of a result folder, or certify the run again")
 DATA = ("features", "labels", "there")
+PLAIN = ("points", "margins", "poisoned", "changes", "data", "threat")  # lists, then two texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,22 +93,8 @@ class Witness:
                 rows = np.flatnonzero((own != other).reshape(len(own), -1).any(1))
                 arrays |= {f"{kind}/{leaf}": own[rows], f"rows of {kind}/{leaf}": rows}
         arrays |= {f"state/{name}": array for name, array in self.state_dict.items()}
-        arrays["points"] = np.asarray(self.points, dtype=np.int64)
-        arrays["margins"] = np.asarray(self.margins, dtype=np.float64)
-        arrays["poisoned"] = np.asarray(self.poisoned, dtype=np.int64)
-        about = {
-            "format": FORMAT,
-            "changes": self.changes,
-            "data": self.data,
-            "threat": self.threat,
-            "beside": None if beside is None else beside[0],
-        }
-        arrays["about"] = np.array(json.dumps(about))
-        with writing(
-            f"Save a witness to {path}",
-            "give the path of a file in a folder that can be written to",
-        ):
-            return replace_arrays(Path(path), arrays)
+        about = {name: getattr(self, name) for name in PLAIN}
+        return FILE.write(Path(path), arrays, about | {"beside": beside and beside[0]})
 
 
 def load_witness(path: str | Path) -> Witness:
@@ -122,43 +107,23 @@ def load_witness(path: str | Path) -> Witness:
     Raises:
         InvalidInputError: a missing or damaged file, or another version of the format.
     """
-    asked, path = f"Read the witness {path}", Path(path)
+    path = Path(path)
+    arrays, about = FILE.read(path)
+
+    def leaves(kind: str) -> tuple[npt.NDArray[Any], ...]:
+        count = sum(name.startswith(f"{kind}/") for name in arrays)
+        found = tuple(whole[f"{kind}/{leaf}"] for leaf in range(count))
+        for leaf, array in enumerate(found if whole is not arrays else ()):
+            array[arrays[f"rows of {kind}/{leaf}"]] = arrays[f"{kind}/{leaf}"]
+        return found
+
     try:
-        arrays = arrays_of(path)
-        about = json.loads(str(arrays["about"]))
-        if about["format"] != FORMAT:
-            raise InvalidInputError(
-                asked, f"format {about['format']}, not {FORMAT}", "certify the run again"
-            )
-
         beside = about["beside"]
-        whole = arrays if beside is None else arrays_of(path.parent / Path(beside).name)
-
-        def leaves(kind: str) -> tuple[npt.NDArray[Any], ...]:
-            count = sum(name.startswith(f"{kind}/") for name in arrays)
-            found = tuple(whole[f"{kind}/{leaf}"] for leaf in range(count))
-            if beside is not None:
-                for leaf, array in enumerate(found):
-                    array[arrays[f"rows of {kind}/{leaf}"]] = arrays[f"{kind}/{leaf}"]
-            return found
-
-        return Witness(
-            points=tuple(arrays["points"].tolist()),
-            margins=tuple(arrays["margins"].tolist()),
-            poisoned=tuple(arrays["poisoned"].tolist()),
-            changes=tuple(about["changes"]),
-            features=leaves("features"),
-            labels=leaves("labels"),
-            there=leaves("there"),
-            state_dict={
-                name.removeprefix("state/"): array
-                for name, array in arrays.items()
-                if name.startswith("state/")
-            },
-            data=about["data"],
-            threat=about["threat"],
-        )
-    except (*DAMAGE, IndexError) as error:
-        raise InvalidInputError(
-            asked, f"a file that is no witness ({error})", "give a witness-*.npz of a result folder"
-        ) from None
+        whole = arrays if beside is None else FILE.read(path.parent / Path(beside).name)[0]
+        kept: dict[str, Any] = {name: tuple(about[name]) for name in PLAIN[:4]}
+        kept |= {name: about[name] for name in PLAIN[4:]} | {kind: leaves(kind) for kind in DATA}
+        state = {n: a for n, a in arrays.items() if n.startswith("state/")}
+        return Witness(state_dict={n.removeprefix("state/"): a for n, a in state.items()}, **kept)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        asked = f"Read the witness {path}"
+        raise InvalidInputError(asked, f"contents that do not fit: {error}", FILE.again) from None

@@ -14,11 +14,11 @@ import torch
 
 from milp_agt.attacks import Attack
 from milp_agt.certification.result import Result
+from milp_agt.certification.verdicts import Verdict
 from milp_agt.data.dataset import Dataset
 from milp_agt.data.origin import Part
 from milp_agt.errors import SoundnessError
 from milp_agt.io.files import arrays_of, replace_arrays, writing
-from milp_agt.runfile.verdicts import Verdict
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]

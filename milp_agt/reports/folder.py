@@ -10,13 +10,13 @@ import numpy as np
 
 from milp_agt.certification import saved
 from milp_agt.certification.result import Result
+from milp_agt.certification.verdicts import judge
 from milp_agt.core.arguments import listed, of_kind
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
 from milp_agt.reports import evidence, write_page
 from milp_agt.reports.result_folder import ResultFolder, header
 from milp_agt.runfile.run_file import parse_properties
-from milp_agt.runfile.verdicts import judge
 
 
 def report(

@@ -21,6 +21,7 @@ import milp_agt
 from milp_agt.certificates.folder import clear
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
+from milp_agt.certification.verdicts import Verdict
 from milp_agt.checker.__main__ import FOLDER
 from milp_agt.data.dataset import Dataset
 from milp_agt.errors import InvalidInputError
@@ -30,7 +31,6 @@ from milp_agt.io.versioned import author_of, commit_of
 from milp_agt.properties.suspects import Suspects
 from milp_agt.properties.witness import Witness
 from milp_agt.runfile.run_file import RunConfig
-from milp_agt.runfile.verdicts import Verdict
 
 SCHEMA_VERSION = 1
 LISTED_ROWS = 10_000  # rows of larger files follow from the seed and are not written down

@@ -19,6 +19,7 @@ from milp_agt.certification.certify import OnStep, certify
 from milp_agt.certification.checkpoint import Checkpoint
 from milp_agt.certification.options import FURTHER, with_further
 from milp_agt.certification.result import Result, untrained
+from milp_agt.certification.verdicts import judge
 from milp_agt.core.option_table import OneOf, Table
 from milp_agt.core.rounding import FLOAT32
 from milp_agt.data.dataset import Dataset, Task, load_dataset
@@ -40,9 +41,8 @@ from milp_agt.runfile.tables import (
     TrainingTable,
     which,
 )
-from milp_agt.runfile.verdicts import judge
 from milp_agt.threats import ThreatModel
-from milp_agt.threats.threat_table import THREATS, ThreatTable
+from milp_agt.threats.threat_model import THREATS, ThreatTable
 from milp_agt.threats.units import located
 from milp_agt.training.inputs import labels_of
 from milp_agt.training.schedules import SCHEDULES

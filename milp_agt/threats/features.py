@@ -91,11 +91,8 @@ class FeatureMoves:
         return Units(self._name, self.radius_in, self.origin, "features")
 
     def _moves(self, features: Tensor, mask: Tensor) -> tuple[MoveSet, Interval | None]:
-        """The moves of the samples in ``mask`` (N,), and the domain of the features, (*shape).
-
-        Raises:
-            InvalidThreatModelError: contradictory options, or options that do not fit the data.
-        """
+        """The moves of the samples in ``mask`` (N,), and the domain of the features, (*shape). Raises
+        InvalidThreatModelError: contradictory options, or options that do not fit the data."""
         order = norm_of(self._name, self.norm)
         self._check_options(order)
         flat = features.flatten(1)

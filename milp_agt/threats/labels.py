@@ -55,11 +55,8 @@ class LabelMoves:
     units: Units
 
     def bind(self, labels: Tensor, loss: LossFunction, mask: Tensor) -> MoveSet:
-        """The moves of the samples in ``mask`` (N,).
-
-        Raises:
-            InvalidThreatModelError: contradictory options, or options that do not fit the loss.
-        """
+        """The moves of the samples in ``mask`` (N,). Raises InvalidThreatModelError: contradictory
+        options, or options that do not fit the loss."""
         order = norm_of(self.units.name, self.norm)
         self.units.check()
         if loss.is_classification:

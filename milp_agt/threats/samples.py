@@ -16,12 +16,16 @@ from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.features import FeatureMoves
 from milp_agt.threats.labels import LabelMoves, LabelNorm, LabelRadius, Target
 from milp_agt.threats.poison import Poison, Quota, Whole
-from milp_agt.threats.threat_model import SCOPE, STATIC, Budgeted, Chosen, Timed
-from milp_agt.threats.threat_table import (
+from milp_agt.threats.threat_model import (
+    SCOPE,
+    STATIC,
     THREATS,
+    Budgeted,
+    Chosen,
     ChosenTable,
     FeatureTable,
     ThreatTable,
+    Timed,
     threat_kind,
 )
 from milp_agt.threats.units import RadiusIn, Units

@@ -49,11 +49,8 @@ class Units:
     of: str
 
     def check(self) -> None:
-        """See that the unit is known, and that there is a scaler for it.
-
-        Raises:
-            InvalidThreatModelError: another word, or raw units of arrays or of components.
-        """
+        """See that the unit is known, and that there is a scaler for it. Raises InvalidThreatModelError:
+        another word, or raw units of arrays or of components."""
         if not isinstance(self.radius_in, str) or self.radius_in not in ("model", "raw"):
             raise InvalidThreatModelError(
                 f"{self.name} needs radius_in 'model' or 'raw'",
@@ -89,10 +86,7 @@ class Units:
 
     def per_sample(self, values: object, shape: tuple[int, ...]) -> Any:
         """Values with a sample axis in the order of the training part, from one for each row of the file.
-
-        Raises:
-            InvalidThreatModelError: in the order of a training part that is not the file's.
-        """
+        Raises InvalidThreatModelError: in the order of a training part that is not the file's."""
         if self.origin is None:
             return values
         try:
@@ -218,11 +212,8 @@ NORMS = {"inf": math.inf, "2": 2.0, "1": 1.0, "0": 0.0}
 
 
 def norm_of(name: str, given: str | float) -> float:
-    """The order of a norm: inf, 2, 1 or 0, given as a number or a string.
-
-    Raises:
-        InvalidThreatModelError: any other value.
-    """
+    """The order of a norm: inf, 2, 1 or 0, given as a number or a string. Raises InvalidThreatModelError:
+    any other value."""
     known = given if isinstance(given, (str, int, float)) and not isinstance(given, bool) else None
     for word, order in NORMS.items():
         if known in (word, order):
@@ -236,12 +227,8 @@ def radii(
     name: str, given: Radius, like: Tensor, may_be_infinite: bool, what: str = "feature"
 ) -> Tensor:
     """A radius for each entry of ``like`` (N, *shape), from one, one per entry, per sample, or for both.
-
-    The same radius for all samples is stored once, as a view.
-
-    Raises:
-        InvalidThreatModelError: not numbers, below 0, NaN, or a shape that fits nowhere or is ambiguous.
-    """
+    The same radius for all samples is stored once, as a view. Raises InvalidThreatModelError: not
+    numbers, below 0, NaN, or a shape that fits nowhere or is ambiguous."""
     asked = f"{name} needs one radius, or one for each {what} or sample"
     count, shape = len(like), tuple(like.shape[1:])
     known = f"shape {shape}, ({count},) or ({count}, {', '.join(map(str, shape))})"

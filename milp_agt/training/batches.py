@@ -32,11 +32,8 @@ class Recorded:
 
     @staticmethod
     def of(given: object) -> Recorded:
-        """Read a list of batches, or a list of epochs that are lists of batches.
-
-        Raises:
-            InvalidInputError: anything else, an empty batch, a sample twice in a batch.
-        """
+        """Read a list of batches, or a list of epochs that are lists of batches. Raises
+        InvalidInputError: anything else, an empty batch, a sample twice in a batch."""
         entries = _series(given, "batches")
         if not entries:
             raise InvalidInputError(
@@ -60,11 +57,8 @@ class Recorded:
         return Recorded(tuple(_batch(*each) for each in named), tuple(map(len, epochs)))
 
     def within(self, samples: int) -> tuple[Batch, ...]:
-        """The batches, whose indices point into a data set of that size.
-
-        Raises:
-            InvalidInputError: an index outside it.
-        """
+        """The batches, whose indices point into a data set of that size. Raises InvalidInputError: an
+        index outside it."""
         for t, batch in enumerate(self.batches):
             if batch.max() >= samples:
                 raise InvalidInputError(

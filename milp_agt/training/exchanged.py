@@ -22,11 +22,8 @@ def with_exchanges(step_graph: StepGraph, poison: Poison) -> StepGraph:
 
     An exchange node is put between the gradient of each sample (clipped, if there is clipping) and the
     sum over the batch, see :mod:`milp_agt.formulations.exchange`. It adds one entry for each sample and
-    parameter.
-
-    Raises:
-        InvalidThreatModelError: new samples whose gradients are not bounded by clipping.
-        UnsupportedOperationError: a gradient that is not a linear function of sums over the samples.
+    parameter. Raises InvalidThreatModelError: new samples whose gradients are not bounded by clipping;
+    UnsupportedOperationError: a gradient that is not a linear function of sums over the samples.
     """
     if poison.whole is None:
         return step_graph
@@ -56,11 +53,8 @@ def _with(step_graph: StepGraph, op: Exchange, word: str) -> StepGraph:
 
 
 def check_clipping(step_graph: StepGraph, poison: Poison) -> None:
-    """Refuse new samples that clipping does not bound.
-
-    Raises:
-        InvalidThreatModelError: training without clipping.
-    """
+    """Refuse new samples that clipping does not bound. Raises InvalidThreatModelError: training without
+    clipping."""
     new = poison.whole in (Whole.SUBSTITUTED, Whole.INSERTED)
     if new and poison.whole is not None and step_graph.clipping is None:
         raise InvalidThreatModelError(
@@ -74,9 +68,8 @@ def check_clipping(step_graph: StepGraph, poison: Poison) -> None:
 def check_batches(step_graph: StepGraph, training: Training, poison: Poison) -> None:
     """Refuse what depends on a whole batch where the adversary changes more of it than there is a rule for.
 
-    Raises:
-        UnsupportedOperationError: class weights under a threat to labels or to whole samples; clipping of
-            the total norm under one to whole samples; dampening, where the first step may be skipped.
+    Raises UnsupportedOperationError: class weights under a threat to labels or to whole samples; clipping
+    of the total norm under one to whole samples; dampening, where the first step may be skipped.
     """
     if poison.whole is Whole.REMOVED and _first_undampened(training, poison):
         raise UnsupportedOperationError(

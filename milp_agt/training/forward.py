@@ -124,13 +124,9 @@ def _copied(args: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def build_forward(builder: Builder, module: nn.Module, path: str) -> None:
-    """Append the nodes of a module with a forward of its own; ``builder.current`` is its input.
-
-    Raises:
-        UnsupportedOperationError: a forward that branches on values, has more than one input, is
-            random or changes the module.
-        InvalidInputError: a forward that fails on features of this shape.
-    """
+    """Append the nodes of a module with a forward of its own; ``builder.current`` is its input. Raises
+    UnsupportedOperationError: a forward that branches on values, has more than one input, is random or
+    changes the module; InvalidInputError: a forward that fails on features of this shape."""
     calls = getattr(module, CALLS, None)
     if calls is None:
         calls = traced(module, builder.current.shape, path or "model")

@@ -52,11 +52,8 @@ class ParameterGroup:
 
 
 def check_groups(groups: Sequence[ParameterGroup], parameters: Sequence[str]) -> None:
-    """See that every name of a group is that of a trainable parameter, and none is in two groups.
-
-    Raises:
-        InvalidInputError: other names.
-    """
+    """See that every name of a group is that of a trainable parameter, and none is in two groups. Raises
+    InvalidInputError: other names."""
     unknown = [
         f"'{pattern}', where the trainable parameters are {', '.join(parameters)}"
         for group in groups

@@ -66,11 +66,8 @@ _FUNCTIONS: tuple[tuple[str, object, str], ...] = (
 
 
 def refuse_hidden_changes(model: nn.Module) -> None:
-    """See that nothing outside the layers changes what the model computes or how it is trained.
-
-    Raises:
-        UnsupportedOperationError: all that does, each with its place and what to do.
-    """
+    """See that nothing outside the layers changes what the model computes or how it is trained. Raises
+    UnsupportedOperationError: all that does, each with its place and what to do."""
     found = [*_everywhere(), *_in_modules(model)] or list(_in_tensors(model))
     places: dict[tuple[str, str], list[str]] = {}
     for each in found:

@@ -37,11 +37,8 @@ def located(data: Any, threat: Any) -> tuple[Any, Any, Origin | None]:
 
 
 def check_run(model: object, data: object, training: object, threat: object) -> None:
-    """Check that the inputs of a run are a model, a pair of arrays, a training and a threat.
-
-    Raises:
-        InvalidInputError, InvalidThreatModelError: any other object.
-    """
+    """Check that the inputs of a run are a model, a pair of arrays, a training and a threat. Raises
+    InvalidInputError, InvalidThreatModelError: any other object."""
     of_kind(model, nn.Module, "The model", "give a torch.nn.Module")
     of_kind(training, Training, "The training", "give agt.Training(loss=...)")
     remedy = "give a pair (features, labels), or a data set of agt.load_dataset(...)"
@@ -68,11 +65,8 @@ def check_run(model: object, data: object, training: object, threat: object) -> 
 
 
 def features_of(values: ArrayLike, what: str = "Features") -> Tensor:
-    """Features as (n, *shape) float64.
-
-    Raises:
-        InvalidInputError: fewer than two axes, no samples, NaN or infinity.
-    """
+    """Features as (n, *shape) float64. Raises InvalidInputError: fewer than two axes, no samples, NaN or
+    infinity."""
     tensor = _tensor(values, what)
     if tensor.dim() < 2 or len(tensor) == 0:
         raise InvalidInputError(
@@ -106,12 +100,8 @@ def warn_of_float32(model: nn.Module, features: ArrayLike) -> None:
 def labels_of(
     values: ArrayLike, count: int, loss: LossFunction, outputs: int, what: str = "Labels"
 ) -> Tensor:
-    """Encoded labels, (n, width) float64.
-
-    Raises:
-        InvalidInputError: a number of labels other than that of the features, classes out of range,
-            NaN or infinity, targets that do not fit the outputs.
-    """
+    """Encoded labels, (n, width) float64. Raises InvalidInputError: a number of labels other than that of
+    the features, classes out of range, NaN or infinity, targets that do not fit the outputs."""
     tensor = _tensor(values, what)
     if len(tensor) != count:
         raise InvalidInputError(
@@ -163,12 +153,9 @@ def _renumbering(labels: Tensor, classes: int) -> str:
 def initial_box(
     step_graph: StepGraph, given: Mapping[str, tuple[ArrayLike, ArrayLike]] | None
 ) -> dict[str, Interval]:
-    """The box of theta_0: the model's parameters, or the boxes given for some of them by name.
-
-    Raises:
-        InvalidInputError: an unknown name, a wrong shape, lower > upper, a box that does not contain
-            the model's own value.
-    """
+    """The box of theta_0: the model's parameters, or the boxes given for some of them by name. Raises
+    InvalidInputError: an unknown name, a wrong shape, lower > upper, a box that does not contain the
+    model's own value."""
     boxes = {n: Interval.point(v.unsqueeze(0)) for n, v in step_graph.initial.items()}
     remedy = "give {name: (lower, upper)}"
     of_kind({} if given is None else given, Mapping, "Boxes of initial parameters", remedy)
@@ -202,11 +189,7 @@ def initial_box(
 
 
 def bytes_of(memory: str | int) -> int:
-    """Bytes of ``"4GiB"``, ``"500 MB"`` or a number of bytes.
-
-    Raises:
-        InvalidInputError: anything else.
-    """
+    """Bytes of ``"4GiB"``, ``"500 MB"`` or a number of bytes. Raises InvalidInputError: anything else."""
     if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
         return memory
     units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -222,11 +205,8 @@ def bytes_of(memory: str | int) -> int:
 
 
 def device_of(name: str) -> torch.device:
-    """``"cpu"``, ``"cuda"`` (or another torch device), or ``"auto"``: the GPU if there is one.
-
-    Raises:
-        InvalidInputError: an unknown device, or a GPU that torch cannot see.
-    """
+    """``"cpu"``, ``"cuda"`` (or another torch device), or ``"auto"``: the GPU if there is one. Raises
+    InvalidInputError: an unknown device, or a GPU that torch cannot see."""
     of_kind(name, str, "A device", "use 'cpu' or 'auto'")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

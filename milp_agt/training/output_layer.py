@@ -25,12 +25,9 @@ _PLAIN = {("bce", "Sigmoid"): "BCELoss", ("cross_entropy", "LogSoftmax"): "NLLLo
 
 
 def check_output(graph: Graph, output: Node, loss: str) -> None:
-    """See that no activation at the end of a model contradicts a loss on logits.
-
-    Raises:
-        InvalidInputError: an activation of bounded range, or one without negative values before a
-            loss on one logit.
-    """
+    """See that no activation at the end of a model contradicts a loss on logits. Raises
+    InvalidInputError: an activation of bounded range, or one without negative values before a loss on one
+    logit."""
     if loss not in ON_LOGITS:
         return
     node = output
@@ -48,11 +45,8 @@ def check_output(graph: Graph, output: Node, loss: str) -> None:
 
 
 def check_last_layer(layer: nn.Module, loss: str) -> None:
-    """The same for layers that have no rule: their place, too, is in the loss.
-
-    Raises:
-        InvalidInputError: Softmax, LogSoftmax and their like.
-    """
+    """The same for layers that have no rule: their place, too, is in the loss. Raises InvalidInputError:
+    Softmax, LogSoftmax and their like."""
     if loss in ON_LOGITS and isinstance(layer, _PROBABILITIES):
         raise _contradiction(loss, type(layer).__name__)
 

@@ -175,10 +175,7 @@ def check_float32(
 
 def rounded_to(tensor: Tensor, precision: Precision) -> Tensor:
     """Numbers as a run of a precision reads them; rounding is monotone, so that ends of boxes stay ends.
-
-    Raises:
-        InvalidInputError: numbers that overflow.
-    """
+    Raises InvalidInputError: numbers that overflow."""
     if precision == FLOAT64:
         return tensor
     found = tensor.to(torch.float32).to(torch.float64)

@@ -12,11 +12,8 @@ from milp_agt.training.training import Clipping, Training, UpdateRule
 
 
 def run_in_words(training: Training, steps: int) -> str:
-    """Optimiser, batches, schedule and clipping of a run of so many steps.
-
-    Raises:
-        InvalidInputError: see :meth:`Training.update_rules`.
-    """
+    """Optimiser, batches, schedule and clipping of a run of so many steps. Raises InvalidInputError: see
+    :meth:`Training.update_rules`."""
     loss, rules = training.objective, training.update_rules(steps)
     options = "".join(f", {name}={value!r}" for name, value in loss.options.items())
     parts = [

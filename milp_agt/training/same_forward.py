@@ -22,10 +22,8 @@ def check_forward(step_graph: StepGraph, model: nn.Module, features: Tensor) -> 
     """See that outputs and gradients are those of the model itself, for models with a forward of their own.
 
     Outputs of all samples, in batches and (some) one by one, so that samples that depend on each other
-    are found; gradients of the sum of all outputs, and of the outputs weighted at random.
-
-    Raises:
-        UnsupportedOperationError: they differ, by more than two computations in float64 do.
+    are found; gradients of the sum of all outputs, and of the outputs weighted at random. Raises
+    UnsupportedOperationError: they differ, by more than two computations in float64 do.
     """
     if not step_graph.own_forward:
         return

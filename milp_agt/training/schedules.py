@@ -153,11 +153,8 @@ class CosineDecay(_Checked):
 
 
 def check_schedule(schedule: object) -> None:
-    """See that this says the rate of every step, before anything is asked of it.
-
-    Raises:
-        InvalidInputError: anything but a list of numbers, a :class:`Schedule` or None.
-    """
+    """See that this says the rate of every step, before anything is asked of it. Raises
+    InvalidInputError: anything but a list of numbers, a :class:`Schedule` or None."""
     listed_rates = isinstance(schedule, (Sequence, np.ndarray))
     by_rule = (
         not isinstance(schedule, type)
@@ -181,11 +178,9 @@ def rates_of(
     """The rate of each of ``steps`` steps.
 
     ``epochs`` is the count of epochs, all of one length; or the steps of each; or None where recorded
-    batches do not say which steps make an epoch.
-
-    Raises:
-        InvalidInputError: a list of another length, or with a rate <= 0; a schedule by epochs for
-            steps that are no whole epochs; a rate that is negative or not finite.
+    batches do not say which steps make an epoch. Raises InvalidInputError: a list of another length, or
+    with a rate <= 0; a schedule by epochs for steps that are no whole epochs; a rate that is negative or
+    not finite.
     """
     check_schedule(schedule)
     if schedule is None:

@@ -92,14 +92,12 @@ def trace(
 ) -> StepGraph:
     """The graph of one training step of ``model`` (copied, never changed).
 
-    The gradient is built by reverse mode over the nodes of the forward pass, and clipped sample by
-    sample if ``clipping`` is given; a run of ``precision`` clips up to its own rounding.
-
-    Raises:
-        UnsupportedOperationError: a layer or loss without a rule; hooks and whatever else changes a
-            gradient or a call (:func:`refuse_hidden_changes`).
-        InvalidInputError: sizes that do not fit, NaN weights, nothing to train; an activation at the
-            end that contradicts the loss (:mod:`milp_agt.training.output_layer`).
+    The gradient is built by reverse mode over the nodes of the forward pass, and clipped sample by sample
+    if ``clipping`` is given; a run of ``precision`` clips up to its own rounding. Raises
+    UnsupportedOperationError: a layer or loss without a rule; hooks and whatever else changes a gradient
+    or a call (:func:`refuse_hidden_changes`); InvalidInputError: sizes that do not fit, NaN weights,
+    nothing to train; an activation at the end that contradicts the loss
+    (:mod:`milp_agt.training.output_layer`).
     """
     refuse_hidden_changes(model)
     chosen = get_loss(loss) if isinstance(loss, str) else loss

@@ -32,12 +32,9 @@ SMALLEST_TOTAL = 1e-5
 
 
 def check_training(training: Options) -> None:
-    """See that the options of a run are what they are called and go together.
-
-    Raises:
-        InvalidInputError: a value out of range, or options that contradict each other; all of them.
-        UnsupportedOperationError: an optimiser or a loss without a rule, if that is all.
-    """
+    """See that the options of a run are what they are called and go together. Raises InvalidInputError: a
+    value out of range, or options that contradict each other; all of them; UnsupportedOperationError: an
+    optimiser or a loss without a rule, if that is all."""
     own = {name: _failure(partial(check, training)) for name, check in _CHECKS.items()}
     wrong = {**unfit(training), **{name: error for name, error in own.items() if error}}
     # What goes together is asked of values that are right for themselves.

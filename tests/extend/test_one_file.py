@@ -25,6 +25,7 @@ from torch import nn
 
 import milp_agt as agt
 from milp_agt.certification import options
+from milp_agt.certification.verdicts import judge
 from milp_agt.core import relaxation
 from milp_agt.core.interval import Interval
 from milp_agt.core.results import Limits
@@ -34,9 +35,8 @@ from milp_agt.properties.property_table import PROPERTIES
 from milp_agt.reports import supported
 from milp_agt.runfile.reference import markdown
 from milp_agt.runfile.run_file import load_config
-from milp_agt.runfile.verdicts import judge
 from milp_agt.solvers import choose, get_solver, solver
-from milp_agt.threats.threat_table import THREATS
+from milp_agt.threats.threat_model import THREATS
 from milp_agt.training.layers import builder
 
 FILES = Path(__file__).parent / "one_file"

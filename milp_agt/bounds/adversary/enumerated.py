@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import Vertices
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
+
+Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,11 @@ def count_cases(poison: Poison, restriction: Restriction = UNRESTRICTED) -> floa
     left = min(poison.budget - len(inside), len(free))
     if left < 0:
         return math.inf
-    options = _label_options(poison, _exact(poison, inside))
-    own = math.prod(float(len(options[i])) for i in inside)
-    chosen = [own * ways for ways in count_ways([len(options[i]) for i in free], left)]
-    return sum(chosen) if _exact(poison, inside) else 1 + chosen[left]
+    exact = _exact(poison, inside)
+    options = _options(poison, [*inside, *free], exact)[0].bincount(minlength=len(poison.open))
+    own = math.prod(float(options[i]) for i in inside)
+    chosen = [own * ways for ways in count_ways(options[free].tolist(), left)]
+    return sum(chosen) if exact else 1 + chosen[left]
 
 
 def count_ways(options: Iterable[float], most: int) -> list[float]:
@@ -91,6 +96,51 @@ def count_ways(options: Iterable[float], most: int) -> list[float]:
     return chosen
 
 
+def combined(
+    owners: Index, inside: Iterable[int], left: int, largest: bool = False, optional: bool = False
+) -> Index:
+    """Rows of a table of what can happen to samples, ``owners`` in rising order, at most one for each.
+
+    One for each sample ``inside`` (or none, if that is ``optional``), and of the others at most ``left``, or
+    as many if only the ``largest`` choices count: (choices, ...), -1 for none.
+    """
+    known = sorted(inside)
+    free = np.flatnonzero(~np.isin(owners, known))
+    most = min(left, len(np.unique(owners[free])))
+    pieces = []
+    for size in range(most if largest else 0, most + 1):
+        flat = itertools.chain.from_iterable(itertools.combinations(range(len(free)), size))
+        rows = np.fromiter(flat, dtype=np.int64).reshape(math.comb(len(free), size), size)
+        who = owners[free[rows]]
+        rows = free[rows[(who[:, 1:] != who[:, :-1]).all(1)]]
+        pieces.append(np.pad(rows, ((0, 0), (0, left - size)), constant_values=-1))
+    others = np.concatenate(pieces)
+    if not known:
+        return others
+    each = [[*([-1] if optional else []), *np.flatnonzero(owners == i).tolist()] for i in known]
+    own = np.array(list(itertools.product(*each)), dtype=np.int64).reshape(-1, len(known))
+    return crossed(own, others)
+
+
+def crossed(first: Index, second: Index) -> Index:
+    """Every row of the first beside every row of the second."""
+    return np.concatenate([np.repeat(first, len(second), 0), np.tile(second, (len(first), 1))], 1)
+
+
+def at_samples(members: Tensor, samples: Tensor, total: int, moves: Tensor | None = None) -> Tensor:
+    """Which of some samples are ``members`` (cases, k), -1 for none, of ``total``: a mask (cases, n); or
+    the sum of their ``moves`` (cases, k, width), (cases, n, width)."""
+    count = len(samples)
+    slots = torch.full((total + 1,), count, device=samples.device)
+    slots[samples] = torch.arange(count, device=samples.device)
+    at = slots[members]
+    if moves is None:
+        mask = torch.zeros(len(at), count + 1, dtype=torch.bool, device=samples.device)
+        return mask.scatter_(1, at, True)[:, :count]
+    found = moves.new_zeros(len(at), count + 1, moves.shape[2])
+    return found.scatter_add_(1, at.unsqueeze(-1).expand(moves.shape), moves)[:, :count]
+
+
 def list_selections(poison: Poison, restriction: Restriction = UNRESTRICTED) -> ListedSelections:
     """All selections within a budget for the whole data set, and all labels that they may take.
 
@@ -102,31 +152,17 @@ def list_selections(poison: Poison, restriction: Restriction = UNRESTRICTED) -> 
     if poison.label_quota is not None:
         return _paired(poison, restriction)
     inside, free = _samples(poison, restriction)
-    left = min(poison.budget - len(inside), len(free))
-    exact = _exact(poison, inside)
-    sizes = range(left + 1) if exact else (left,)
-    options = _label_options(poison, exact)
-    listed = [
-        (picked, labels)
-        for size in sizes
-        for more in itertools.combinations(free, size)
-        if (picked := (*inside, *more))
-        for labels in itertools.product(*(options[i] for i in picked))
-    ]
-    width = max([len(picked) for picked, _ in listed], default=0) or 1
-    members = torch.full((len(listed) + 1, width), -1, dtype=torch.int64)
-    for row, (picked, _) in enumerate(listed):
-        members[row + 1, : len(picked)] = torch.tensor(picked, dtype=torch.int64)
-    members = members.to(poison.features.device)
-    vertices = _vertices(poison)
-    if vertices is None:
+    left, exact = min(poison.budget - len(inside), len(free)), _exact(poison, inside)
+    sample, moves = _options(poison, [*inside, *free], exact)
+    rows = combined(sample.cpu().numpy(), inside, left, largest=not exact)
+    rows = np.pad(rows, ((0, 0), (0, int(rows.shape[1] == 0))), constant_values=-1)
+    # The clean run is listed once, first.
+    rows = np.pad(rows[(rows >= 0).any(1)], ((1, 0), (0, 0)), constant_values=-1)
+    index = torch.from_numpy(rows).to(sample.device)
+    members = torch.cat([sample, sample.new_full((1,), -1)])[index]
+    if moves is None:
         return ListedSelections(members, None)
-    moves = vertices.new_zeros(len(members), width, vertices.shape[2])
-    for row, (picked, labels) in enumerate(listed):
-        for slot, (sample, label) in enumerate(zip(picked, labels, strict=True)):
-            if label is not None:
-                moves[row + 1, slot] = vertices[sample, label]
-    return ListedSelections(members, moves)
+    return ListedSelections(members, torch.cat([moves, torch.zeros_like(moves[:1])])[index])
 
 
 def apart(poison: Poison) -> tuple[Poison, Poison]:
@@ -176,14 +212,20 @@ def _samples(poison: Poison, restriction: Restriction) -> tuple[tuple[int, ...],
     return inside, [i for i in poison.open.nonzero()[:, 0].tolist() if i not in known]
 
 
-def _label_options(poison: Poison, exact: bool) -> list[list[int | None]]:
-    """The listed moves of each sample's label; None is "no move"."""
-    vertices = _vertices(poison)
+def _options(poison: Poison, chosen: list[int], exact: bool) -> tuple[Tensor, Tensor | None]:
+    """What is listed of some samples: the sample of each option, in rising order, and its label's move.
+
+    "No move" is an option unless each case is one data set.
+    """
+    device, vertices = poison.open.device, _vertices(poison)
+    some = torch.tensor(sorted(chosen), dtype=torch.int64, device=device)
     if vertices is None:
-        return [[None]] * len(poison.open)
-    stay: list[int | None] = [] if exact else [None]
-    moving = (vertices.abs().amax(-1) > 0).tolist()
-    return [stay + [v for v, moves in enumerate(row) if moves] for row in moving]
+        return some, None
+    points = torch.cat([torch.zeros_like(vertices[:, :1]), vertices], 1)[some]
+    listed = points.abs().amax(-1) > 0
+    listed[:, 0] = not exact
+    row, which = listed.nonzero().unbind(1)
+    return some[row], points[row, which]
 
 
 @dataclass(frozen=True)
@@ -209,18 +251,16 @@ class Enumerated:
     @cached_property
     def mask(self) -> Tensor:
         """Which samples are poisoned in which case, (cases, N); with separate budgets, their features."""
-        return self._mask(self.listed.members)
+        return self._placed(self.listed.members)
 
     @cached_property
     def label_mask(self) -> Tensor:
         """Which samples have poisoned labels in which case, (cases, N)."""
-        return self._mask(self.listed.labelled)
+        return self._placed(self.listed.labelled)
 
-    def _mask(self, members: Tensor) -> Tensor:
+    def _placed(self, members: Tensor) -> Tensor:
         count = len(self.poison.features)
-        mask = torch.zeros(self.cases, count + 1, dtype=torch.bool, device=members.device)
-        mask.scatter_(1, torch.where(members < 0, count, members), True)
-        return mask[:, :count]
+        return at_samples(members, torch.arange(count, device=members.device), count)
 
     @cached_property
     def movable(self) -> Poison:
@@ -253,15 +293,11 @@ class Enumerated:
 
     def labels(self, samples: Tensor) -> Tensor:
         """Labels of some samples in each case, (cases, n, width)."""
-        moves, members = self.listed.label_moves, self.listed.labelled
-        assert moves is not None
-        nominal = self.poison.labels[samples]
-        slots = torch.full((len(self.poison.labels) + 1,), len(samples), device=members.device)
-        slots[samples] = torch.arange(len(samples), device=members.device)
-        shift = moves.new_zeros(self.cases, len(samples) + 1, moves.shape[2])
-        at = slots[members].unsqueeze(-1).expand(moves.shape)
-        shift.scatter_add_(1, at, moves)
-        return nominal + shift[:, : len(samples)]
+        listed, nominal = self.listed, self.poison.labels
+        assert listed.label_moves is not None
+        return nominal[samples] + at_samples(
+            listed.labelled, samples, len(nominal), listed.label_moves
+        )
 
     def emptied(self, step: Step) -> Emptied | None:
         if self.poison.whole is not Whole.REMOVED:

@@ -69,14 +69,6 @@ class OnMoves:
         return OnMoves(*map(join, zip(*(piece.parts for piece in pieces), strict=True)))
 
 
-class PerturbationTerms(Protocol):
-    """Collects, per step, what each form reads of the moves of samples."""
-
-    def add(self, step: Step, on: OnMoves) -> None:
-        """Add one step, with all samples of its batch."""
-        ...
-
-
 class WorstCase(ABC):
     """Collects, over the steps of a window, how much poison can lower each of some forms (rows).
 

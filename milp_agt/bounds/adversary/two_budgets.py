@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 
 # Tells equal values apart; negligible beside any number that matters.
@@ -140,58 +139,3 @@ def contenders(hurt: Tensor, count: int) -> Tensor:
     again[1:] = index[1:] == index[:-1]
     picked = hurt.gather(1, index.expand(3, *index.shape))
     return torch.where(again, -torch.inf, picked)
-
-
-class SeparateSum:
-    """Box of ``sum_i term_i`` with terms in four states: at most k_x poisoned features, k_y poisoned labels.
-
-    Lower end: ``sum_i clean_i`` minus :func:`worst_of_both` of ``max(0, clean_i - state_i)``, upper end
-    alike. Terms come in chunks of the batch; only contenders are kept.
-    """
-
-    def __init__(self, budgets: tuple[int, int]) -> None:
-        self.budgets = budgets
-        self._count = 0
-        self._totals: Tensor | None = None  # clean lower, clean upper, sum of magnitudes
-        self._free: Tensor | None = None  # hurts down and up, (2, 3, n, *shape)
-        self._forced: Tensor | None = None
-
-    def add(self, terms: Interval, inside: Tensor | None, outside: Tensor | None) -> None:
-        """Add a chunk of terms, (states, n, *shape), with masks (n,) of samples known to be in or out."""
-        self._count += terms.lower.shape[1]
-        totals = torch.stack(
-            [terms.lower[0].sum(0), terms.upper[0].sum(0), terms.magnitude.amax(0).sum(0)]
-        )
-        self._totals = totals if self._totals is None else self._totals + totals
-        if terms.lower.shape[0] == 1:
-            return
-        hurt = torch.stack(
-            [terms.lower[:1] - terms.lower[1:], terms.upper[1:] - terms.upper[:1]]
-        ).clamp(min=0.0)
-        if outside is not None:
-            hurt = hurt[:, :, ~outside]
-            inside = None if inside is None else inside[~outside]
-        if inside is not None:
-            self._forced = _joined(self._forced, hurt[:, :, inside])
-            hurt = hurt[:, :, ~inside]
-        free = _joined(self._free, hurt)
-        self._free = torch.stack([contenders(h, sum(self.budgets)) for h in free])
-
-    def result(self) -> tuple[Interval, Tensor]:
-        """The box of the sum, (1, *shape), and ``sum_i max|term_i|``."""
-        assert self._totals is not None
-        lower, upper, size = self._totals
-        if self._free is not None:
-            hurt, forced = self._free, None
-            if self._forced is not None:
-                hurt = torch.cat([self._free, self._forced], 2)
-                forced = torch.zeros_like(hurt[0, 0], dtype=torch.bool)
-                forced[self._free.shape[2] :] = True
-            down, up = (worst_of_both(h, self.budgets, forced) for h in hurt)
-            lower, upper = lower - down, upper + up
-        error = size * gamma(4 * self._count + 16) + TINY
-        return Interval(lower.unsqueeze(0), upper.unsqueeze(0)).widen(error), size
-
-
-def _joined(old: Tensor | None, new: Tensor) -> Tensor:
-    return new if old is None else torch.cat([old, new], 2)

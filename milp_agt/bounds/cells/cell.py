@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from milp_agt.core.stacked import Stacked
 
 # Half-spaces are shifted outwards, and supports of polygons widened, by this share of all terms: far more
 # than what thousands of cuts round.
@@ -118,7 +121,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Cells:
+class Cells(Stacked):
     """Many cells of the same number of coordinates.
 
     Attributes:
@@ -159,10 +162,23 @@ class Cells:
     def __len__(self) -> int:
         return len(self.centre)
 
-    def take(self, rows: Tensor) -> Cells:
-        vertices = None if self.vertices is None else self.vertices[rows]
-        return Cells(
-            self.centre[rows], self.radius[rows], vertices, self.normals[rows], self.offsets[rows]
+    @classmethod
+    def cat(cls, parts: Sequence[Cells]) -> Cells:
+        corners = max(0 if part.vertices is None else part.vertices.shape[1] for part in parts)
+        spaces = max(part.offsets.shape[1] for part in parts)
+        return super().cat([part._padded(corners, spaces) for part in parts])
+
+    def _padded(self, corners: int, spaces: int) -> Cells:
+        """The same with more vertices, the first one again, and half-spaces that say nothing."""
+        vertices, more = self.vertices, spaces - self.offsets.shape[1]
+        if vertices is not None:
+            again = vertices[:, :1].expand(-1, corners - vertices.shape[1], -1)
+            vertices = torch.cat([vertices, again], 1)
+        return replace(
+            self,
+            vertices=vertices,
+            normals=functional.pad(self.normals, (0, 0, 0, more)),
+            offsets=functional.pad(self.offsets, (0, more)),
         )
 
     def reach(self, directions: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.cells.cell import SLACK, Cells
 from milp_agt.core.rounding import FLOAT32, TINY, gamma
+from milp_agt.core.stacked import Stacked
 from milp_agt.core.torch_modes import float32_products_are_exact
 
 # Numbers of one product with the noise at a time: what a cache holds.
@@ -184,7 +185,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class States:
+class States(Stacked):
     """The set of states of each of B cells after some steps.
 
     ``theta = centre + on_moves (e - e_c) + noise xi``, xi in [-1, 1]^Q, e in the cell.
@@ -205,15 +206,6 @@ class States:
 
     def __len__(self) -> int:
         return len(self.centre)
-
-    def take(self, rows: Tensor) -> States:
-        return States(
-            self.cells.take(rows),
-            self.samples[rows],
-            self.centre[rows],
-            self.on_moves[rows],
-            self.noise[rows],
-        )
 
     def reduced(self, most: int, kept: int) -> States:
         """The same sets, or larger ones, with fewer than ``most`` columns of noise.
@@ -329,14 +321,3 @@ class States:
         terms = torch.einsum("pbm,bp->bm", single.abs().flatten(2).double(), total)
         error = FLOAT32.gamma(2.0 * (used + width) + 64.0) * terms + FLOAT32.tiny
         return found.flatten(1).double() + error
-
-
-def joined(states: Sequence[States], cells: Cells) -> States:
-    """Sets of several batches as one; their noise has one width, ``cells`` are those of all."""
-    return States(
-        cells,
-        torch.cat([s.samples for s in states]),
-        torch.cat([s.centre for s in states]),
-        torch.cat([s.on_moves for s in states]),
-        torch.cat([s.noise for s in states]),
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,58 +16,6 @@ from milp_agt.core.interval import Interval
 LOST = -1e-8
 # An end is as loose as its loosest leaf: leaves count for it that are looser than this share of that one.
 LEVEL = 0.6
-
-
-class Goal(Protocol):
-    """Items, n of them, each with as many forms, that a leaf settles once its margin is above zero."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Items and forms of each."""
-        ...
-
-    def bounded(self, run: Run, states: States, items: Tensor) -> Bounded:
-        """Bounds of the forms of some items in every cell."""
-        ...
-
-    def values(self, run: Run, state: Mapping[str, Tensor], items: Tensor) -> Tensor:
-        """The forms of some items at trained models, (B, items, forms)."""
-        ...
-
-    def margin(self, box: Interval, reached: Tensor) -> Tensor:
-        """Of all items in each case, (cases, n), from bounds (cases, n, forms); rises with lower ends.
-
-        ``reached`` is the least margin, or value, that real trainings have shown, (n,).
-        """
-        ...
-
-    def shifted(self, lower: Tensor, items: Tensor, reached: Tensor) -> Tensor:
-        """Lower ends of some items, (B, items, forms), less what they need to be above."""
-        ...
-
-    def unit(self, items: Tensor) -> Tensor:
-        """What forms of some items are measured in, (items,)."""
-        ...
-
-    def level(self, margins: Tensor) -> Tensor:
-        """Margins below which items are split for, (n,), from those of all leaves, (leaves, n)."""
-        ...
-
-    def urgency(self, margins: Tensor, level: Tensor) -> Tensor:
-        """How soon leaves are split, (leaves,), the least first."""
-        ...
-
-    def weight(self, gap: Tensor, effect: Tensor) -> Tensor:
-        """What forms count that are ``gap`` short, and on which all noise in doubt acts by ``effect``."""
-        ...
-
-    def shown(self, values: Tensor, items: Tensor) -> Tensor:
-        """What trainings show of some items, (B, items), from the forms at their models."""
-        ...
-
-    def lost(self, reached: Tensor) -> Tensor:
-        """Items that real trainings have settled the other way, (n,) bool."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -90,42 +37,54 @@ class Asked:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Items and forms of each."""
         points, forms = self.constant.shape
         return points, forms
 
     def bounded(self, run: Run, states: States, items: Tensor) -> Bounded:
+        """Bounds of the forms of some items in every cell."""
         coefficients, constant = self.coefficients[items], self.constant[items]
         return bounded_outputs(run, states, self.inputs[items], coefficients, constant)
 
     def values(self, run: Run, state: Mapping[str, Tensor], items: Tensor) -> Tensor:
+        """The forms of some items at trained models, (B, items, forms)."""
         outputs = run.outputs(state, self.inputs[items])
         found = torch.einsum("nfo,bno->bnf", self.coefficients[items], outputs)
         return found + self.constant[items]
 
     def margin(self, box: Interval, reached: Tensor) -> Tensor:
+        """Of all items in each case, (cases, n), from bounds (cases, n, forms); rises with lower ends, and
+        settles an item above zero. ``reached`` is the least margin, or value, of real trainings, (n,)."""
         return self.of_box(box).lower
 
     def shifted(self, lower: Tensor, items: Tensor, reached: Tensor) -> Tensor:
+        """Lower ends of some items, (B, items, forms), less what they need to be above."""
         return lower
 
     def unit(self, items: Tensor) -> Tensor:
+        """What forms of some items are measured in, (items,)."""
         return torch.ones_like(self.constant[items, 0])
 
     def level(self, margins: Tensor) -> Tensor:
+        """Margins below which items are split for, (n,), from those of all leaves, (leaves, n)."""
         return torch.zeros_like(margins[0])
 
     def urgency(self, margins: Tensor, level: Tensor) -> Tensor:
+        """How soon leaves are split, (leaves,), the least first."""
         return margins.amin(1)
 
     def weight(self, gap: Tensor, effect: Tensor) -> Tensor:
+        """What forms count that are ``gap`` short, and on which all noise in doubt acts by ``effect``."""
         return 1.0 / (gap + 0.2 * effect)
 
     def shown(self, values: Tensor, items: Tensor) -> Tensor:
+        """What trainings show of some items, (B, items), from the forms at their models."""
         full = values.new_full((len(values), *self.shape), torch.inf)
         full[:, items] = values
         return self.of_box(Interval(full, full)).lower[:, items]
 
     def lost(self, reached: Tensor) -> Tensor:
+        """Items that real trainings have settled the other way, (n,) bool."""
         return reached < LOST
 
 
@@ -180,3 +139,7 @@ class Ends:
 
     def lost(self, reached: Tensor) -> Tensor:
         return torch.zeros_like(reached, dtype=torch.bool)
+
+
+# Items, n of them, each with as many forms, that a leaf settles once its margin is above zero.
+Goal = Asked | Ends

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from milp_agt.core.stacked import Stacked
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import Box
 
 
 @dataclass(frozen=True)
-class Phases:
+class Phases(Stacked):
     """Phases of functions with a kink, one in each row.
 
     Attributes:
@@ -39,14 +39,6 @@ class Phases:
 
     def __len__(self) -> int:
         return len(self.cell)
-
-    def take(self, rows: Tensor) -> Phases:
-        return Phases(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-    @staticmethod
-    def cat(parts: Sequence[Phases]) -> Phases:
-        names = Phases.__dataclass_fields__
-        return Phases(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
 
 @dataclass(frozen=True)

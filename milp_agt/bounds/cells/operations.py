@@ -10,7 +10,7 @@ from torch import Tensor
 from milp_agt.bounds.cells.form import Form, Span, added, hull
 from milp_agt.bounds.zonotope.form import Form as SampleForm
 from milp_agt.bounds.zonotope.form import plus
-from milp_agt.bounds.zonotope.linear_maps import error_of, homogeneous, sizes
+from milp_agt.bounds.zonotope.linear_maps import error_of, homogeneous, image_of, sizes
 from milp_agt.bounds.zonotope.softmax import softmax_form
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -27,25 +27,12 @@ def linear(op: LinearMap, inputs: Sequence[Form]) -> Form:
     size = sizes(op, [form.size for form in inputs])
     error = error_of(op, size)
 
-    def filled(parts: Sequence[Tensor | None]) -> Tensor:
-        lead = next(len(part) for part in parts if part is not None)
-        return plain.value(
-            *(
-                form.centre.new_zeros(1).expand(lead, *form.centre.shape) if part is None else part
-                for form, part in zip(inputs, parts, strict=True)
-            )
-        )
+    def image(parts: Sequence[Tensor | None]) -> Tensor | None:
+        return image_of(plain, [(p, form.centre) for p, form in zip(parts, inputs, strict=True)])
 
-    spans = [form.on_state for form in inputs if form.on_state is not None]
-    on_state = on_moves = on_cut = None
-    if spans:
-        at = hull(spans)
-        parts = [None if form.on_state is None else form.on_state.over(at) for form in inputs]
-        on_state = Span(at.start, filled(parts))
-    if any(form.on_moves is not None for form in inputs):
-        on_moves = filled([form.on_moves for form in inputs])
-    if any(form.on_cut is not None for form in inputs):
-        on_cut = filled([form.on_cut for form in inputs])
+    spans = [form.on_state for form in inputs]
+    at = hull([span for span in spans if span is not None] or [Span(0, size[:0])])
+    on_state = image([None if span is None else span.over(at) for span in spans])
 
     def box(name: str) -> Tensor:
         parts = (Interval(-part, part) for part in (getattr(form, name) for form in inputs))
@@ -56,9 +43,9 @@ def linear(op: LinearMap, inputs: Sequence[Form]) -> Form:
         box("radius"),
         size,
         box("away"),
-        on_state,
-        on_moves,
-        on_cut,
+        None if on_state is None else Span(at.start, on_state),
+        image([form.on_moves for form in inputs]),
+        image([form.on_cut for form in inputs]),
     )
 
 

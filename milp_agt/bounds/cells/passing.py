@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.cells.cell import Cell, Cells
-from milp_agt.bounds.cells.form import Form, States, joined
+from milp_agt.bounds.cells.form import Form, States
 from milp_agt.bounds.cells.moves import Moves, Phases
 from milp_agt.bounds.cells.training_step import Passage
 from milp_agt.bounds.step import NodeOrder, State, Step, step_at_points
@@ -207,7 +207,7 @@ def passed(run: Run, origins: Sequence[Origins], ends: float = math.inf) -> Pass
             known += len(new.states)
             since = torch.cat([since, eye.expand(len(new.states), -1, -1)])
             none = states is None or not len(states)
-            states = new.states if none or states is None else _both(states, new.states)
+            states = new.states if none or states is None else States.cat([states, new.states])
         if states is None or not len(states):
             continue
         passage = Passage(
@@ -237,31 +237,6 @@ def passed(run: Run, origins: Sequence[Origins], ends: float = math.inf) -> Pass
         states = after.reduced(STEPS_OF_NOISE * size, STEPS_KEPT * size)
     assert states is not None
     return Passed(rows, states, void, wild, tuple(found), unknown, since)
-
-
-def _both(first: States, second: States) -> States:
-    a, b = first.cells, second.cells
-    vertices = None
-    if a.vertices is not None and b.vertices is not None:
-        most = max(a.vertices.shape[1], b.vertices.shape[1])
-        vertices = torch.cat([_padded(a.vertices, most), _padded(b.vertices, most)])
-    most = max(a.offsets.shape[1], b.offsets.shape[1])
-    cells = Cells(
-        torch.cat([a.centre, b.centre]),
-        torch.cat([a.radius, b.radius]),
-        vertices,
-        torch.cat([_widened(a.normals, most), _widened(b.normals, most)]),
-        torch.cat([_widened(a.offsets, most), _widened(b.offsets, most)]),
-    )
-    return joined([first, second], cells)
-
-
-def _padded(vertices: Tensor, most: int) -> Tensor:
-    return torch.cat([vertices, vertices[:, :1].expand(-1, most - vertices.shape[1], -1)], 1)
-
-
-def _widened(part: Tensor, most: int) -> Tensor:
-    return torch.cat([part, part.new_zeros(len(part), most - part.shape[1], *part.shape[2:])], 1)
 
 
 def _renumbered(forced: Phases, rows: Tensor, total: int) -> Phases:

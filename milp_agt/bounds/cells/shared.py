@@ -12,7 +12,7 @@ from milp_agt.bounds.cells.goals import Goal
 from milp_agt.bounds.cells.passing import Run
 from milp_agt.bounds.cells.plan import Cover
 from milp_agt.bounds.cells.search import Decided, Limits, Search
-from milp_agt.bounds.cells.tree import Branch, Kind
+from milp_agt.bounds.cells.tree import Branch
 from milp_agt.core.interval import Interval
 from milp_agt.core.workers import on_workers
 
@@ -50,8 +50,9 @@ def searched(
     if len(pieces) <= 1:
         return _alone(*given(every))
     answers = on_workers(_alone, pieces, given, workers)
+    # What nobody searched are roots without a bound of their own.
     parts = [
-        answers[k] if k in answers else _unknown(goal, piece, known, cover)
+        answers[k] if k in answers else Search(cover.run, goal, piece, Limits(0.0), known).run()
         for k, piece in enumerate(pieces)
     ]
     return _together(parts, goal, time.monotonic() - begun)
@@ -70,25 +71,6 @@ def _alone(
     if reached is not None:
         search.reached = reached.clone()
     return search.run()
-
-
-def _unknown(goal: Goal, selections: Tensor, known: Interval | None, cover: Cover) -> Decided:
-    """What is known of selections that nobody searched: roots without a bound of their own."""
-    like = cover.run.start.lower
-    points, forms = goal.shape
-    unknown = like.new_full((points, forms), torch.inf)
-    tree = tuple(Branch(-1, Kind.SELECTION, tuple(each)) for each in selections.tolist())
-    size = selections.shape[1]
-    return Decided(
-        known or Interval(-unknown, unknown),
-        like.new_full((points,), torch.inf),
-        selections.new_full((points, size), -1),
-        like.new_zeros(points, size * cover.run.moves.width),
-        torch.ones(points, dtype=torch.bool, device=like.device),
-        tree,
-        0.0,
-        True,
-    )
 
 
 def _together(parts: Sequence[Decided], goal: Goal, seconds: float) -> Decided:

@@ -11,7 +11,8 @@ from torch import Tensor
 from milp_agt.bounds.cells import operations
 from milp_agt.bounds.cells.form import Cut, Form, Span, States
 from milp_agt.bounds.cells.moves import Moves, Phases
-from milp_agt.bounds.step import NodeOrder, Step, velocity_of
+from milp_agt.bounds.step import NodeOrder, Step
+from milp_agt.bounds.zonotope.affine_rule import AffineRule
 from milp_agt.bounds.zonotope.kinks import kink_of
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.softmax import Softmax, softmaxes
@@ -291,10 +292,7 @@ class Passage:
         states, step, layout = self.states, self.step, self.layout
         count, size, used = len(states), layout.size, layout.parameters
         zero = states.centre.new_zeros
-        carry, scale = zero(size, size), zero(size)
-        place = torch.zeros(size, dtype=torch.int64, device=self.device)
-        magnitude = states.centre.abs() + states.terms()
-        rounding, sizes = zero(count, size), zero(count, used)
+        sizes, magnitude = zero(count, used), states.centre.abs() + states.terms()
         centre, radius = zero(count, used), zero(count, used)
         on_state = zero(count, used, used)
         on_moves = zero(count, used, states.on_moves.shape[2])
@@ -309,21 +307,8 @@ class Passage:
                 on_state[:, part, form.on_state.at] = onto.permute(1, 2, 0)
             if form.on_moves is not None:
                 on_moves[:, part] = form.on_moves.flatten(2).permute(1, 2, 0)
-        for name in gradient:
-            part, rule = layout.slices[name], step.of(name)
-            own = torch.arange(part.start, part.stop, device=self.device)
-            targets = [(own, rule.theta_scalars, rule.theta_sizes)]
-            sources = [own]
-            if step.has_velocity:
-                velocity = layout.slices[velocity_of(name)]
-                sources.append(torch.arange(velocity.start, velocity.stop, device=self.device))
-                targets.append((sources[1], rule.velocity_scalars, rule.velocity_sizes))
-            for rows, scalars, of_terms in targets:
-                for source, share, term in zip(sources, scalars, of_terms, strict=False):
-                    carry[rows, source] += share
-                    rounding[:, rows] += abs(term) * magnitude[:, source]
-                scale[rows], place[rows] = scalars[len(sources)], own
-                rounding[:, rows] += abs(of_terms[len(sources)]) * sizes[:, own]
+        rule = AffineRule.of(layout, step, gradient, magnitude, sizes)
+        carry, scale, place, rounding = rule.carry, rule.scale, rule.place, rule.rounding
         jacobian = carry.expand(count, size, size).clone()
         jacobian[:, :, :used] += scale[:, None] * on_state[:, place]
         self.jacobian = jacobian

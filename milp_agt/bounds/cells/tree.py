@@ -9,8 +9,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.cells.cell import Cell
-from milp_agt.bounds.cells.form import States, joined
+from milp_agt.bounds.cells.cell import Cell, Cells
+from milp_agt.bounds.cells.form import States
 from milp_agt.bounds.cells.moves import Phases
 from milp_agt.bounds.cells.passing import Origins, Run
 from milp_agt.bounds.cells.training_step import Passage
@@ -113,29 +113,34 @@ def origins_of(run: Run, leaves: Sequence[Leaf]) -> tuple[list[Origins], list[in
         ]
         order += own
         mine = [leaves[number] for number in own]
-        fresh = run.begin(torch.stack([leaf.samples for leaf in mine]), [m.cell for m in mine])
+        fresh = _begun(run, mine)
         if step:
             parts = [leaf.origin[1] for leaf in mine if leaf.origin is not None]
-            states = _recentred(joined(parts, fresh.states.cells), parts, run.layout.size)
-            fresh = Origins(step, states, fresh.forced)
-        known = [
-            replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(mine)
-        ]
-        found.append(replace(fresh, forced=Phases.cat(known)))
+            states = _recentred(States.cat(parts), fresh.states.cells, run.layout.size)
+            fresh = replace(fresh, step=step, states=states)
+        found.append(fresh)
     return found, order
 
 
-def _recentred(states: States, parts: Sequence[States], size: int) -> States:
+def _begun(run: Run, leaves: Sequence[Leaf]) -> Origins:
+    """The cells of leaves before the first step, with all phases that are known."""
+    begun = run.begin(torch.stack([m.samples for m in leaves]), [m.cell for m in leaves])
+    known = [
+        replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(leaves)
+    ]
+    return replace(begun, forced=Phases.cat(known))
+
+
+def _recentred(states: States, cells: Cells, size: int) -> States:
     """The same sets around the centres of cells within those that they were made for."""
-    old = torch.cat([part.cells.centre for part in parts])
-    shift = (states.cells.centre - old)[..., None]
+    shift = (cells.centre - states.cells.centre)[..., None]
     moved = (states.on_moves @ shift)[..., 0]
     magnitude = states.centre.abs() + (states.on_moves.abs() @ shift.abs())[..., 0]
     error = gamma(4.0 * shift.shape[1] + 16.0) * magnitude
     noise = states.noise.clone()
     # The newest noise acts on each coordinate alone.
     noise[:, :, -size:] += torch.diag_embed(error)
-    return replace(states, centre=states.centre + moved, noise=noise)
+    return replace(states, cells=cells, centre=states.centre + moved, noise=noise)
 
 
 Grow = Callable[[Branch], int]  # adds a node to the tree and says its number
@@ -183,17 +188,14 @@ def halves(leaf: Leaf, grow: Grow) -> list[Leaf]:
 def _passage(run: Run, step: int, leaves: Sequence[Leaf], tracked: bool) -> Passage:
     """The step in doubt of leaves."""
     parts = [leaf.doubt.states for leaf in leaves if leaf.doubt is not None]
-    own = run.begin(torch.stack([leaf.samples for leaf in leaves]), [leaf.cell for leaf in leaves])
-    known = [
-        replace(m.forced, cell=torch.full_like(m.forced.cell, k)) for k, m in enumerate(leaves)
-    ]
+    own = _begun(run, leaves)
     return Passage(
         run.schedule,
         run.steps[step],
-        joined(parts, own.states.cells),
+        replace(States.cat(parts), cells=own.states.cells),
         run.layout,
         run.moves,
-        Phases.cat(known),
+        own.forced,
         tracked={} if tracked else None,
     )
 

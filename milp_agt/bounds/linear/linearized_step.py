@@ -11,7 +11,6 @@ from torch import Tensor
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval.bound_propagation import Ranges
 from milp_agt.bounds.interval.update import UpdateGraph
-from milp_agt.bounds.linear.composed import ComposedStep
 from milp_agt.bounds.linear.intercepts import HasIntercepts, Intercepts, SummedIntercepts
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.interval import Interval
@@ -40,8 +39,7 @@ class LinearizedStep:
 
     The bound can be replayed from these steps (boxes and planes, in the order of the run). ``shared``
     holds the nodes without a sample axis, including those of the update. The batch is split into
-    ``chunks``, so that the tensors of a backward pass stay in the processor's cache. With ``composed``,
-    backward passes skip all nodes.
+    ``chunks``, so that the tensors of a backward pass stay in the processor's cache.
     """
 
     step: Step
@@ -50,7 +48,6 @@ class LinearizedStep:
     shared: SampleChunk
     chunks: tuple[SampleChunk, ...]
     update: UpdateGraph
-    composed: ComposedStep | None = None
 
     @property
     def planes(self) -> Mapping[str, BackwardSlopes]:

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, PerturbationTerms
+from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, WorstCase
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
-from milp_agt.bounds.linear.composed import Collected, PastStep
 from milp_agt.bounds.linear.intercepts import Intercepts, per_sample
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
+from milp_agt.bounds.linear.past import Collected, PastStep
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.signed_entries import count_of, entry_boxes, forms_in_pieces
 from milp_agt.bounds.step import NodeOrder, State
@@ -62,15 +62,13 @@ def regained(
 
 # Elements of one coefficient tensor of a backward pass: small enough for a processor's cache.
 CACHED_ELEMENTS = 2**18
-# Rows of a pass through composed steps: fewer than these have, so memory that holds them suffices.
-ROWS_OF_SHORTCUTS = 128
 
 
 def propagate_backward(
     schedule: NodeOrder,
     relaxed: LinearizedStep,
     forms: Forms,
-    perturbation: PerturbationTerms,
+    perturbation: WorstCase,
 ) -> Forms:
     """Propagate forms on the state after a step to forms on the state before it.
 
@@ -79,8 +77,6 @@ def propagate_backward(
     the sample (one slope, two intercepts).
     """
     step = relaxed.step
-    if relaxed.composed is not None:
-        return relaxed.composed.walk(step, forms, perturbation)
     shared = _through_update(relaxed, forms)
     before = {name: shared.pending.pop(name) for name in relaxed.state}
     shared.strip()
@@ -141,26 +137,6 @@ def _through_update(relaxed: LinearizedStep, forms: Forms) -> BackwardPass:
     return update_pass
 
 
-def with_shortcut(
-    schedule: NodeOrder,
-    relaxed: LinearizedStep,
-    chunk: int,
-    passes: Passes | None = None,
-) -> LinearizedStep:
-    """The same step as a composed step: forms of all signed entries of its new state, for later passes."""
-    passes = passes or Passes()
-    collected = Collected(count_of(relaxed.state))
-    for part, forms in forms_in_pieces(relaxed.state, passes.limit(chunk)):
-
-        def propagated(own: Tensor, forms: Forms = forms) -> Forms:
-            some = forms if len(own) == forms.rows else forms.part(own)
-            return propagate_backward(schedule, relaxed, some, collected)
-
-        for own, found in passes.run(torch.arange(len(part)), chunk, propagated):
-            collected.keep(part[own.to(part.device)], found)
-    return replace(relaxed, composed=collected.composed(relaxed.state))
-
-
 def forms_of_outputs(
     step_graph: StepGraph,
     nodes: Sequence[Node],
@@ -208,12 +184,7 @@ def forms_of_outputs(
 
 
 def rows_at_once(schedule: NodeOrder, window: Sequence[LinearizedStep]) -> int:
-    """Rows of dense coefficients whose tensors stay in the processor's cache.
-
-    More with composed steps, which every pass reads as a whole.
-    """
-    if all(relaxed.composed is not None for relaxed in window):
-        return ROWS_OF_SHORTCUTS
+    """Rows of dense coefficients whose tensors stay in the processor's cache."""
     summed = {n.inputs[0] for n in schedule.sums}  # one coefficient for all samples
     sizes = [n.signature.size for n in schedule.before if n.batched and n.name not in summed]
     widest = max(sizes, default=1)
@@ -250,7 +221,7 @@ def bound_forms(
     if past:
         forms = forms.paying(worst_case)
     for before in reversed(past):
-        forms = before.ends.carried(forms)
+        forms = before.carried(forms)
         bound = forms.concretise(before.state, torch.zeros_like(worst_case))
         best = torch.maximum(best, bound)
     return best
@@ -316,8 +287,6 @@ def bound_state(
     state = window[-1].state
     device = adversary.poison.features.device
     bounds = torch.empty(adversary.cases, count_of(state), dtype=torch.float64, device=device)
-    visited = [relaxed for relaxed in window if relaxed.composed is None]
-    chunk = chunk if visited else max(chunk, ROWS_OF_SHORTCUTS)
     for part, forms in forms_in_pieces(state, passes.limit(chunk)):
 
         def bound(own: Tensor, forms: Forms = forms) -> tuple[Tensor, list[Forms]]:

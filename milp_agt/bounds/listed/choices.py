@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.enumerated import apart, count_ways
+from milp_agt.bounds.adversary.enumerated import apart, at_samples, combined, count_ways, crossed
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import MoveSet, Product, Vertices
 
 # Most joint moves of the categories of one sample that are listed.
 MOST_MOVES = 4096
-Index = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -78,18 +73,14 @@ class ListedChoices:
         """Whether changed samples are removed."""
         return self.poison.whole is Whole.REMOVED
 
-    @cached_property
-    def changed(self) -> Tensor:
-        """The samples that choices change, (choices, most changes), N for none."""
-        count = len(self.poison.features)
-        last = self.changes.sample.new_full((1,), count)
-        return torch.cat([self.changes.sample, last])[self.picked]
-
     def masks(self, part: slice, samples: Tensor) -> Tensor:
         """Which of some samples are changed, (choices of the part, n)."""
-        return self._shifted(torch.ones_like(self.changes.sample).bool()[:, None], part, samples)[
-            ..., 0
-        ]
+        return at_samples(self._changed(part), samples, len(self.poison.features))
+
+    def _changed(self, part: slice) -> Tensor:
+        """The samples that choices change, (choices of the part, most changes), -1 for none."""
+        sample = self.changes.sample
+        return torch.cat([sample, sample.new_full((1,), -1)])[self.picked[part]]
 
     def features(self, part: slice, samples: Tensor) -> Tensor:
         """Features of a batch, (choices of the part, n, *shape), or (n, *shape) where they never move."""
@@ -129,17 +120,9 @@ class ListedChoices:
 
     def _shifted(self, moves: Tensor, part: slice, samples: Tensor) -> Tensor:
         """Moves (changes, width) by choice and sample of a batch, (choices of the part, n, width)."""
-        count = len(samples)
-        slots = torch.full((len(self.poison.features) + 1,), count, device=samples.device)
-        slots[samples] = torch.arange(count, device=samples.device)
-        at = slots[self.changed[part]]
-        found = moves.new_zeros(len(at), count + 1, moves.shape[1])
         # -1 is the last row: no move. Nothing at all may be there to be picked.
         own = torch.cat([moves, moves.new_zeros(1, moves.shape[1])])[self.picked[part]]
-        for slot in range(at.shape[1]):
-            row = torch.arange(len(at), device=at.device)
-            found[row, at[:, slot]] = found[row, at[:, slot]] + own[:, slot]
-        return found[:, :count]
+        return at_samples(self._changed(part), samples, len(self.poison.features), own)
 
 
 def count_choices(poison: Poison, restriction: Restriction = UNRESTRICTED) -> float:
@@ -169,14 +152,15 @@ def list_choices(poison: Poison, restriction: Restriction = UNRESTRICTED) -> Lis
     quotas = _quotas(poison, restriction)
     assert quotas is not None, "a threat without a list; count_choices tells"
     forced = poison.whole is Whole.REMOVED
-    lists = [_picked(changes, inside, left, forced) for changes, inside, left in quotas]
+    lists = [
+        combined(changes.sample.cpu().numpy(), inside, left, optional=not forced)
+        for changes, inside, left in quotas
+    ]
     joined, picked = quotas[0][0], lists[0]
     if len(quotas) == 2:
         joined = _side_by_side(quotas[0][0], quotas[1][0])
         other = np.where(lists[1] >= 0, lists[1] + len(quotas[0][0].sample), -1)
-        picked = np.concatenate(
-            [np.repeat(picked, len(other), 0), np.tile(other, (len(picked), 1))], 1
-        )
+        picked = crossed(picked, other)
     if picked.shape[1] == 0:
         picked = np.full((len(picked), 1), -1)
     if (picked[0] >= 0).any():
@@ -266,30 +250,6 @@ def _repeated(moves: Tensor) -> Tensor:
         same = (moves[:, :later] == moves[:, later : later + 1]).all(2)
         found[:, later] = same.any(1)
     return found
-
-
-def _picked(changes: Changes, inside: frozenset[int], left: int, forced: bool) -> Index:
-    """Rows of changes: at most ``left`` beside those of the samples ``inside``, -1 for none."""
-    sample = changes.sample.cpu().numpy()
-    free = np.flatnonzero(~np.isin(sample, sorted(inside)))
-    pieces = [_padded(np.zeros((1, 0), dtype=np.int64), left)]
-    for size in range(1, min(left, len(np.unique(sample[free]))) + 1):
-        flat = itertools.chain.from_iterable(itertools.combinations(range(len(free)), size))
-        rows = free[np.fromiter(flat, dtype=np.int64).reshape(-1, size)]
-        owners = sample[rows]
-        pieces.append(_padded(rows[(owners[:, 1:] != owners[:, :-1]).all(1)], left))
-    others = np.concatenate(pieces)
-    if not inside:
-        return others
-    known: list[Sequence[int]] = [
-        [*([] if forced else [-1]), *np.flatnonzero(sample == i).tolist()] for i in sorted(inside)
-    ]
-    own = np.array(list(itertools.product(*known)), dtype=np.int64).reshape(-1, len(known))
-    return np.concatenate([np.repeat(own, len(others), 0), np.tile(others, (len(own), 1))], 1)
-
-
-def _padded(rows: Index, width: int) -> Index:
-    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
 
 
 def _side_by_side(first: Changes, second: Changes) -> Changes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.node_dual import FREE, Known, Solved, solved
 from milp_agt.bounds.zonotope.spread import Spread
 from milp_agt.bounds.zonotope.state import HybridZonotope
+from milp_agt.core.stacked import Stacked
 from milp_agt.core.workers import on_workers
 
 # Steps of ascent of a root and of any other node, and how their size falls.
@@ -29,7 +30,7 @@ SETTLED = 0.01
 
 
 @dataclass(frozen=True)
-class EndTrees:
+class EndTrees(Stacked):
     """Trees over the directions, as plain data, so that the cover can be checked without the search.
 
     One array entry for each node; the first are the roots, one for each direction. The children of a
@@ -50,18 +51,14 @@ class EndTrees:
     bound: Tensor
 
     @staticmethod
-    def cat(parts: Sequence[tuple[EndTrees, Tensor]]) -> EndTrees:
+    def of_all(parts: Sequence[tuple[EndTrees, Tensor]]) -> EndTrees:
         """All trees, each with the numbers that its directions have among all."""
-        nodes = [len(trees.parent) for trees, _ in parts]
-        firsts = [sum(nodes[:k]) for k in range(len(nodes))]
-        pairs = list(zip((trees for trees, _ in parts), firsts, strict=True))
-        return EndTrees(
-            torch.cat([torch.where(t.parent < 0, -1, t.parent + first) for t, first in pairs]),
-            torch.cat([numbers[trees.direction] for trees, numbers in parts]),
-            torch.cat([trees.variable for trees, _ in parts]),
-            torch.cat([trees.side for trees, _ in parts]),
-            torch.cat([trees.bound for trees, _ in parts]),
-        )
+        moved, first = [], 0
+        for trees, numbers in parts:
+            parent = torch.where(trees.parent < 0, -1, trees.parent + first)
+            moved.append(replace(trees, parent=parent, direction=numbers[trees.direction]))
+            first += len(trees.parent)
+        return EndTrees.cat(moved)
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Branched:
 
 
 @dataclass(frozen=True)
-class _Nodes:
+class _Nodes(Stacked):
     """Open nodes."""
 
     number: Tensor  # in the trees, (n,)
@@ -92,30 +89,6 @@ class _Nodes:
 
     def __len__(self) -> int:
         return len(self.number)
-
-    def take(self, rows: Tensor) -> _Nodes:
-        return _Nodes(
-            self.number[rows],
-            self.direction[rows],
-            self.known.take(rows),
-            self.bound[rows],
-            self.alpha.take(rows),
-            self.split[rows],
-        )
-
-    @staticmethod
-    def cat(parts: Sequence[_Nodes]) -> _Nodes:
-        return _Nodes(
-            torch.cat([p.number for p in parts]),
-            torch.cat([p.direction for p in parts]),
-            Known(
-                torch.cat([p.known.units for p in parts]),
-                torch.cat([p.known.flips for p in parts]),
-            ),
-            torch.cat([p.bound for p in parts]),
-            Multipliers.cat([p.alpha for p in parts]),
-            torch.cat([p.split for p in parts]),
-        )
 
 
 def branched(
@@ -163,7 +136,7 @@ def branched_on(
     most = torch.full_like(enough, torch.inf)
     for number, answer in answers.items():
         most[pieces[number]] = answer.most
-    trees = EndTrees.cat([(answer.trees, pieces[k]) for k, answer in answers.items()])
+    trees = EndTrees.of_all([(answer.trees, pieces[k]) for k, answer in answers.items()])
     lost = len(answers) < len(pieces)
     return Branched(most, trees, lost or any(answer.limited for answer in answers.values()))
 
@@ -202,7 +175,7 @@ class _Search:
             stays = torch.ones(len(open_), dtype=torch.bool, device=chosen.device)
             stays[chosen] = False
             open_ = _Nodes.cat([open_.take(stays.nonzero()[:, 0]), children])
-        return Branched(self._most(open_), self._trees(), limited)
+        return Branched(self._most(open_), EndTrees.cat(self.trees), limited)
 
     def _is_late(self) -> bool:
         return time.monotonic() - self.begun >= self.seconds or self.count >= self.most_nodes
@@ -210,10 +183,6 @@ class _Search:
     def _most(self, open_: _Nodes) -> Tensor:
         none = torch.full_like(self.enough, -torch.inf)
         return none.scatter_reduce(0, open_.direction, open_.bound, "amax")
-
-    def _trees(self) -> EndTrees:
-        names = [field.name for field in fields(EndTrees)]
-        return EndTrees(*(torch.cat([getattr(t, n) for t in self.trees]) for n in names))
 
     def _roots(self) -> _Nodes:
         every = torch.arange(len(self.rows), device=self.rows.device)

@@ -21,6 +21,7 @@ from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.rounding import gamma
+from milp_agt.core.stacked import Stacked
 
 # Rows are divided by how far a phase goes beyond its kink; a larger number is as valid.
 SMALLEST = 1e-9
@@ -77,7 +78,7 @@ def _of_rows(search: _Search, rows: FlipRows, known: Flips) -> Flips:
     centre = search.form.centre.flatten(1)[rows.samples, rows.elements]
     on, margin = centre > 0, centre.abs()
     up, down = rows.both(zonotope, search.shared)
-    beyond, back = _picked(up, down, on), _picked(down, up, on)
+    beyond, back = down.where(on, up), up.where(on, down)
     reach = _rounded_up(beyond.total(samples) - margin, margin)
     some = (~(reach < 0.0)).nonzero()[:, 0]  # NaN is a candidate, too
     most = search.work.most_new(zonotope.flips.rows, search.steps)
@@ -91,7 +92,7 @@ def _of_rows(search: _Search, rows: FlipRows, known: Flips) -> Flips:
     for part, has_rows in ((order[:most], True), (order[most:], False)):
         if len(part):
             picked = _Candidates.of(search, rows, on, margin, part.sort().values)
-            bounds = [(_at(beyond, picked.index),) * 2 + (_at(back, picked.index),)]
+            bounds = [(beyond.take(picked.index),) * 2 + (back.take(picked.index),)]
             if has_rows and zonotope.flips.rows:
                 bounds.append(picked.ascended(search.steps))
             known = _added(search, picked, bounds, known, has_rows)
@@ -136,7 +137,7 @@ def _added(
     several = keep[at]
     if len(several):
         plain = picked.take(several).plain()
-        bounds_ = [*(_at(each, several) for each in towards), *plain]
+        bounds_ = [*(each.take(several) for each in towards), *plain]
         columns = _limited(columns, at, bounds_, margin[several], samples)
     if has_rows:
         least = _least(torch.stack([b.total(samples) for b in back]) + margin, margin)
@@ -170,7 +171,7 @@ def _added(
 
 
 @dataclass(frozen=True)
-class _Candidates:
+class _Candidates(Stacked):
     """Rows that may be flips, bounded towards the kink and away from it."""
 
     zonotope: HybridZonotope
@@ -189,17 +190,6 @@ class _Candidates:
         upper, lower = search.shared.shared(rows.jacobian)
         towards, away = lower.where(on, upper), upper.where(on, lower)
         return _Candidates(search.zonotope, rows, on, margin, index, towards, away)
-
-    def take(self, keep: Tensor) -> _Candidates:
-        return replace(
-            self,
-            rows=self.rows.take(keep),
-            on=self.on[keep],
-            margin=self.margin[keep],
-            index=self.index[keep],
-            towards=self.towards.take(keep),
-            away=self.away.take(keep),
-        )
 
     @property
     def sign(self) -> Tensor:
@@ -230,7 +220,7 @@ class _Candidates:
         alpha = ascend(directions, flips, samples, alpha, steps, free)
         found = bound(directions, flips, alpha, samples)
         parts = torch.arange(3 * count, device=self.own.device).split(count)
-        return _at(found, parts[0]), _at(found, parts[1]), _at(found, parts[2])
+        return found.take(parts[0]), found.take(parts[1]), found.take(parts[2])
 
 
 def _limited(
@@ -326,19 +316,6 @@ def _with_rows(
         quiet=quiet,
         size=size,
     )
-
-
-def _picked(first: Bound, second: Bound, other: Tensor) -> Bound:
-    """Rows of the first, or of the second where the mask says so."""
-    return Bound(
-        torch.where(other, second.rest, first.rest),
-        torch.where(other[:, None], second.dev, first.dev),
-        torch.where(other, second.slack, first.slack),
-    )
-
-
-def _at(bound_: Bound, index: Tensor | slice) -> Bound:
-    return Bound(bound_.rest[index], bound_.dev[index], bound_.slack[index])
 
 
 def _least(differences: Tensor, margin: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.stacked import Stacked
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Directions:
 
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(Stacked):
     """For every set S of poisoned samples a direction is at most ``rest + sum_{i in S} dev_i + slack``.
 
     ``dev`` is (r, m), >= 0; ``slack`` covers the rounding of the evaluation, whatever S.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.step import NodeOrder, State, Step, velocity_of
+from milp_agt.bounds.step import NodeOrder, State, Step
+from milp_agt.bounds.zonotope.affine_rule import AffineRule
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.coordinates import projected, sign_of
 from milp_agt.bounds.zonotope.exchanges import unless_emptied
@@ -23,9 +24,7 @@ from milp_agt.bounds.zonotope.total_norm import shortened
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
-from milp_agt.core.rounding import FLOAT64, TINY, Precision, gamma
-from milp_agt.formulations.optimiser_step import OptimiserStep
-from milp_agt.formulations.run_rounding import RunRounding
+from milp_agt.core.rounding import TINY, gamma
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.training.training import Batch
 
@@ -162,79 +161,21 @@ def _updated(before: ZonotopePass, step: Step, found: Summed) -> HybridZonotope:
     gradient = Gradient.of(before.zonotope, before.layout, found)
     clip = step.update.clip_total
     if clip is not None:
-        means = _after(before, found, gradient, _Rule.mean(before, step, gradient))
+        means = _after(
+            before, found, gradient, AffineRule.mean(before.layout, step.count, gradient.size)
+        )
         # A bound of each mean alone, without a search: what clipping makes of them is exact to first order.
         box = StateBounds.of(means, None, 0).box(means.centre)
         gradient = shortened(gradient.times(1.0 / step.count), box, clip)
-    return _after(before, found, gradient, _Rule.of(before, step, found, gradient))
+    layout, precision = before.layout, before.schedule.precision
+    magnitude = before.zonotope.centre.abs() + before.bounds.terms
+    rule = AffineRule.of(layout, step, found.gradients, magnitude, gradient.size, precision)
+    return _after(before, found, gradient, rule)
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """``x' = carry x + scale g[place] + penalty sign(x)``, with what the run rounds, (P,) each.
-
-    Attributes:
-        rounding: sizes of the terms of x', to which rounding in float64 is charged.
-        reduced: what a run of reduced precision rounds.
-    """
-
-    carry: Tensor
-    scale: Tensor
-    place: Tensor
-    penalty: Tensor
-    rounding: Tensor
-    reduced: Tensor
-
-    @staticmethod
-    def _empty(before: ZonotopePass) -> _Rule:
-        zero = torch.zeros_like(before.zonotope.centre)
-        place = torch.zeros(len(zero), dtype=torch.int64, device=zero.device)
-        carry = zero.new_zeros(len(zero), len(zero))
-        return _Rule(carry, zero, place, *(zero.clone() for _ in range(3)))
-
-    @staticmethod
-    def mean(before: ZonotopePass, step: Step, gradient: Gradient) -> _Rule:
-        """The mean gradients in place of the parameters, and 0 in place of velocities."""
-        rule, used = _Rule._empty(before), before.layout.parameters
-        rule.scale[:used] = 1.0 / step.count
-        rule.place[:used] = torch.arange(used, device=rule.place.device)
-        rule.rounding[:used] = gradient.size / step.count
-        return rule
-
-    @staticmethod
-    def of(before: ZonotopePass, step: Step, found: Summed, gradient: Gradient) -> _Rule:
-        rule, layout = _Rule._empty(before), before.layout
-        magnitude = before.zonotope.centre.abs() + before.bounds.terms
-        for name in found.gradients:
-            part = layout.slices[name]
-            own = torch.arange(part.start, part.stop, device=magnitude.device)
-            update = step.of(name)
-            targets = [(own, update.theta_scalars, update.theta_sizes)]
-            sources = [own]
-            if step.has_velocity:
-                velocity = layout.slices[velocity_of(name)]
-                at = torch.arange(velocity.start, velocity.stop, device=own.device)
-                sources.append(at)
-                targets.append((at, update.velocity_scalars, update.velocity_sizes))
-            for at, scalars, of_terms in targets:
-                for source, share, term in zip(sources, scalars, of_terms, strict=False):
-                    rule.carry[at, source] += share
-                    rule.rounding[at] += abs(term) * magnitude[source]
-                rule.scale[at] = scalars[len(sources)]
-                rule.place[at] = own
-                rule.rounding[at] += abs(of_terms[len(sources)]) * gradient.size[own]
-                if step.update.l1:
-                    rule.penalty[at] = scalars[-1]
-                    rule.rounding[at] += abs(of_terms[-1])
-                sizes = [*(magnitude[source] for source in sources), gradient.size[own]]
-                sizes += [torch.ones_like(sizes[0])] * (len(scalars) - len(sizes))
-                kept = 1.0 if at is own else 0.0
-                precision = before.schedule.precision
-                rule.reduced[at] = _reduced(precision, scalars, of_terms, kept, sizes)
-        return rule
-
-
-def _after(before: ZonotopePass, found: Summed, gradient: Gradient, rule: _Rule) -> HybridZonotope:
+def _after(
+    before: ZonotopePass, found: Summed, gradient: Gradient, rule: AffineRule
+) -> HybridZonotope:
     """The set of all x' of a rule."""
     old, bounds = before.zonotope, before.bounds
     size, used, columns = old.size, before.layout.parameters, found.columns
@@ -292,22 +233,6 @@ def _after(before: ZonotopePass, found: Summed, gradient: Gradient, rule: _Rule)
     if len(noise) > most_groups(size, before.samples.count, before.memory):
         noise = noise.merged()
     return replace(newest, noise=noise)
-
-
-def _reduced(
-    precision: Precision,
-    scalars: tuple[float, ...],
-    of_terms: tuple[float, ...],
-    kept: float,
-    sizes: Sequence[Tensor],
-) -> Tensor:
-    """What a run of reduced precision rounds in one tensor of the next state, from the sizes of what it
-    reads: the old state, the sums of the gradients, the sign."""
-    if precision == FLOAT64:
-        return torch.zeros_like(sizes[0])
-    rounding = RunRounding(OptimiserStep.of(scalars, of_terms, 1, kept), precision)
-    boxes = [Interval(-size[None], size[None]) for size in sizes]
-    return rounding.error(boxes[0], *boxes)[0]
 
 
 def _on_new(scale: Tensor, on_flips: Tensor, before: int) -> Tensor:

@@ -37,7 +37,7 @@ def of_forms(op: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -
     states = max(len(form.rest.lower) for form in inputs)
 
     def image(name: str) -> Tensor | None:
-        return _image(linear, [(getattr(form, name), form.centre) for form in inputs])
+        return image_of(linear, [(getattr(form, name), form.centre) for form in inputs])
 
     charge = None
     given = [(form.charge, form.centre) for form in inputs]
@@ -62,7 +62,7 @@ def of_sums(op: LinearMap, inputs: Sequence[SummedForm]) -> SummedForm:
     size = sizes(op, [form.size for form in inputs])
 
     def image(name: str) -> Tensor | None:
-        return _image(linear, [(getattr(form, name), form.centre) for form in inputs])
+        return image_of(linear, [(getattr(form, name), form.centre) for form in inputs])
 
     phase, bend = image("on_phase"), image("on_bend")
     assert phase is not None
@@ -90,7 +90,8 @@ def error_of(op: LinearMap, size: Tensor) -> Tensor:
     return gamma(16.0 * op.terms() + 128.0) * size + TINY
 
 
-def _image(linear: LinearMap, parts: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+def image_of(linear: LinearMap, parts: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+    """The image of coefficients, those of each input beside its centre; None for 0."""
     if all(part is None for part, _ in parts):
         return None
     return linear.value(*_filled(parts))
@@ -99,7 +100,7 @@ def _image(linear: LinearMap, parts: Sequence[tuple[Tensor | None, Tensor]]) -> 
 def _on_state(linear: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -> OnState:
     """Coefficients on the state; a plain sum of symbols has symbols of its own."""
     if not any(by_sample):
-        return _image(linear, [(_tensor(form.on_state), form.centre) for form in inputs])
+        return image_of(linear, [(_tensor(form.on_state), form.centre) for form in inputs])
     samples = next(len(f.centre) for f, own in zip(inputs, by_sample, strict=True) if own)
     given = [
         Local.broadcast(form.on_state, samples)
@@ -111,9 +112,7 @@ def _on_state(linear: LinearMap, inputs: Sequence[Form], by_sample: Sequence[boo
     if not known:
         return None
     terms: list[Term] = []
-    if isinstance(linear, Combine) and all(
-        isinstance(s, float) and s == 1.0 for s in linear.scales
-    ):
+    if type(linear) is Combine and all(isinstance(s, float) and s == 1.0 for s in linear.scales):
         split = [((), None) if each is None else each.split() for each in given]
         terms = [term for found, _ in split for term in found]
         given = [rest for _, rest in split]
@@ -125,7 +124,7 @@ def _on_state(linear: LinearMap, inputs: Sequence[Form], by_sample: Sequence[boo
             part if part is None or each else part[:, 0]
             for part, each in zip(own, by_sample, strict=True)
         ]
-        image = _image(linear, [(part, f.centre) for part, f in zip(own, inputs, strict=True)])
+        image = image_of(linear, [(part, f.centre) for part, f in zip(own, inputs, strict=True)])
         assert image is not None
         parts[key] = image
     if terms:

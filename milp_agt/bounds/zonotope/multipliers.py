@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.core.stacked import Stacked
 
 
 @dataclass(frozen=True)
-class Multipliers:
+class Multipliers(Stacked):
     """Nonnegative multipliers for r directions.
 
     Attributes:
@@ -20,6 +20,8 @@ class Multipliers:
         limits: of C3, (r, l).
         paid: what samples pay for C3 if they are poisoned, ``limits @ threshold``, (r, m).
     """
+
+    AXES: ClassVar = {"rows": 1}
 
     rows: Tensor
     limits: Tensor
@@ -35,27 +37,6 @@ class Multipliers:
         m = flips.threshold.shape[1]
         return Multipliers(
             zero(2, directions, flips.rows), zero(directions, flips.limits), zero(directions, m)
-        )
-
-    def take(self, index: Tensor | slice) -> Multipliers:
-        """Those of some directions."""
-        return Multipliers(self.rows[:, index], self.limits[index], self.paid[index])
-
-    @staticmethod
-    def cat(parts: Sequence[Multipliers]) -> Multipliers:
-        return Multipliers(
-            torch.cat([part.rows for part in parts], 1),
-            torch.cat([part.limits for part in parts]),
-            torch.cat([part.paid for part in parts]),
-        )
-
-    def where(self, wins: Tensor, other: Multipliers) -> Multipliers:
-        """These where the mask (r,) says so, else the others."""
-        one = wins[:, None]
-        return Multipliers(
-            torch.where(one, self.rows, other.rows),
-            torch.where(one, self.limits, other.limits),
-            torch.where(one, self.paid, other.paid),
         )
 
     def mixed(self, weights: Tensor) -> Multipliers:

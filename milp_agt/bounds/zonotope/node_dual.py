@@ -13,6 +13,7 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.stacked import Stacked
 
 # What is known of a unit (poisoned or clean) and of a phase (flipped or not).
 OFF, FREE, ON = 0, 1, 2
@@ -21,7 +22,7 @@ EXTRAPOLATED = 6
 
 
 @dataclass(frozen=True)
-class Known:
+class Known(Stacked):
     """What nodes know.
 
     Attributes:
@@ -38,9 +39,6 @@ class Known:
         units = torch.where(samples.known, ON, FREE).to(torch.int8).expand(rows, -1).clone()
         phases = torch.full((rows, flips.count), FREE, dtype=torch.int8, device=device)
         return Known(units, phases)
-
-    def take(self, rows: Tensor) -> Known:
-        return Known(self.units[rows], self.flips[rows])
 
     def with_side(
         self, variable: Tensor, side: Tensor, flips: Flips, samples: SampleGenerators

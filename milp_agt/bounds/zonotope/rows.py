@@ -16,6 +16,7 @@ from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.spread import Spread
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope
 from milp_agt.core.rounding import gamma
+from milp_agt.core.stacked import Stacked
 
 # Numbers of one tensor of coefficients that stay in a cache, and how few rows are not cut for its sake.
 CACHED, FEWEST = 2**20, 32
@@ -114,7 +115,7 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class FlipRows:
+class FlipRows(Stacked):
     """Some elements of a node.
 
     Attributes:
@@ -131,17 +132,6 @@ class FlipRows:
     jacobian: Tensor
     spread: Spread
     plain: Spread
-
-    def take(self, index: Tensor) -> FlipRows:
-        """Some of them."""
-        return FlipRows(
-            self.samples[index],
-            self.elements[index],
-            self.own[index],
-            self.jacobian[index],
-            self.spread.take(index),
-            self.plain.take(index),
-        )
 
     def both(self, zonotope: HybridZonotope, shared: StateBounds) -> tuple[Bound, Bound]:
         """Bounds upwards and downwards with shared multipliers."""

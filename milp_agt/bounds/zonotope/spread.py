@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.dual import Directions
+from milp_agt.core.stacked import Stacked
 
 
 @dataclass(frozen=True)
-class Spread:
+class Spread(Stacked):
     """Directions of the state on all generators, with the noise towards either side, see Directions."""
 
     on_moves: Tensor
@@ -24,13 +25,6 @@ class Spread:
     up: Tensor
     size: Tensor
     operations: float
-
-    def take(self, rows: Tensor) -> Spread:
-        parts = (
-            part[rows] if isinstance(part, Tensor) else part
-            for part in (getattr(self, name) for name in self.__dataclass_fields__)
-        )
-        return Spread(*parts)  # type: ignore[arg-type]
 
     def towards(self, sign: Tensor) -> Directions:
         """Each direction times its sign, (r,) of 1 and -1."""

@@ -3,26 +3,15 @@
 import importlib
 import pkgutil
 
-from milp_agt.threats.sets.ball import Ball
-from milp_agt.threats.sets.box import Box, BoxOrFill
-from milp_agt.threats.sets.halfspaces import Halfspaces
-from milp_agt.threats.sets.move_set import MoveSet, Rules
-from milp_agt.threats.sets.product import Product
-from milp_agt.threats.sets.sparse import Sparse
-from milp_agt.threats.sets.vertices import Vertices
-
-__all__ = [
-    "Ball",
-    "Box",
-    "BoxOrFill",
-    "Halfspaces",
-    "MoveSet",
-    "Product",
-    "Rules",
-    "Sparse",
-    "Vertices",
-    "move_sets",
-]
+from milp_agt.threats.sets.ball import Ball as Ball
+from milp_agt.threats.sets.box import Box as Box
+from milp_agt.threats.sets.box import BoxOrFill as BoxOrFill
+from milp_agt.threats.sets.halfspaces import Halfspaces as Halfspaces
+from milp_agt.threats.sets.move_set import MoveSet as MoveSet
+from milp_agt.threats.sets.move_set import Rules as Rules
+from milp_agt.threats.sets.product import Product as Product
+from milp_agt.threats.sets.sparse import Sparse as Sparse
+from milp_agt.threats.sets.vertices import Vertices as Vertices
 
 
 def move_sets() -> tuple[type[MoveSet], ...]:

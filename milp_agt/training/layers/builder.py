@@ -143,11 +143,8 @@ class Builder:
         return self.frozen[name]
 
     def keep_the_rest(self) -> None:
-        """Frozen parameters and buffers of the model that its forward does not read.
-
-        Raises:
-            InvalidInputError: a trainable parameter that it does not read.
-        """
+        """Frozen parameters and buffers of the model that its forward does not read. Raises
+        InvalidInputError: a trainable parameter that it does not read."""
         named = dict(self.model.named_parameters())
         unread = [n for n, p in named.items() if p.requires_grad and n not in self.initial]
         if unread:
@@ -190,22 +187,16 @@ class Builder:
         self.lost = True
 
     def finish(self) -> None:
-        """See that everything had a rule.
-
-        Raises:
-            UnsupportedOperationError: all that had none, each with what may stand in its place.
-        """
+        """See that everything had a rule. Raises UnsupportedOperationError: all that had none, each with
+        what may stand in its place."""
         if len(self.problems) == 1 and self.errors:
             raise self.errors[0]
         if self.problems:
             raise UnsupportedOperationError.of("The model was to be traced", self.problems)
 
     def layer(self, layer: nn.Module, path: str, line: str = "") -> None:
-        """Append the nodes of a layer; what has no rule is noted.
-
-        Raises:
-            InvalidInputError: sizes that do not fit.
-        """
+        """Append the nodes of a layer; what has no rule is noted. Raises InvalidInputError: sizes that do
+        not fit."""
         try:
             self._layer(layer, path, line)
         except UnsupportedOperationError as error:

@@ -62,5 +62,5 @@ def batch_norm(builder: Builder, layer: nn.BatchNorm1d | nn.BatchNorm2d, path: s
         last = name if not isinstance(bias, Node) else None
         scaled = Combine.build(graph, [(factor, scaled)], shift, name=last)
     if isinstance(bias, Node):
-        scaled = graph.add(ChannelBias(extents), scaled, bias, name=name)
+        scaled = graph.add(ChannelBias(extents=extents), scaled, bias, name=name)
     builder.current = scaled

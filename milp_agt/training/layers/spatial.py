@@ -48,7 +48,8 @@ def convolution(builder: Builder, layer: nn.Conv2d, path: str) -> None:
         product = _product(builder, weight, windows, layer, path)
     summed = windows.elements * layer.in_channels
     if isinstance(bias, Node):
-        product = builder.graph.add(ChannelBias(windows.out, summed), product, bias, name=name)
+        added = ChannelBias(extents=windows.out, summed=summed)
+        product = builder.graph.add(added, product, bias, name=name)
     elif bias is not None and isinstance(weight, Node):
         shift = bias[:, None, None].expand(product.shape)
         product = Combine.build(builder.graph, [(1.0, product)], shift, name, summed)

@@ -12,8 +12,7 @@ from milp_agt.core.option_table import Key, NonNegative
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import Box
-from milp_agt.threats.threat_model import Timed
-from milp_agt.threats.threat_table import ChosenTable, threat_kind
+from milp_agt.threats.threat_model import ChosenTable, Timed, threat_kind
 
 
 @threat_kind("fading", "Features of some samples fade towards zero.", ChosenTable)

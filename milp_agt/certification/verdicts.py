@@ -113,14 +113,9 @@ def trigger_curve(
 
 
 def judge(result: Result, dataset: Dataset, asked: PropertyTable) -> tuple[Verdict, ...]:
-    """Bound one property and compare it with its threshold, in each subgroup as well.
-
-    A NaN proves nothing.
-
-    Raises:
-        InvalidInputError: the property does not fit the loss or the data.
-        SoundnessError: an attack outside the bounds.
-    """
+    """Bound one property and compare it with its threshold, in each subgroup as well. A NaN proves
+    nothing. Raises InvalidInputError: the property does not fit the loss or the data; SoundnessError: an
+    attack outside the bounds."""
     answer, at = _bounds(result, dataset, asked)
     both = result.against(objective_of(asked, at), answer)
     if at is None or not isinstance(asked, TableOfPoints):
