@@ -26,7 +26,7 @@ from milp_agt.training.tracing import FEATURES
 # Ranges beyond this prove nothing that intervals do not.
 WILD = 1e6
 # Numbers of the terms of a sum at once.
-AT_ONCE = 2**22
+AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
