@@ -17,10 +17,11 @@ from whole_runs import problem as exchanged
 
 import milp_agt as agt
 from milp_agt.attacks import Search
-from milp_agt.bounds.adversary import joint, worst_case
+from milp_agt.bounds.adversary import sums as of_terms
+from milp_agt.bounds.adversary import worst_case
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import window_bounds
-from milp_agt.bounds.zonotope import engine, rows, sums, total_norm, transformer
+from milp_agt.bounds.zonotope import engine, gradients, rows, sums, transformer
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
@@ -103,7 +104,7 @@ TWO_BUDGETS = [
         for budgets in ((1, 1), (2, 1))
         for name, room, check in (
             ("worst case", worst_case, _given(budgets)),
-            ("sum", joint, lambda seed, b=budgets: check_sum(seed, b, UNRESTRICTED)),
+            ("sum", of_terms, lambda seed, b=budgets: check_sum(seed, b, UNRESTRICTED)),
         )
     ),
     *(
@@ -301,10 +302,10 @@ def _clipped_in_total(level: str) -> Check:
 
 
 ATTACKED = [
-    Mutant("attacked: budget", ((worst_case, "worst_sum"), (joint, "worst_sum")), one_less,
+    Mutant("attacked: budget", ((worst_case, "worst_sum"), (of_terms, "worst_sum")), one_less,
            _regression, 1),
     Mutant("attacked: charges", (CHARGES,), nothing, _classifier),
-    Mutant("total norm: rest", ((total_norm, "_mapped"),), _without_rest, _clipped_in_all, 1),
+    Mutant("total norm: rest", ((gradients, "_mapped"),), _without_rest, _clipped_in_all, 1),
     Mutant("total norm: whole gradients", ((engine, "shortened"),),
            lambda honest: lambda mean, box, clip: honest(mean, box, 0.99 * clip),
            _clipped_in_total("zonotope"), 1),

@@ -26,8 +26,9 @@ from instances import INSTANCES, per_sample
 from mutants import SHARE, Check, Mutant, Wrong, nothing, one_less, shrink, shrunk, times
 
 import milp_agt as agt
-from milp_agt.bounds.adversary import joint, worst_case
-from milp_agt.bounds.adversary.joint import Joint, Masks, PoisonedSum
+from milp_agt.bounds.adversary import sums, worst_case
+from milp_agt.bounds.adversary.joint import Joint
+from milp_agt.bounds.adversary.sums import Masks, PoisonedSum
 from milp_agt.bounds.linear import window_bounds
 from milp_agt.bounds.linear.linearized_step import linearize_step
 from milp_agt.bounds.program import window
@@ -82,7 +83,7 @@ WORST: dict[str, tuple[Any, str, Wrong]] = {
 }
 ONE_BUDGET = [
     Mutant("sum: shrunk", ((PoisonedSum, "result"),), _narrow_sum, _sums),
-    Mutant("sum: budget", ((joint, "worst_sum"),), one_less, _sums),
+    Mutant("sum: budget", ((sums, "worst_sum"),), one_less, _sums),
     Mutant(
         "sum: clean",
         ((PoisonedSum, "add"),),
@@ -190,7 +191,7 @@ UPDATES = [
     ),
     Mutant("update: box", ((optimiser_step.OptimiserStep, "interval"),), shrink,
            _step(lambda case, rng: check_update(case, rng, count=256))),
-    Mutant("update: rounding", ((joint, "gamma"), (optimiser_step, "gamma")),
+    Mutant("update: rounding", ((sums, "gamma"), (optimiser_step, "gamma")),
            lambda _: lambda k: 0.0, _rounded_steps),
     Mutant("functions: rounding", ((univariate, "UNIT_ROUNDOFF"), (univariate, "TINY")),
            lambda _: 0.0, _elementary),

@@ -11,8 +11,8 @@ from attacks import Problem, network
 from torch import Tensor
 
 import milp_agt as agt
-from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
 from milp_agt.bounds.adversary.model import OnMoves
+from milp_agt.bounds.adversary.sums import Masks, PoisonedSum
 from milp_agt.bounds.adversary.worst_case import open_worst_case
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import Interval

@@ -8,9 +8,8 @@ import torch
 from pairs import every_pair
 
 import milp_agt as agt
-from milp_agt.bounds.adversary import outer_sum
-from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
-from milp_agt.bounds.adversary.outer_sum import OuterSum
+from milp_agt.bounds.adversary import sums
+from milp_agt.bounds.adversary.sums import Masks, OuterSum, PoisonedSum
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import Restriction
@@ -43,12 +42,11 @@ def _masks(restricted: bool) -> Masks:
 
 
 def _total(a: Interval, b: Interval, budget: int, masks: Masks, pieces: int) -> OuterSum:
-    total = OuterSum(budget)
+    total = OuterSum(budget, SAMPLES)
     for part in np.array_split(np.arange(SAMPLES), pieces):
         at = torch.from_numpy(part)
-        inside, free = (None if m is None else m[at] for m in (masks.inside, masks.free))
         own = (Interval(box.lower[:, at], box.upper[:, at]) for box in (a, b))
-        total.add(*own, inside, free)
+        total.add(*own, Masks(*(m if m is None else m[at] for m in (masks.inside, masks.outside))))
     return total
 
 
@@ -60,15 +58,15 @@ def _total(a: Interval, b: Interval, budget: int, masks: Masks, pieces: int) -> 
 def test_the_box_is_that_of_single_products(
     budget: int, restricted: bool, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outer_sum, "HELD", held)
-    monkeypatch.setattr(outer_sum, "AT_ONCE", 2 * SAMPLES if held == 500 else 2**16)
+    monkeypatch.setattr(sums, "HELD", held)
+    monkeypatch.setattr(sums, "AT_ONCE", 2 * SAMPLES if held == 500 else 2**16)
     a, b, masks = _operand(P, 1), _operand(Q, 2), _masks(restricted)
     inside = 0 if masks.inside is None else int(masks.inside.sum())
     known = PoisonedSum((budget + inside,), SAMPLES)
     known.add(PRODUCT.interval(a, b), masks)
     whole, size = known.result()
     for pieces in (1, 7):
-        box, found = _total(a, b, budget, masks, pieces).result()
+        box, found = _total(a, b, budget + inside, masks, pieces).result()
         for ends, expected in ((box.lower, whole.lower), (box.upper, whole.upper), (found, size)):
             assert torch.allclose(ends, expected, rtol=1e-11, atol=1e-11)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.joint import Masks, PoisonedSum
+from milp_agt.bounds.adversary.sums import Masks, PoisonedSum
 from milp_agt.bounds.adversary.two_budgets import top_k, worst_sum
 from milp_agt.core.interval import Interval
 

@@ -16,9 +16,8 @@ from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
 import milp_agt as agt
 from milp_agt.bounds.zonotope import candidates, dual, products, softmax, state, transformer
 from milp_agt.bounds.zonotope.ascent import ascend, start
-from milp_agt.bounds.zonotope.dual import bound, prices_of
+from milp_agt.bounds.zonotope.dual import Multipliers, bound, prices_of
 from milp_agt.bounds.zonotope.form import Form
-from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
 

@@ -159,10 +159,9 @@ def test_symbols_carry_derivatives(monkeypatch, run: Any, collapse: float) -> No
     own = torch.as_tensor(replay.batches[1 % len(replay.batches)])
     step = Step(1, own, replay.poison.take(own), replay.updates[1], False)
     zonotope, layout = before.zonotope, before.layout
-    taken = Transformer(
-        before.schedule, step, zonotope, before.bounds, layout, 0,
-        Work.of(zonotope, 1, len(own)), Flips.none(zonotope.samples), 1.0,
-    )  # fmt: skip
+    before = replace(before, effort=replace(before.effort, candidates=0))
+    work = Work.of(zonotope, 1, len(own))
+    taken = Transformer(before, step, work, Flips.none(zonotope.samples), 1.0)
     taken.leaves()
     for node in before.schedule.before:
         if node.name not in taken.forms:

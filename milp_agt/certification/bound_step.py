@@ -12,7 +12,7 @@ from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.linear import intermediate, window_bounds
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_step
-from milp_agt.bounds.linear.past import Collected
+from milp_agt.bounds.linear.window_bounds import Collected
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.bounds.zonotope import ZonotopePass

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.cells.ends import box_of_parameters
 from milp_agt.bounds.cells.search import Limits
+from milp_agt.bounds.cells.shared import box_of_parameters
 from milp_agt.bounds.step import State, union
 from milp_agt.bounds.zonotope import least_by_branching
 from milp_agt.core.interval import Interval

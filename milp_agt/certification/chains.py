@@ -18,7 +18,7 @@ from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
-from milp_agt.bounds.linear.past import PastStep
+from milp_agt.bounds.linear.window_bounds import PastStep
 from milp_agt.bounds.step import State, Step, union
 from milp_agt.bounds.zonotope import ZonotopePass, pack_forward, unpack_forward
 from milp_agt.certification.checkpoint import pack, unpack

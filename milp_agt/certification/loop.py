@@ -39,7 +39,7 @@ LARGEST_PARAMETER = 1e6
 HOPELESS = 0.5
 # Linear forms end beside a zonotope that is narrower than they are by themselves by this share, after some
 # steps in which they took less than another share off its width.
-WIDER, GAIN, IDLE_STEPS = 0.05, 1e-4, 5
+WIDER, GAIN, IDLE_STEPS = 0.05, 1e-4, 3
 
 
 class BoundedRun(RunInProgress):

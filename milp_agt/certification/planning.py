@@ -29,6 +29,7 @@ from milp_agt.core.relaxation import STEP_RULES, Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison, Whole
+from milp_agt.threats.sets import Vertices
 from milp_agt.training.inputs import bytes_of
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
@@ -201,12 +202,13 @@ def make_plan(
     carry = sum(zonotope[0]), zonotope[1]
     levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
-    remarks, carried = (
-        remarks + in_place + more,
-        Relaxation.ZONOTOPE in levels and poison.whole is None,
-    )
+    carried = Relaxation.ZONOTOPE in levels and poison.whole is None
+    remarks = remarks + in_place + more
+    told_apart, more = selections_of(sizes, level, options, poison, restriction, cheap, carried)
     if carried and options.inner_bounds is None and not level.uses_programs:
-        linear_inner = dear = False  # linear forms gain little by them beside a zonotope
+        # Beside a zonotope linear forms gain little by them, but for labels that flip jointly.
+        gains = isinstance(poison.label_moves, Vertices) and not told_apart.groups
+        linear_inner, dear = linear_inner and gains, dear and gains
     no_time = Relaxation.ZONOTOPE not in levels and options.carried != "none" and not refused
     no_time &= level.walks and carry[1] <= budget
     if dear:
@@ -215,7 +217,6 @@ def make_plan(
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
-    told_apart, more = selections_of(sizes, level, options, poison, restriction, cheap, carried)
     if options.window is None and told_apart.window and level is Relaxation.LINEAR:
         line = (
             f"window {told_apart.window} in place of the whole run, so that each selection of samples "
@@ -244,7 +245,10 @@ def make_plan(
         program_window=0 if on_rows else solved,
         pieces=Pieces.of(sizes, whole, told_apart.groups > 0, room),
         linear_inner=linear_inner,
-        inner_of_programs=linear_inner and options.inner_bounds is None and carried,
+        inner_of_programs=linear_inner
+        and options.inner_bounds is None
+        and carried
+        and level.uses_programs,
         selections=told_apart,
         past=0 if training.projection else _past(sizes, room),
         single_thread=not large or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),

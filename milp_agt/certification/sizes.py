@@ -28,8 +28,10 @@ LIVE_COEFFICIENTS = 6
 # Measured on one core of a 2020s server with relu networks; only `auto` and defaults depend on them.
 WALKED_PER_SECOND = 5e7
 BOUNDED_PER_SECOND = 2e7
-# The work on an outer product that is summed over samples at once.
-CHEAPER_SUMS = 0.5
+# Products of a sample with every parameter, of which only sums and the worst ones are computed; seconds of a
+# step, however small.
+SUMMED_PER_SECOND = 2e8
+SECONDS_PER_STEP = 0.01
 # Seconds of one warm-started solve per row of the program.
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
@@ -173,8 +175,9 @@ class Sizes:
     @property
     def stepped(self) -> float:
         """Predicted seconds of intervals in a step."""
-        own = self.batch * self.made
-        return (2 * own + CHEAPER_SUMS * (self.boxes - own)) / BOUNDED_PER_SECOND
+        made = self.made * self.batch
+        each = made / BOUNDED_PER_SECOND + (self.boxes - made) / SUMMED_PER_SECOND
+        return SECONDS_PER_STEP + 2 * each
 
     @property
     def seconds(self) -> dict[Relaxation, float]:

@@ -15,8 +15,12 @@ from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
-from milp_agt.bounds.linear.past import PastStep
-from milp_agt.bounds.linear.window_bounds import bound_forms, forms_of_outputs, rows_at_once
+from milp_agt.bounds.linear.window_bounds import (
+    PastStep,
+    bound_forms,
+    forms_of_outputs,
+    rows_at_once,
+)
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
@@ -25,6 +29,7 @@ from milp_agt.core.deadline import Deadline
 from milp_agt.core.graph import Node, boxes_of, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.einsum import Ends
 from milp_agt.properties.last_forms import least_of_forms, on_state
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
@@ -375,10 +380,27 @@ class ReachableModels:
         return boxed.meet(walked, "a form of the outputs by intervals and by linear forms")
 
     def rows_of(self, reached: Reached, forms: OutputForms) -> Forms:
-        """Forms on the state that are at most each of the forms, then at most their opposites."""
+        """Forms on the state that are at most each of the forms, then at most their opposites.
+
+        Over a zonotope each is the best of several by a bound without a search.
+        """
+        best = self._rows_of(reached, forms, None)
+        if reached.forward is None:
+            return best
+        most = least_of_forms(reached.forward, best, reached.state, searching=False)
+        for ends in Ends:
+            rows = self._rows_of(reached, forms, ends)
+            found = least_of_forms(reached.forward, rows, reached.state, searching=False)
+            best = rows.where((found > most)[:, 0], best)
+            most = torch.maximum(found, most)
+        return best
+
+    def _rows_of(self, reached: Reached, forms: OutputForms, ends: Ends | None) -> Forms:
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
-        own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, both)
+        own = forms_of_outputs(
+            self.step_graph, self.forward, reached.state, forms.inputs, both, ends
+        )
         own.constant = own.constant + torch.cat([constant, -constant], 1).T.unsqueeze(-1)
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
         rows = torch.arange(own.magnitude.numel(), device=constant.device)

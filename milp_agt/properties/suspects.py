@@ -51,7 +51,7 @@ class Suspects(Sequence[Suspect]):
         samples: see :class:`Suspect`.
         width: mean width of the reachable set; of a question, of the bounds of its forms (margins, say).
         causes: mean over the trainable parameters, or forms, of what each cause adds to the width that
-            the last zonotope proves, see :func:`milp_agt.bounds.zonotope.causes.charges`; None without
+            the last zonotope proves, see :func:`milp_agt.bounds.zonotope.questions.charges`; None without
             one, and where selections or data sets are told apart.
     """
 

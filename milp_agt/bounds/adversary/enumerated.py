@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.adversary.model import Emptied, OnMoves, PlainSum, SampleSum, WorstCase
+from milp_agt.bounds.adversary.model import Emptied, OnMoves, SampleSum, WorstCase
+from milp_agt.bounds.adversary.sums import PlainSum
 from milp_agt.bounds.adversary.worst_case import PerSampleWorstCase
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import CLEAN, Interval

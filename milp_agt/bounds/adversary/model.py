@@ -12,7 +12,6 @@ from torch import Tensor
 
 from milp_agt.bounds.step import State, Step
 from milp_agt.core.interval import Interval
-from milp_agt.core.rounding import TINY, gamma
 from milp_agt.threats.poison import Poison
 
 
@@ -187,26 +186,3 @@ class AdversaryModel(Protocol):
     def emptied(self, step: Step) -> Emptied | None:
         """The cases in which removals may leave an empty batch; None if there are none."""
         ...
-
-
-class PlainSum:
-    """Box of ``sum_i term_i``, for every state separately."""
-
-    def __init__(self, cases: int) -> None:
-        self._cases = cases
-        self._count = 0
-        self._lower: Tensor | None = None
-        self._upper = self._size = torch.zeros((), dtype=torch.float64)
-
-    def add(self, terms: Interval, samples: Tensor) -> None:
-        self._count += terms.lower.shape[1]
-        lower = terms.lower.sum(1)
-        self._lower = lower if self._lower is None else self._lower + lower
-        self._upper = self._upper + terms.upper.sum(1)
-        self._size = self._size + terms.magnitude.amax(0).sum(0)
-
-    def result(self) -> tuple[Interval, Tensor]:
-        assert self._lower is not None
-        error = self._size * gamma(4 * self._count + 16) + TINY
-        box = Interval(self._lower, self._upper).widen(error)
-        return box.expand_states(self._cases), self._size

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.adversary.model import OnMoves, WorstCase
+from milp_agt.bounds.adversary.sums import Masks
 from milp_agt.bounds.adversary.two_budgets import contenders, worst_of_both, worst_sum
 from milp_agt.bounds.step import Step
 from milp_agt.core.interval import CLEAN
@@ -199,10 +200,6 @@ class PerSampleWorstCase(WorstCase):
         return total
 
 
-def _at(tensor: Tensor | None, samples: Tensor) -> Tensor | None:
-    return None if tensor is None else tensor.index_select(1, samples)
-
-
 def _padded(totals: Tensor, count: int) -> Tensor:
     """The same totals, with zeros for new slots, (rows, count, ...)."""
     if totals.shape[1] == count:
@@ -245,18 +242,14 @@ def _worst_within(
 ) -> Tensor:
     """The worst sum of ``hurt`` (rows, n, states - 1) within budgets and under a restriction."""
 
-    def known(chosen: frozenset[int]) -> Tensor:
-        return torch.isin(samples, torch.tensor(sorted(chosen), device=samples.device))
-
-    if restriction.outside:
-        hurt = torch.where(known(restriction.outside)[:, None], 0.0, hurt)
+    masks = Masks.of(restriction, samples)
+    if masks.outside is not None:
+        hurt = torch.where(masks.outside[:, None], 0.0, hurt)
     if len(budgets) > 1:
-        inside = known(restriction.inside) if restriction.inside else None
-        return _worst_within_two(hurt.permute(2, 1, 0), (budgets[0], budgets[1]), inside)
-    (budget,), hurt = budgets, hurt[..., 0]
-    if not restriction.inside:
+        return _worst_within_two(hurt.permute(2, 1, 0), (budgets[0], budgets[1]), masks.inside)
+    (budget,), hurt, inside = budgets, hurt[..., 0], masks.inside
+    if inside is None:
         return worst_sum(hurt.T, budget)
-    inside = known(restriction.inside)
     paid = hurt[:, inside].sum(1)
     return paid + worst_sum(hurt[:, ~inside].T, budget - int(inside.sum()))
 

@@ -12,9 +12,8 @@ from milp_agt.bounds.cells import operations
 from milp_agt.bounds.cells.form import Cut, Form, Span, States
 from milp_agt.bounds.cells.moves import Moves, Phases
 from milp_agt.bounds.step import NodeOrder, Step
-from milp_agt.bounds.zonotope.affine_rule import AffineRule
 from milp_agt.bounds.zonotope.kinks import kink_of
-from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.layout import AffineRule, Layout
 from milp_agt.bounds.zonotope.softmax import Softmax, softmaxes
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.linear.backward import sample_forms
-from milp_agt.bounds.linear.intercepts import Intercepts
-from milp_agt.bounds.linear.linearized_step import SampleChunk
+from milp_agt.bounds.linear.linearized_step import Intercepts, SampleChunk
 from milp_agt.core.graph import Graph, Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma

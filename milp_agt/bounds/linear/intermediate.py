@@ -12,8 +12,7 @@ from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.bound_propagation import Ranges
 from milp_agt.bounds.linear.backward import SampleForms, sample_forms
-from milp_agt.bounds.linear.intercepts import Intercepts
-from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
+from milp_agt.bounds.linear.linearized_step import Intercepts, LinearizedStep, SampleChunk
 from milp_agt.bounds.linear.window_bounds import propagate_backward
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.step import NodeOrder, State, Step

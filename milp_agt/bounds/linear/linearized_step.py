@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,14 +13,194 @@ from torch import Tensor
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval.bound_propagation import Ranges
 from milp_agt.bounds.interval.update import UpdateGraph
-from milp_agt.bounds.linear.intercepts import HasIntercepts, Intercepts, SummedIntercepts
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import BackwardSlopes, LinearBounds
-from milp_agt.formulations.einsum import BilinearPlanes
+from milp_agt.formulations.einsum import BilinearPlanes, EndPlanes
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS
+
+Applied = tuple[Tensor | None, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Intercepts:
+    """The intercepts of one node's planes, arranged for rows of coefficients ``c``.
+
+    With ``p = max(c, 0)`` the constant of a row is ``p . lower + (c - p) . upper``, once for each case;
+    the magnitude is ``|c| . size``. With one case, the difference between the state CLEAN and each
+    state in which sample i is poisoned is charged to sample i.
+
+    Attributes:
+        size: ([n], *shape).
+        batched: whether the node has a sample axis.
+        lower, upper: (cases or states, [n], *shape); None if the planes have no intercepts.
+        charged: whether the leading axis of ``lower`` and ``upper`` holds the states of a sample.
+    """
+
+    size: Tensor
+    batched: bool
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    charged: bool = False
+
+    @staticmethod
+    def of(planes: LinearBounds, batched: bool, cases: int) -> Intercepts:
+        size, lower, upper = planes.magnitude, planes.lower, planes.upper
+        if lower is None or upper is None:
+            return Intercepts(size, batched)
+        charged = cases == 1 and batched and max(len(lower), len(upper)) > 1
+        full = (max(len(lower), len(upper)) if charged else -1, *size.shape)
+        return Intercepts(size, batched, lower.expand(full), upper.expand(full), charged)
+
+    def narrow(self, axis: int, index: Tensor) -> Intercepts:
+        """The intercepts of some indices of one axis, counted from the right."""
+        return _picked(self, axis, index)
+
+    @cached_property
+    def uniform(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over the samples, for coefficients that are equal for all samples."""
+        ends = self._ends
+        if ends is None:
+            return self.size.sum(0), self.size, self.size
+        return self.size.sum(0), ends[0].sum(1), ends[1].sum(1)
+
+    @property
+    def _ends(self) -> tuple[Tensor, Tensor] | None:
+        """The intercepts that go into the constants of the cases."""
+        if self.lower is None or self.upper is None:
+            return None
+        return (self.lower[:1], self.upper[:1]) if self.charged else (self.lower, self.upper)
+
+    def apply(self, coefficients: Tensor) -> Applied:
+        """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
+        one = self.batched and coefficients.shape[1] == 1 and self.size.shape[0] != 1
+        size, ends = (self.uniform[0], self.uniform[1:]) if one else (self.size, self._ends)
+        positive = coefficients.clamp(min=0.0)
+        if self.lower is None or ends is None:
+            return None, coefficients.flatten(1).abs() @ size.flatten(), None
+        constant, magnitude = _constant_and_magnitude(coefficients, positive, size, *ends)
+        if not self.charged:
+            return constant, magnitude, None
+        return constant, magnitude, self._charges(coefficients, positive, one)
+
+    def apply_diagonal(self, coefficients: Tensor) -> Applied:
+        """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
+        magnitude, ends = (coefficients.abs() * self.size).flatten(2).sum(-1), self._ends
+        if ends is None:
+            return None, magnitude, None
+        positive = coefficients.clamp(min=0.0)
+        constant = per_sample(positive, ends[0]) + per_sample(coefficients - positive, ends[1])
+        if not self.charged:
+            return constant, magnitude, None
+        return constant, magnitude, self._charges(coefficients, positive, False)
+
+    def _charges(self, coefficients: Tensor, positive: Tensor, one: bool) -> Tensor:
+        """``p . above + c . everywhere`` for each state in which a sample is poisoned."""
+        assert self.lower is not None
+        assert self.upper is not None
+        charges = []
+        for above, everywhere in zip(*_charged(self.lower, self.upper), strict=True):
+            if one:
+                charges.append(_uniform_charge(coefficients, positive, above, everywhere))
+            else:
+                terms = (positive * above).addcmul_(coefficients, everywhere)
+                charges.append(terms.flatten(2).sum(-1))
+        return torch.stack(charges, -1)
+
+
+@dataclass(frozen=True)
+class SummedIntercepts:
+    """Intercepts of products of single samples that only a sum over the samples reads.
+
+    Each sample would have as many as there are parameters. All samples share one coefficient, so only
+    the sums over the samples are kept, and the terms of the charges of single samples.
+
+    Attributes:
+        size: sum over the samples, (*shape).
+        lower, upper: sums over the samples, (cases, *shape).
+        above, everywhere: as in :meth:`Intercepts._charges`, (states - 1, n, *shape); None if no state
+            is charged.
+    """
+
+    size: Tensor
+    lower: Tensor
+    upper: Tensor
+    above: Tensor | None = None
+    everywhere: Tensor | None = None
+
+    @staticmethod
+    def of(planes: LinearBounds, cases: int) -> SummedIntercepts:
+        full = Intercepts.of(planes, True, cases)
+        if not full.charged:
+            return SummedIntercepts(*full.uniform)
+        assert full.lower is not None
+        assert full.upper is not None
+        return SummedIntercepts(*full.uniform, *_charged(full.lower, full.upper))
+
+    def narrow(self, axis: int, index: Tensor) -> SummedIntercepts:
+        """The intercepts of some indices of one axis, counted from the right."""
+        return _picked(self, axis, index)
+
+    def apply(self, coefficients: Tensor) -> Applied:
+        """As :meth:`Intercepts.apply`, for coefficients (rows, 1, *shape)."""
+        positive = coefficients.clamp(min=0.0)
+        constant, magnitude = _constant_and_magnitude(
+            coefficients, positive, self.size, self.lower, self.upper
+        )
+        if self.above is None or self.everywhere is None:
+            return constant, magnitude, None
+        charges = [
+            _uniform_charge(coefficients, positive, *pair)
+            for pair in zip(self.above, self.everywhere, strict=True)
+        ]
+        return constant, magnitude, torch.stack(charges, -1)
+
+    def apply_diagonal(self, coefficients: Tensor) -> Applied:
+        raise AssertionError("no form of a single sample stands on what only a sum reads")
+
+
+HasIntercepts = Intercepts | SummedIntercepts | EndPlanes
+Kind = TypeVar("Kind", Intercepts, SummedIntercepts)
+
+
+def _picked(own: Kind, axis: int, index: Tensor) -> Kind:
+    held = ((each.name, getattr(own, each.name)) for each in fields(own))
+    picked: dict[str, Any] = {
+        name: t.index_select(axis, index) for name, t in held if isinstance(t, Tensor)
+    }
+    return replace(own, **picked)
+
+
+def _constant_and_magnitude(
+    coefficients: Tensor, positive: Tensor, size: Tensor, lower: Tensor, upper: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Constants (rows, cases) and magnitudes (rows,) of rows."""
+    flat, above = coefficients.flatten(1), positive.flatten(1)
+    constant = above @ lower.flatten(1).T + (flat - above) @ upper.flatten(1).T
+    return constant, flat.abs() @ size.flatten()
+
+
+def _charged(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The charge to a sample per positive coefficient, and per coefficient of any sign, by state."""
+    everywhere = upper[:1] - upper[1:]
+    return lower[:1] - lower[1:] - everywhere, everywhere
+
+
+def _uniform_charge(
+    coefficients: Tensor, positive: Tensor, above: Tensor, everywhere: Tensor
+) -> Tensor:
+    """The charge of each sample if all samples share one coefficient, (rows, n)."""
+    on_above = positive.flatten(1) @ above.flatten(1).T
+    return on_above + coefficients.flatten(1) @ everywhere.flatten(1).T
+
+
+def per_sample(coefficients: Tensor, values: Tensor) -> Tensor:
+    """Products sample by sample: (forms, n, *shape) with (cases, n, *shape) -> (forms, n, cases)."""
+    if len(values) == 1:
+        return (coefficients * values[0]).flatten(2).sum(-1, keepdim=True)
+    return torch.einsum("fnu,cnu->fnc", coefficients.flatten(2), values.flatten(2))
 
 
 @dataclass(frozen=True)

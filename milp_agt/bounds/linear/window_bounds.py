@@ -1,9 +1,9 @@
-"""Bounds through training: backward bound propagation through the steps of a window."""
+"""Bounds through training: backward bound propagation through the steps of a window, and of those before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,19 +11,92 @@ from torch import Tensor
 from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, WorstCase
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
-from milp_agt.bounds.linear.intercepts import Intercepts, per_sample
-from milp_agt.bounds.linear.linearized_step import LinearizedStep, SampleChunk
-from milp_agt.bounds.linear.past import Collected, PastStep
+from milp_agt.bounds.linear.linearized_step import (
+    HasIntercepts,
+    Intercepts,
+    LinearizedStep,
+    SampleChunk,
+    per_sample,
+)
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.signed_entries import count_of, entry_boxes, forms_in_pieces
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.graph import Node, boxes_of
 from milp_agt.core.interval import CLEAN, POISONED, Interval
-from milp_agt.core.planes import LinearBounds
+from milp_agt.core.planes import BackwardSlopes, LinearBounds
 from milp_agt.core.rounding import gamma
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.einsum import Ends
 from milp_agt.formulations.exchange import Substitute
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, SELECTION, StepGraph
+
+
+@dataclass(frozen=True)
+class PastStep:
+    """Lower bounds of every signed entry of the state after a step: of ``theta_p``, then of ``-theta_p``.
+
+    Entry e is at least ``coefficients[e] . state + constant[e]``, errors of all relaxations and the worst
+    case of the step subtracted, entry by entry, as if each had its own adversary. A form c of the new state
+    with ``c+ = max(c, 0)`` and ``c- = max(-c, 0)`` is then at least ``c+ . (bounds of theta) + c- . (bounds
+    of -theta)``: no sample is needed any more, and forms at the beginning of their window go on to earlier
+    boxes by matrix products, so that boxes in between do not add up effects that cancel. The loss: the
+    errors of one node, of second order in the width of the state, enter all entries with one sign only.
+
+    Attributes:
+        index: of the step.
+        state: boxes before it.
+        coefficients: on that state, (2 P, *shape) each, for P numbers of the state.
+        constant: for each case, (2 P, cases or 1).
+        magnitude: (2 P,), and operations: rounding as in :class:`Forms`.
+    """
+
+    index: int
+    state: Mapping[str, Interval]
+    coefficients: Mapping[str, Tensor]
+    constant: Tensor
+    magnitude: Tensor
+    operations: float
+
+    def carried(self, forms: Forms) -> Forms:
+        """Carry forms on the state after the step to forms on the state before it."""
+        on_new = torch.cat([forms.coefficients[name].flatten(1) for name in self.coefficients], 1)
+        weights = torch.cat([on_new.clamp(min=0.0), (-on_new).clamp(min=0.0)], 1)
+        return Forms(
+            {
+                name: (weights @ on.flatten(1)).reshape(len(weights), *on.shape[1:])
+                for name, on in self.coefficients.items()
+            },
+            forms.constant + weights @ self.constant,
+            forms.magnitude + weights @ self.magnitude,
+            forms.operations + self.operations + 2.0 * len(self.magnitude) + 64.0,
+        )
+
+
+class Collected:
+    """The forms of a past step while its signed entries pass backward, some at a time."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Forms]] = []
+
+    def keep(self, ends: Tensor, forms: Forms) -> None:
+        """Store the forms of these signed entries on the state before the step, worst case subtracted."""
+        self._parts.append((ends, forms))
+
+    def past(self, index: int, state: Mapping[str, Interval]) -> PastStep:
+        """The step from a state in these boxes."""
+        order = torch.cat([ends for ends, _ in self._parts]).argsort()
+        forms = [found for _, found in self._parts]
+        coefficients = {
+            name: torch.cat([own.coefficients[name] for own in forms])[order] for name in state
+        }
+        magnitude = torch.cat([own.magnitude for own in forms])[order]
+        for name, on in coefficients.items():
+            # Sums of entries cancel; their rounding grows with the terms, not with the result.
+            magnitude = magnitude + on.flatten(1).abs() @ state[name].magnitude.amax(0).flatten()
+        constant = torch.cat([own.constant for own in forms])[order]
+        operations = max(own.operations for own in forms)
+        return PastStep(index, state, coefficients, constant, magnitude, operations)
 
 
 def regained(
@@ -143,6 +216,7 @@ def forms_of_outputs(
     state: State,
     features: Interval,
     coefficients: Tensor,
+    ends: Ends | None = None,
 ) -> SampleForms:
     """Forms on the parameters that bound forms of the outputs of test points from below.
 
@@ -154,24 +228,37 @@ def forms_of_outputs(
         state: box of the parameters on which the linear bounds must hold.
         features: boxes of the inputs, (1, n, *shape); points if inputs are not perturbed.
         coefficients: on the model's outputs, (forms, n, outputs).
+        ends: planes of products with parameters that are exact at ends of ranges, where there is one case;
+            None for planes through centres.
     """
     leaves = dict(state) | {FEATURES: features}
     boxes = boxes_of(nodes, leaves)
-    planes: dict[str, LinearBounds] = {
-        node.name: node.op.relax(*(boxes[i] for i in node.inputs))
-        for node in nodes
-        if node.name not in leaves
-    }
+    batched = {node.name for node in nodes if node.batched}
+    cases = len(next(iter(state.values())).lower)
+    planes: dict[str, BackwardSlopes] = {}
+    offsets: dict[str, HasIntercepts] = {}
+    for node in nodes:
+        if node.name in leaves:
+            continue
+        inputs = [boxes[name] for name in node.inputs]
+        shared = [k for k, name in enumerate(node.inputs) if name not in batched]
+        one = isinstance(node.op, Einsum) and node.batched and len(shared) == cases == 1
+        if ends is not None and one:
+            assert isinstance(node.op, Einsum)
+            at_ends = node.op.relax_at_ends(ends, shared[0], *inputs)
+            planes[node.name], offsets[node.name] = at_ends, at_ends
+        else:
+            found: LinearBounds = node.op.relax(*inputs)
+            planes[node.name], offsets[node.name] = found, Intercepts.of(found, True, cases)
     centre = features.centre[CLEAN]
     radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
     radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
     clean = Poison.none(centre, centre.new_zeros(len(centre), step_graph.outputs))
-    cases = len(next(iter(state.values())).lower)
     sample_chunk = SampleChunk(
         slice(0, len(centre)),
         clean,
         planes,
-        {name: Intercepts.of(p, True, cases) for name, p in planes.items()},
+        offsets,
         {FEATURES: centre.abs() + radius},
         {FEATURES: centre.unsqueeze(0)},
     )

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
-from milp_agt.bounds.listed.adversary import ListedData
-from milp_agt.bounds.listed.choices import ListedChoices
+from milp_agt.bounds.listed.choices import ListedChoices, ListedData
 from milp_agt.bounds.listed.dense import DenseNet, GradientBounds, Reference
 from milp_agt.bounds.listed.growth import ROUNDED, ErrorNorm
 from milp_agt.bounds.step import NodeOrder, State, Step, is_velocity, updated_points, velocity_of

@@ -7,10 +7,13 @@ choice of poisoned samples, so that nobody has to be listed. See ``dual.py`` for
 for the rows, ``transformer.py`` for the steps in between, and ``state.py`` for order reduction.
 """
 
-from milp_agt.bounds.zonotope.causes import Cause, Charges, charges
-from milp_agt.bounds.zonotope.engine import WILD, Effort, ZonotopePass
+from milp_agt.bounds.zonotope.bounds import Effort
+from milp_agt.bounds.zonotope.engine import WILD, ZonotopePass
 from milp_agt.bounds.zonotope.keeping import pack_forward, unpack_forward
 from milp_agt.bounds.zonotope.questions import (
+    Cause,
+    Charges,
+    charges,
     favoured_by_ends,
     least,
     least_by_branching,

@@ -9,9 +9,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.dual import Bound, Directions, Opened, closed, gathered, prices_of
+from milp_agt.bounds.zonotope.dual import (
+    Bound,
+    Directions,
+    Multipliers,
+    Opened,
+    closed,
+    gathered,
+    prices_of,
+)
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 
 Parts = TypeVar("Parts", Directions, Flips, Multipliers)

@@ -9,10 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope.ascent import ascend, start, warm
-from milp_agt.bounds.zonotope.dual import Added, Bound, bound
+from milp_agt.bounds.zonotope.dual import Added, Bound, Multipliers, bound
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.multipliers import Multipliers
+from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope
 from milp_agt.core.interval import Interval
@@ -20,6 +21,8 @@ from milp_agt.core.rounding import TINY, gamma
 
 # Coefficients on moves that are kept of what multipliers add to the ends.
 ADDED = 2**25
+# Bytes, where nobody says how many.
+MEMORY = 2**32
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,39 @@ class StateBounds:
         plus, minus = rows.clamp(min=0.0), (-rows).clamp(min=0.0)
         upper, lower = torch.cat([plus, minus], 1), torch.cat([minus, plus], 1)
         return torch.cat([used, len(self.below) + used]), (upper, lower)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long multipliers are searched for; more only makes bounds tighter.
+
+    Attributes:
+        state: steps of ascent for the ends of the state after each step.
+        candidates: for each phase that may flip.
+        last: for the ends of the state after the last step, and for questions.
+    """
+
+    state: int = 30
+    candidates: int = 60
+    last: int = 60
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The set of states after some steps, and what is proved of it.
+
+    Every state that float64 training can reach, in any order of summation, is in ``zonotope``. It has the
+    generators of the samples met so far and in the next step; ``samples`` are those of all steps.
+    """
+
+    schedule: NodeOrder
+    layout: Layout
+    zonotope: HybridZonotope
+    bounds: StateBounds
+    effort: Effort
+    samples: SampleGenerators
+    memory: int = MEMORY
+    unprojected: Interval | None = None
 
 
 def _largest(worth: Tensor, count: int) -> Tensor:

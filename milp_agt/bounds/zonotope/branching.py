@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.bounds import StateBounds
-from milp_agt.bounds.zonotope.dual import Directions
-from milp_agt.bounds.zonotope.multipliers import Multipliers
+from milp_agt.bounds.zonotope.dual import Directions, Multipliers, Spread
 from milp_agt.bounds.zonotope.node_dual import FREE, Known, Solved, solved
-from milp_agt.bounds.zonotope.spread import Spread
 from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.core.stacked import Stacked
 from milp_agt.core.workers import on_workers

@@ -12,10 +12,9 @@ from torch import Tensor
 from milp_agt.bounds.step import Step
 from milp_agt.bounds.zonotope.ascent import ascend, tried
 from milp_agt.bounds.zonotope.bounds import StateBounds
-from milp_agt.bounds.zonotope.dual import Bound, bound
+from milp_agt.bounds.zonotope.dual import Bound, Multipliers, bound
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form
-from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.rows import FlipRows, Slots, rows_of, with_flips
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import HybridZonotope
@@ -28,8 +27,15 @@ SMALLEST = 1e-9
 
 
 @dataclass(frozen=True)
-class _Search:
-    """What the flips of one node are looked for with; see :func:`new_flips`."""
+class Search:
+    """What the flips of a node, whose elements at a kink take the slots from ``first`` on, are found with.
+
+    Attributes:
+        form: of the node that the kinks are of.
+        zonotope, shared: the state before the step.
+        steps: of the ascent of each candidate.
+        work, share: how many of them get rows in the whole step, and by the end of this part of it.
+    """
 
     form: Form
     zonotope: HybridZonotope
@@ -41,38 +47,16 @@ class _Search:
     share: float
     step: Step
 
-
-def new_flips(
-    form: Form,
-    zonotope: HybridZonotope,
-    shared: StateBounds,
-    slots: Slots,
-    first: int,
-    known: Flips,
-    steps: int,
-    work: Work,
-    share: float,
-    step: Step,
-    near: Tensor,
-) -> Flips:
-    """The flips of a node whose elements, at a kink, take the slots from ``first`` on.
-
-    Args:
-        form: of the node that the kinks are of.
-        known: flips of nodes before it in the same step.
-        steps: of the ascent of each candidate.
-        work, share: how many of them get rows in the whole step, and by the end of this part of it.
-        step: the training step.
-        near: mask of the elements that may flip, by some other bound, (n, *shape).
-    """
-    search = _Search(form, zonotope, shared, slots, first, steps, work, share, step)
-    columns = zonotope.samples.at(step)
-    for rows in rows_of(form, zonotope, shared, columns, slots, near):
-        known = _of_rows(search, rows, known)
-    return known
+    def found(self, known: Flips, near: Tensor) -> Flips:
+        """The flips ``known`` of the nodes before it in this step, and those of this one; ``near`` masks the
+        elements that may flip, by some other bound, (n, *shape)."""
+        columns = self.zonotope.samples.at(self.step)
+        for rows in rows_of(self.form, self.zonotope, self.shared, columns, self.slots, near):
+            known = _of_rows(self, rows, known)
+        return known
 
 
-def _of_rows(search: _Search, rows: FlipRows, known: Flips) -> Flips:
+def _of_rows(search: Search, rows: FlipRows, known: Flips) -> Flips:
     """The flips among some elements: with rows the most important ones, loose the others."""
     zonotope, samples = search.zonotope, search.zonotope.samples
     centre = search.form.centre.flatten(1)[rows.samples, rows.elements]
@@ -100,7 +84,7 @@ def _of_rows(search: _Search, rows: FlipRows, known: Flips) -> Flips:
 
 
 def _added(
-    search: _Search,
+    search: Search,
     picked: _Candidates,
     bounds: Sequence[tuple[Bound, Bound, Bound]],
     known: Flips,
@@ -184,7 +168,7 @@ class _Candidates(Stacked):
 
     @staticmethod
     def of(
-        search: _Search, rows: FlipRows, on: Tensor, margin: Tensor, index: Tensor
+        search: Search, rows: FlipRows, on: Tensor, margin: Tensor, index: Tensor
     ) -> _Candidates:
         rows, on, margin = rows.take(index), on[index], margin[index]
         upper, lower = search.shared.shared(rows.jacobian)
@@ -261,7 +245,7 @@ def _admits(share: Tensor, samples: SampleGenerators) -> Tensor:
 
 
 def _columns(
-    search: _Search, picked: _Candidates, largest: Tensor, sole: Tensor, keep: Tensor
+    search: Search, picked: _Candidates, largest: Tensor, sole: Tensor, keep: Tensor
 ) -> Flips:
     """New flips without rows; ``sole`` (rows, parts) are the units that they need, -1 for the others."""
     part = Flips.none(search.zonotope.samples)
@@ -281,7 +265,7 @@ def _columns(
 
 
 def _with_rows(
-    search: _Search,
+    search: Search,
     picked: _Candidates,
     columns: Flips,
     known: Flips,

@@ -4,15 +4,64 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.core.stacked import Stacked
+
+
+@dataclass(frozen=True)
+class Multipliers(Stacked):
+    """Nonnegative multipliers for r directions.
+
+    Attributes:
+        rows: of C1 and C2, (2, r, q).
+        limits: of C3, (r, l).
+        paid: what samples pay for C3 if they are poisoned, ``limits @ threshold``, (r, m).
+    """
+
+    AXES: ClassVar = {"rows": 1}
+
+    rows: Tensor
+    limits: Tensor
+    paid: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, limits: Tensor, flips: Flips) -> Multipliers:
+        return Multipliers(rows, limits, limits @ flips.threshold)
+
+    @staticmethod
+    def none(directions: int, flips: Flips) -> Multipliers:
+        zero = flips.threshold.new_zeros
+        m = flips.threshold.shape[1]
+        return Multipliers(
+            zero(2, directions, flips.rows), zero(directions, flips.limits), zero(directions, m)
+        )
+
+    def mixed(self, weights: Tensor) -> Multipliers:
+        """Sums with nonnegative weights (k, r), for k directions."""
+        paid = self.paid.new_zeros(len(weights), self.paid.shape[1])
+        if self.limits.shape[1]:
+            paid = weights @ self.paid
+        return Multipliers(weights @ self.rows, weights @ self.limits, paid)
+
+    def with_rows(self, keep: Tensor) -> Multipliers:
+        return Multipliers(self.rows[..., keep], self.limits, self.paid)
+
+    def with_limits(self, keep: Tensor, flips: Flips) -> Multipliers:
+        """Only some of C3; ``flips`` have these alone."""
+        return Multipliers.of(self.rows, self.limits[:, keep], flips)
+
+    def beyond(self, start: Multipliers, share: float) -> Multipliers:
+        """From ``start`` ``share`` times as far as here, none below 0; ``paid`` is not kept."""
+        rows = start.rows + share * (self.rows - start.rows)
+        limits = start.limits + share * (self.limits - start.limits)
+        return Multipliers(rows.clamp(min=0.0), limits.clamp(min=0.0), self.paid)
 
 
 @dataclass(frozen=True)
@@ -219,3 +268,48 @@ def prices_of(d: Directions, flips: Flips) -> Tensor:
     if flips.rows:
         costs[:, flips.column] += d.charge
     return costs.clamp(min=0.0)
+
+
+@dataclass(frozen=True)
+class Spread(Stacked):
+    """Directions of the state on all generators, with the noise towards either side, see Directions."""
+
+    on_moves: Tensor
+    on_phase: Tensor
+    on_bend: Tensor
+    charge: Tensor
+    below: Tensor
+    above: Tensor
+    down: Tensor
+    up: Tensor
+    size: Tensor
+    operations: float
+
+    def towards(self, sign: Tensor) -> Directions:
+        """Each direction times its sign, (r,) of 1 and -1."""
+        along = sign > 0
+        one, two = sign[:, None], sign[:, None, None]
+        return Directions(
+            two * self.on_moves,
+            one * self.on_phase,
+            one * self.on_bend,
+            self.charge,
+            torch.where(along[:, None], self.up, self.down),
+            torch.where(along, self.above, self.below),
+            self.size,
+            self.operations,
+        )
+
+    def both(self, supports: tuple[Tensor, Tensor] | None = None) -> Directions:
+        """All directions, then their opposites; with the ``supports`` of both, (r, m), if they are known."""
+        return Directions(
+            torch.cat([self.on_moves, -self.on_moves]),
+            torch.cat([self.on_phase, -self.on_phase]),
+            torch.cat([self.on_bend, -self.on_bend]),
+            torch.cat([self.charge, self.charge]),
+            torch.cat([self.up, self.down]),
+            torch.cat([self.above, self.below]),
+            torch.cat([self.size, self.size]),
+            self.operations,
+            None if supports is None else torch.cat(supports),
+        )

@@ -9,20 +9,16 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import NodeOrder, State, Step
-from milp_agt.bounds.zonotope.affine_rule import AffineRule
-from milp_agt.bounds.zonotope.bounds import StateBounds
-from milp_agt.bounds.zonotope.coordinates import projected, sign_of
+from milp_agt.bounds.zonotope.bounds import MEMORY, Carried, Effort, StateBounds
 from milp_agt.bounds.zonotope.exchanges import unless_emptied
 from milp_agt.bounds.zonotope.flips import widened
-from milp_agt.bounds.zonotope.folding import most_flips, with_flips
-from milp_agt.bounds.zonotope.gradients import Gradient
-from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.folding import most_flips, projected, sign_of, with_flips
+from milp_agt.bounds.zonotope.gradients import Gradient, shortened
+from milp_agt.bounds.zonotope.layout import AffineRule, Layout
 from milp_agt.bounds.zonotope.pieces import Summed, summed_gradients
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope, Noise, fit_in, most_groups
-from milp_agt.bounds.zonotope.total_norm import shortened
 from milp_agt.bounds.zonotope.work import Work
-from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.threats.poison import Poison, Whole
@@ -30,40 +26,11 @@ from milp_agt.training.training import Batch
 
 # Ranges beyond this prove nothing that intervals do not.
 WILD = 1e6
-MEMORY = 2**32
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How long multipliers are searched for; more only makes bounds tighter.
-
-    Attributes:
-        state: steps of ascent for the ends of the state after each step.
-        candidates: for each phase that may flip.
-        last: for the ends of the state after the last step, and for questions.
-    """
-
-    state: int = 30
-    candidates: int = 60
-    last: int = 60
-
-
-@dataclass(frozen=True)
-class ZonotopePass:
-    """The set of states after some steps, and what is proved of it.
-
-    Every state that float64 training can reach, in any order of summation, is in ``zonotope``. It has the
-    generators of the samples met so far and in the next step; ``samples`` are those of all steps.
-    """
-
-    schedule: NodeOrder
-    layout: Layout
-    zonotope: HybridZonotope
-    bounds: StateBounds
-    effort: Effort
-    samples: SampleGenerators
-    memory: int = MEMORY
-    unprojected: Interval | None = None
+class ZonotopePass(Carried):
+    """The set of states, carried through training one step after the other."""
 
     @staticmethod
     def begin(
@@ -144,15 +111,7 @@ class ZonotopePass:
 
     def _moved(self, step: Step) -> tuple[HybridZonotope, Work]:
         """The set after a step, not yet bounded; the forms of its nodes are gone before it is."""
-        found = summed_gradients(
-            self.schedule,
-            step,
-            self.zonotope,
-            self.bounds,
-            self.layout,
-            self.effort.candidates,
-            self.memory,
-        )
+        found = summed_gradients(self, step)
         return _updated(self, step, found), found.work
 
 

@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from milp_agt.bounds.zonotope.bounds import StateBounds
+from milp_agt.bounds.zonotope.dual import Multipliers
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.state import Noise
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.ascent import Climb, slopes_of
-from milp_agt.bounds.zonotope.dual import Directions, Opened, gathered, prices_of
+from milp_agt.bounds.zonotope.dual import Directions, Multipliers, Opened, gathered, prices_of
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.multipliers import Multipliers
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.core.stacked import Stacked

@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.step import NodeOrder, Step
+from milp_agt.bounds.step import Step
 from milp_agt.bounds.zonotope import linear_maps
-from milp_agt.bounds.zonotope.bounds import StateBounds
+from milp_agt.bounds.zonotope.bounds import Carried
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import SummedForm
-from milp_agt.bounds.zonotope.kinks import kink_of
-from milp_agt.bounds.zonotope.layout import Layout
-from milp_agt.bounds.zonotope.state import HybridZonotope
+from milp_agt.bounds.zonotope.kinks import kink_of, unsupported
 from milp_agt.bounds.zonotope.sums import folded
-from milp_agt.bounds.zonotope.supported import unsupported
 from milp_agt.bounds.zonotope.transformer import Transformer
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
@@ -45,17 +42,10 @@ class Summed:
     work: Work
 
 
-def summed_gradients(
-    schedule: NodeOrder,
-    step: Step,
-    zonotope: HybridZonotope,
-    bounds: StateBounds,
-    layout: Layout,
-    ascent: int,
-    memory: int,
-) -> Summed:
+def summed_gradients(before: Carried, step: Step) -> Summed:
     """Forms of the summed gradients. A sum over samples is a sum over pieces: the same set but for rounding,
     and for which phases get rows."""
+    schedule, zonotope, layout = before.schedule, before.zonotope, before.layout
     made = {product.name for product in schedule.summed_products.values()}
     own = [n for n in schedule.before if n.batched and n.name not in made]
     sizes = [node.signature.size for node in own] or [1]
@@ -67,15 +57,13 @@ def summed_gradients(
     work = Work.of(zonotope, sum(kinks.values()) * step.size, step.size)
     sums: dict[str, SummedForm] = {}
     flips = Flips.none(zonotope.samples)
-    most = max(1, memory // (SHARE * each))
+    most = max(1, before.memory // (SHARE * each))
     if step.poison.whole is Whole.REMOVED:  # the mean of those that are left needs the whole batch
         most = step.size
     for part in every.split(most):
         piece = replace(step, samples=step.samples[part], poison=step.poison.take(part))
         share = (int(part[-1]) + 1) / step.size
-        transformer = Transformer(
-            schedule, piece, zonotope, bounds, layout, ascent, work, flips, share
-        )
+        transformer = Transformer(before, piece, work, flips, share)
         for name, found in _sums(transformer).items():
             if zonotope.is_folded:
                 found = folded(found, zonotope.samples, transformer.columns.flatten())

@@ -1,17 +1,20 @@
-"""Linear questions about the last states: directions on the final zonotope."""
+"""Linear questions about the last states: directions on the final set, and what their bounds are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.ascent import ascend
+from milp_agt.bounds.zonotope.ascent import ascend, maximiser
 from milp_agt.bounds.zonotope.branching import EndTrees, branched_on
-from milp_agt.bounds.zonotope.dual import Bound, Directions, bound, on_moves
-from milp_agt.bounds.zonotope.multipliers import Multipliers
+from milp_agt.bounds.zonotope.dual import Bound, Directions, Multipliers, bound, gathered, on_moves
+from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import AT_ONCE
 from milp_agt.core.rounding import TINY, gamma
 
@@ -19,12 +22,16 @@ if TYPE_CHECKING:
     from milp_agt.bounds.zonotope.engine import ZonotopePass
 
 
-def least(forward: ZonotopePass, coefficients: Mapping[str, Tensor]) -> Tensor:
+def least(
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor], searching: bool = True
+) -> Tensor:
     """Lower bounds of linear forms of the state over all that training reaches, (rows,).
 
-    Coefficients by tensor of the state, (rows, *shape). Rounding of this bound is covered.
+    Coefficients by tensor of the state, (rows, *shape). Rounding of this bound is covered. Without
+    ``searching`` multipliers are those of the ends of the state.
     """
-    pieces = [low for low, _, _ in _pieces(forward, coefficients)]
+    steps = forward.effort.last if searching else 0
+    pieces = [low for low, _, _ in _pieces(forward, coefficients, steps)]
     return torch.cat(pieces)
 
 
@@ -101,9 +108,13 @@ def favoured_by_ends(forward: ZonotopePass, most: int) -> tuple[Tensor, Tensor]:
 
 
 def ascended(
-    forward: ZonotopePass, coefficients: Mapping[str, Tensor]
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor], steps: int | None = None
 ) -> Iterator[tuple[Tensor, Directions, Multipliers, Bound]]:
-    """For some rows at a time: these, their opposites on the generators, multipliers, and the bound."""
+    """For some rows at a time: these, their opposites on the generators, multipliers, and the bound.
+
+    ``steps`` are those of the search, by default those after the last step of training.
+    """
+    steps = forward.effort.last if steps is None else steps
     zonotope, samples = forward.zonotope, forward.zonotope.samples
     rows = torch.cat([coefficients[name].flatten(1) for name in forward.layout.slices], 1)
     widest = max(1, samples.count * samples.width, zonotope.flips.count, zonotope.size)
@@ -112,7 +123,7 @@ def ascended(
         spread = zonotope.spread(down, forward.bounds.terms)
         directions = spread.towards(torch.ones_like(spread.size))
         alpha, _ = forward.bounds.shared(down)
-        alpha = ascend(directions, zonotope.flips, samples, alpha, forward.effort.last)
+        alpha = ascend(directions, zonotope.flips, samples, alpha, steps)
         yield part, directions, alpha, bound(directions, zonotope.flips, alpha, samples)
 
 
@@ -124,10 +135,10 @@ def lowest(forward: ZonotopePass, part: Tensor, found: Bound) -> Tensor:
 
 
 def _pieces(
-    forward: ZonotopePass, coefficients: Mapping[str, Tensor]
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor], steps: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For some rows at a time: the bound, its part without samples, and what each sample may take."""
-    for part, _, _, found in ascended(forward, coefficients):
+    for part, _, _, found in ascended(forward, coefficients, steps):
         centre, error = _at_centre(forward, part)
         reach = centre.abs() + found.total(forward.zonotope.samples).abs()
         base = centre - found.rest - found.slack - error - gamma(8) * (reach + found.rest.abs())
@@ -137,3 +148,91 @@ def _pieces(
 def _known(bounds: Tensor) -> Tensor:
     """What is no number proves nothing."""
     return torch.where(torch.isnan(bounds), -torch.inf, bounds)
+
+
+class Cause(Enum):
+    """What a bound is made of."""
+
+    MOVES = "moves"
+    OWN_FLIPS = "flips of poisoned samples"
+    OTHER_FLIPS = "flips of clean samples"
+    NOISE = "noise"
+    ROUNDING = "rounding"
+    PREDICTION = "predictions"  # of test points, in straight lines: of questions about these alone
+
+
+@dataclass(frozen=True)
+class Charges:
+    """How far bounds of linear forms lie from the centre of the set, split up.
+
+    Attributes:
+        by_sample: what each sample of the data set is charged if it is poisoned, (rows, N), >= 0.
+        by_cause: (rows,) each. Their sum is the distance, up to rounding of the sum.
+    """
+
+    by_sample: Tensor
+    by_cause: Mapping[Cause, Tensor]
+
+    @staticmethod
+    def cat(parts: Sequence[Charges]) -> Charges:
+        by_cause = {c: torch.cat([p.by_cause[c] for p in parts]) for c in parts[0].by_cause}
+        return Charges(torch.cat([p.by_sample for p in parts]), by_cause)
+
+
+def charges(forward: ZonotopePass, coefficients: Mapping[str, Tensor]) -> Charges:
+    """Of the lower bounds that :func:`questions.least` has of these forms.
+
+    A bound is what a maximiser of the Lagrangian reaches, at the multipliers of the bound. Its poisoned
+    samples, moves and flips are charged what they add to the form themselves (see :func:`dual.bound`):
+
+        moves      sum_{i in S} g_i e_i
+        flips      for each one: its price, and what its rows C1, C2 and C3 pay; of samples in S, of others
+        noise      what steps could not express in generators (curvature, products, moves that are
+                   folded for lack of memory), a box at the start included
+        rounding   of the set and of the evaluation
+
+    What moves pay to rows of flips counts for the flips, so that these can be charged less than nothing.
+    """
+    samples, flips = forward.zonotope.samples, forward.zonotope.flips
+    pieces = []
+    for part, directions, alpha, found in ascended(forward, coefficients):
+        every = found.dev.new_zeros(len(part), samples.samples)
+        every.index_add_(1, samples.columns, found.dev)
+        causes = _causes(directions, flips, alpha, samples, found)
+        centre = part @ forward.zonotope.centre
+        proved = found.rest + samples.worst(found.dev)
+        causes[Cause.ROUNDING] = centre - lowest(forward, part, found) - proved
+        pieces.append(Charges(every, causes))
+    return Charges.cat(pieces)
+
+
+def _causes(
+    d: Directions, flips: Flips, alpha: Multipliers, samples: SampleGenerators, found: Bound
+) -> dict[Cause, Tensor]:
+    """The parts of ``rest + worst(dev)``, (r,) each."""
+    opened = gathered(d, flips, alpha.rows, samples)
+    paid, happens = maximiser(opened, flips, samples, alpha, found.dev)
+    moves = samples.maximise(opened.moves) * paid.unsqueeze(-1)
+    noise = d.base + (paid * d.up).sum(1)
+    each = opened.costs * happens
+    each[:, flips.limited] += alpha.limits * (paid @ flips.threshold.T - happens[:, flips.limited])
+    if flips.rows:
+        first, second = alpha.rows[0] / flips.least, alpha.rows[1] / flips.beyond
+        charged = happens[:, flips.column] * d.charge
+        rows = first * (flips.quiet - flips.margin + flips.above + paid @ flips.up.T)
+        rows = rows + second * (flips.margin + flips.below + paid @ flips.down.T)
+        rows = rows + (first - second) * (moves.flatten(1) @ flips.on_moves.flatten(1).T)
+        each[:, flips.column] += rows - charged
+        noise = noise + charged.sum(1)
+    mine = flips.own >= 0
+    if samples.count:
+        by_poisoned = paid[:, flips.own.clamp(min=0)] * mine
+    else:
+        by_poisoned = torch.zeros_like(each)
+    own = (each * by_poisoned).sum(1)
+    return {
+        Cause.MOVES: (d.on_moves * moves).sum((1, 2)),
+        Cause.OWN_FLIPS: own,
+        Cause.OTHER_FLIPS: each.sum(1) - own,
+        Cause.NOISE: noise,
+    }

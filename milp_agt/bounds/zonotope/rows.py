@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.zonotope.bounds import StateBounds
-from milp_agt.bounds.zonotope.dual import Bound, bound
+from milp_agt.bounds.zonotope.dual import Bound, Spread, bound
 from milp_agt.bounds.zonotope.flips import Flips, widened
 from milp_agt.bounds.zonotope.form import Form, by_part, led
 from milp_agt.bounds.zonotope.local import Local
-from milp_agt.bounds.zonotope.spread import Spread
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope
 from milp_agt.core.rounding import gamma
 from milp_agt.core.stacked import Stacked

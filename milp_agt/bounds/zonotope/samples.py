@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import Step
-from milp_agt.bounds.zonotope.choosing import if_clean, if_poisoned, largest, mask_of_largest
-from milp_agt.bounds.zonotope.numbering import behind, members_of, moving, numbered_part
+from milp_agt.bounds.zonotope.numbering import (
+    behind,
+    if_clean,
+    if_poisoned,
+    largest,
+    mask_of_largest,
+    members_of,
+    moving,
+    numbered_part,
+)
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import EncodingError
 from milp_agt.threats.poison import Poison

@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.zonotope.dual import Spread
 from milp_agt.bounds.zonotope.flips import Flips, more_samples, widened
 from milp_agt.bounds.zonotope.samples import SampleGenerators
-from milp_agt.bounds.zonotope.spread import Spread
 from milp_agt.core.rounding import TINY, gamma
 
 # Groups of noise that are carried apart at most and at least, how many of the newest are not merged while

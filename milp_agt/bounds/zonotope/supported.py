@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope.kinks import kink_of
-from milp_agt.core.graph import Node, Operation
 from milp_agt.core.restriction import Restriction
 from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import UnsupportedOperationError
@@ -64,12 +63,3 @@ def refusal(
         if not known:
             return f"operation '{node.op.key}' at '{node.name}'"
     return None
-
-
-def unsupported(op: Operation, node: Node) -> UnsupportedOperationError:
-    """The refusal of a node."""
-    return UnsupportedOperationError(
-        f"Relaxation 'zonotope' was asked for operation '{op.key}'",
-        f"node '{node.name}', of which it has no rule yet",
-        "use relaxation 'linear', or leave the operation out",
-    )

@@ -8,25 +8,20 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.step import NodeOrder, Step
+from milp_agt.bounds.step import Step
 from milp_agt.bounds.zonotope import linear_maps, pairs
-from milp_agt.bounds.zonotope.bent import pieces_of
-from milp_agt.bounds.zonotope.bounds import StateBounds
-from milp_agt.bounds.zonotope.candidates import new_flips
+from milp_agt.bounds.zonotope.bounds import Carried
+from milp_agt.bounds.zonotope.candidates import Search
 from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero
-from milp_agt.bounds.zonotope.kinks import kink_of
-from milp_agt.bounds.zonotope.layout import Layout
+from milp_agt.bounds.zonotope.kinks import kink_of, pieces_of, unsupported
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.pairs import Factor
-from milp_agt.bounds.zonotope.products import Operand, multiplied
+from milp_agt.bounds.zonotope.products import Operand, multiplied, squared
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
 from milp_agt.bounds.zonotope.softmax import Softmax, softmax_form, softmaxes
-from milp_agt.bounds.zonotope.squares import squared
-from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.bounds.zonotope.sums import summed
-from milp_agt.bounds.zonotope.supported import unsupported
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
@@ -53,20 +48,14 @@ class Transformer:
     that may be poisoned. Kinks become flips.
 
     Attributes:
-        zonotope, bounds: the state before the step.
-        layout: of its coordinates.
-        ascent: steps by which candidates for flips are ascended.
+        before: the pass up to the state before the step.
         work: limits of the whole step.
         earlier: flips of the pieces of the batch before this one.
         share: of the batch that is done after this piece.
     """
 
-    schedule: NodeOrder
+    before: Carried
     step: Step
-    zonotope: HybridZonotope
-    bounds: StateBounds
-    layout: Layout
-    ascent: int
     work: Work
     earlier: Flips
     share: float
@@ -74,6 +63,9 @@ class Transformer:
     boxes: dict[str, Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        before = self.before
+        self.schedule, self.zonotope, self.bounds = before.schedule, before.zonotope, before.bounds
+        self.layout = before.layout
         self.columns = self.zonotope.samples.at(self.step)
         self.first: dict[str, int] = {}  # slot of the first element of a node with kinks
         count = 0
@@ -348,19 +340,19 @@ class Transformer:
         if source not in self.done:
             self.done.add(source)
             if argument.on_state is not None:
-                self.flips = new_flips(
+                search = Search(
                     argument,
                     self.zonotope,
                     self.bounds,
                     self.slots,
                     self.first[source],
-                    self.flips,
-                    self.ascent,
+                    self.before.effort.candidates,
                     self.work,
                     self.share,
                     self.step,
-                    ~(self._plain_reach(argument) < argument.centre.abs()),
                 )
+                near = ~(self._plain_reach(argument) < argument.centre.abs())
+                self.flips = search.found(self.flips, near)
         return pieces_of(node, kink, argument, self.slots, self.first[source])
 
     # -- sums over samples
