@@ -13,11 +13,11 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.interval import as_array
 from milp_agt.core.rounding import gamma
 from milp_agt.threats.sets.move_set import (
     InBox,
     Rules,
-    as_array,
     exact,
     exact_moves,
     extent,
@@ -146,11 +146,6 @@ class Ball(InBox):
             nearer = _onto_cross_polytope(shares) * self._inside
         inside = torch.where(norms > 1.0, self.boxed(nearer * self.radius), boxed)
         return truncated(inside, self.whole)
-
-    def excess(self, moves: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(self._shares(moves), ord=self.order, dim=-1)
-        beyond = (norms - 1.0).clamp(min=0.0) * self.radius.amax(-1)
-        return torch.maximum(self.outside(moves).amax(-1), beyond)
 
     def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
         moves = exact_moves(nominal, given)

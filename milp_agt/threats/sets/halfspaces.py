@@ -14,8 +14,9 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.interval import as_array
 from milp_agt.core.rounding import gamma
-from milp_agt.threats.sets.move_set import OnBase, Rules, as_array, exact, exact_moves, spread
+from milp_agt.threats.sets.move_set import OnBase, Rules, exact, exact_moves, spread
 
 # Rounds of alternating projections on the rows and on the set below them.
 ROUNDS = 20
@@ -68,10 +69,6 @@ class Halfspaces(OnBase):
 
     def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
         return self._near(self.base.sample(generator, count, corners))
-
-    def excess(self, moves: Tensor) -> Tensor:
-        beyond = (self._activity(moves) - self.limits - self._rounding()).clamp(min=0.0)
-        return torch.maximum(self.base.excess(moves), beyond.amax(-1))
 
     def _activity(self, moves: Tensor) -> Tensor:
         return moves @ torch.from_numpy(self.matrix).to(moves).T

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.threats.sets.move_set import MoveSet, Rules, as_array, one_block
+from milp_agt.core.interval import as_array
+from milp_agt.threats.sets.move_set import MoveSet, Rules, one_block
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,6 @@ class Vertices(MoveSet):
         stay = moves.square().sum(-1) <= nearest
         picked = self._picked(index)
         return torch.where(stay[..., None], torch.zeros_like(picked), picked)
-
-    def excess(self, moves: Tensor) -> Tensor:
-        distances = (moves[..., None, :] - self.points).abs().amax(-1).amin(-1)
-        return torch.minimum(distances, moves.abs().amax(-1))
 
     def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
         """Every move has the same probability, with or without ``corners``."""
