@@ -51,15 +51,10 @@ class ZonotopePass(Carried):
             batches, restriction: see :meth:`SampleGenerators.of`.
             memory: bytes; samples share a piece of a step, and have generators, as far as these fit in.
         """
-        shapes = {name: tuple(box.lower.shape[1:]) for name, box in state.items()}
-        layout = Layout.of(shapes, parameters)
-        lower, upper = (
-            torch.cat([getattr(box, end)[0].flatten() for box in state.values()])
-            for end in ("lower", "upper")
-        )
+        layout, box = Layout.of(state, parameters), Layout.box(state.values())
         samples = SampleGenerators.of(poison, batches, restriction)
-        folded = not fit_in(samples.count * samples.width * len(lower), memory)
-        zonotope = HybridZonotope.of_box(samples.until(0), lower, upper, folded)
+        folded = not fit_in(samples.count * samples.width * len(box.lower), memory)
+        zonotope = HybridZonotope.of_box(samples.until(0), box.lower, box.upper, folded)
         effort = effort or Effort()
         bounds = StateBounds.of(zonotope, None, effort.state)
         return ZonotopePass(schedule, layout, zonotope, bounds, effort, samples, memory)

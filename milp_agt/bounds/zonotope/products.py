@@ -60,10 +60,10 @@ def multiplied(
         b.images(lambda p: op.value(a.centre, p), lambda p: op.value(a.centre.abs(), p)),
     )
     swapped: Letters = (letters[1], letters[0], letters[2])
-    rest = _sum(_times_centre(letters, a.rest, b.centre), _times_centre(swapped, b.rest, a.centre))
+    rest = _times_centre(letters, a.rest, b.centre).plus(_times_centre(swapped, b.rest, a.centre))
     if first.away is not None and second.away is not None:
         more, charged = _second_order(op, first, second, slots, by_pairs)
-        rest = rest if more is None else _sum(rest, more)
+        rest = rest if more is None else rest.plus(more)
         images["charge"] = plus(images["charge"], charged)
     error = gamma(16.0 * terms(letters, a.centre, b.centre) + 256.0) * 4.0 * size + TINY
     rest = holding_zero(rest.widen(error))
@@ -164,7 +164,7 @@ def _times_flips(
         ]
     )
     rest = box_of_products(letters, phase.form.rest, other.away)  # what is no flip
-    return _sum(rest, Interval(-more, more)), (anyway + alone) * grow
+    return rest.plus(Interval(-more, more)), (anyway + alone) * grow
 
 
 def _by_sample(letters: Letters, first: Operand, second: Operand) -> Letters:
@@ -184,10 +184,6 @@ def _times_centre(letters: Letters, rest: Interval, centre: Tensor) -> Interval:
         return Interval(zero, zero)
     point = centre[None]
     return box_of_products(letters, rest, Interval(point, point))
-
-
-def _sum(first: Interval, second: Interval) -> Interval:
-    return Interval(first.lower + second.lower, first.upper + second.upper)
 
 
 def squared(op: SquaredNorm, operands: Sequence[Operand]) -> Form:
