@@ -11,7 +11,7 @@ from torch import Tensor
 
 import milp_agt as agt
 from milp_agt.bounds.listed import dense
-from milp_agt.bounds.listed.growth import ErrorNorm
+from milp_agt.bounds.listed.dense import ErrorNorm
 from milp_agt.formulations.loss import get_loss
 
 
