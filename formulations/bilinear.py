@@ -17,6 +17,8 @@ from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.einsum import (
     BilinearPlanes,
+    EndPlanes,
+    Ends,
     Letters,
     aligned,
     contracted,
@@ -136,6 +138,18 @@ class Einsum(Operation):
             errors.upper - middle + slack,
             4 * size,
         )
+
+    def relax_at_ends(self, ends: Ends, first: int, *inputs: Interval) -> EndPlanes:
+        """Planes for forms of single samples; operand ``first`` has no sample axis, the other one has."""
+        w, h = inputs[first], inputs[1 - first]
+        centre = w.centre[CLEAN]
+        reach = torch.maximum(w.upper - centre, centre - w.lower).amax(0) * (1.0 + gamma(4))
+        size = self._einsum(*(box.magnitude.amax(0) for box in inputs))
+        letters = (self.letters[first], self.letters[1 - first], self.letters[2])
+        low, high = h.lower.amin(0), h.upper.amax(0)
+        # |w_c h| + |reach h| + |w h_0| + |w_c h_0| + |reach h_0| <= 6 max|w| max|h|
+        slack = 6 * size * self._gamma(*(box.centre[CLEAN] for box in inputs)) + TINY
+        return EndPlanes(ends, letters, first, centre, reach, low, high, slack, 6 * size)
 
     def vjp(self, graph: Graph, node: Node, cotangent: Node, wanted: Wanted) -> Pulled:
         a, b, out = self.letters

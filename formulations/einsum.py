@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -95,6 +96,73 @@ class BilinearPlanes(BilinearSlopes):
 
     def without_offsets(self) -> BilinearSlopes:
         return BilinearSlopes(self.letters, self.centre_a, self.centre_b)
+
+
+class Ends(Enum):
+    """The end of h of :class:`EndPlanes`."""
+
+    LEAST = "where c . (w_c h) is least: where that is, planes are exact"
+    NEAREST = "nearer to 0: exact, too, where w is chosen against the form"
+
+
+@dataclass(frozen=True, slots=True)
+class EndPlanes:
+    """Planes of ``v = einsum(w, h)`` through the centre of w and, form by form, an end of h.
+
+    With w within ``reach`` of its centre, ``|(w - w_c) (h - h_0)| <= reach |h - h_0|``, which is linear in h
+    if h_0 is an end of it. So a form c . v is at least
+
+        c . (w_c h + w h_0 - w_c h_0) - |c| . reach |h - h_0|.
+
+    Attributes:
+        ends: which end h_0 is.
+        letters: of w, h and v.
+        first: which operand of the product w is, 0 or 1.
+        centre, reach: of w.
+        low, high: of h.
+        slack: rounding, as v.
+        magnitude: sizes of all terms, as v.
+    """
+
+    ends: Ends
+    letters: Letters
+    first: int
+    centre: Tensor
+    reach: Tensor
+    low: Tensor
+    high: Tensor
+    slack: Tensor
+    magnitude: Tensor
+
+    def _chosen(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """h_0, and the coefficients on h, for each form."""
+        w, h, out = self.letters
+        plain = _pulled(coefficients, out, self.centre, w, h)
+        less = _pulled(coefficients.abs(), out, self.reach, w, h)
+        lowers = plain >= 0.0
+        if self.ends is Ends.NEAREST:
+            lowers = (self.low.abs() <= self.high.abs()).expand_as(plain)
+        return torch.where(lowers, self.low, self.high), plain - torch.where(lowers, less, -less)
+
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
+        """Of forms of single samples, (r, n, *v), as all that these planes are for."""
+        w, h, out = self.letters
+        end, on_h = self._chosen(coefficients)
+        on_w = torch.einsum(f"r{out},r{h}->rn{w}", coefficients, end)
+        return (on_w, on_h) if self.first == 0 else (on_h, on_w)
+
+    def apply_diagonal(self, coefficients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Constants (r, n, 1) and magnitudes (r, n) of these forms."""
+        end, on_h = self._chosen(coefficients)
+        size = coefficients.abs()
+        constant = (end * on_h).flatten(2).sum(-1) + (size * self.slack).flatten(2).sum(-1)
+        return -constant.unsqueeze(-1), (size * self.magnitude).flatten(2).sum(-1), None
+
+    def apply(self, coefficients: Tensor) -> tuple[Tensor, Tensor, None]:
+        raise AssertionError("only forms of single samples have an end for each")
+
+    def narrow(self, axis: int, index: Tensor) -> None:
+        return None
 
 
 def _pulled(coefficients: Tensor, out: str, other: Tensor, letters: str, target: str) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from milp_agt import certificates
 from milp_agt.certification.verdicts import judge
 from milp_agt.checker import affine, steps, training
 from milp_agt.checker.boxes import Box
-from milp_agt.checker.files import CLAIM, SEAL, Certificate, Table
+from milp_agt.checker.files import CLAIM, SEAL, Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Rule, Samples
 from milp_agt.checker.layers import Problem as Run
-from milp_agt.checker.reading import read
-from milp_agt.checker.statement import Statement
+from milp_agt.checker.statement import Statement, read
 from milp_agt.runfile.run_file import load_config
+from milp_agt.threats.sets import Ball
 
 RUN = """
 [data]
@@ -172,7 +173,7 @@ def seal(folder: Path, text: bytes) -> None:
 
 
 def stated(claim: Claim, arrays: Arrays) -> Statement:
-    found = read(Certificate(Table(claim, "claim"), arrays, "", 0))
+    found = read(Table(claim, "claim", arrays))
     assert isinstance(found, Statement)
     return found
 
@@ -233,6 +234,8 @@ def boxes_of(given: Problem, activation: str, method: str) -> dict[str, Box]:
     moved = [(box.lower[1].numpy(), box.upper[1].numpy()) for box in ends]
     data = poison.features.numpy(), poison.labels.numpy()
     samples, poisoned = data_of(*data, poison.budget, *moved, open_=poison.open.numpy())
+    if isinstance(moves := poison.feature_moves, Ball):
+        poisoned = replace(poisoned, norm=moves.order, radius=moves.radius.numpy())
     initial = {n: v.numpy() for n, v in replay.step_graph.initial.items()}
     if method == "interval":
         return dict(training.train(own, initial, samples, poisoned))

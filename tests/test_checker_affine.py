@@ -22,7 +22,7 @@ def symbols_of(rng: np.random.Generator, size: float) -> Symbols:
     shares = rng.choice([0.0, 0.4, 1.0], (FLIPS, SAMPLES))
     cover = np.sort(shares, 1)[:, -BUDGET:].sum(1)
     cover[0] = np.inf  # of which nothing is known
-    symbols = Symbols.none(WIDTH, BUDGET).with_slots(low, high)
+    symbols = Symbols.none(WIDTH, BUDGET).with_slots(low, high, 0 * low)
     most, none = size * rng.uniform(0.1, 1, FLIPS), np.zeros(FLIPS)
     y = Form(none, np.zeros((FLIPS, symbols.count)), -most, most)  # of which nothing else is known
     parts = {"most": most, "shares": shares, "cover": cover, "pays": np.zeros((FLIPS, 2, SAMPLES))}
@@ -147,6 +147,10 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
         h, at, flips = step.activated(layers.Layer("relu"), near, any_rows)
         multipliers = rng.normal(size=(2, SAMPLES, 3, len(step.symbols.flips))) / 4
         by_rows = forms.own_ranges(h, step.symbols, own, multipliers)
+        smooth = Pass(step.problem, symbols, own, {})
+        bent, _, slope = smooth.curved(layers.Layer("tanh"), near)
+        low, _, low_slope = smooth.curved(layers.Layer("sigmoid"), near)
+        product = smooth.times(delta, slope)
         with_flips = step.symbols
         back = step.pulled(delta, at, flips)
         other = Pass(step.problem, symbols, own, {})
@@ -178,6 +182,13 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
             assert chosen.holds(bce, 1 / (1 + np.exp(-value[:, :1])) - 1.0)
             assert chosen.holds(mse, 2 / 3 * (value - y.c))
             before, value = (chosen.phi, chosen.values), chosen.draw(near)
+            t, low_t = np.tanh(value), 1 / (1 + np.exp(-value))
+            assert chosen.holds(bent, t)
+            assert chosen.lies(smooth.box(bent), t)
+            assert chosen.holds(slope, 1 - t**2)
+            assert chosen.holds(product, d * (1 - t**2))
+            assert chosen.holds(low, low_t)
+            assert chosen.holds(low_slope, low_t * (1 - low_t))
             assert chosen.flipped(other.symbols, value, slopes, turns)
             leaking = np.where(value > 0, value, 0.2 * value)
             assert chosen.holds(leaky, leaking)
@@ -194,7 +205,8 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["dense", "summed", "given", "with_flips", "quiet", "with_noise", "box"]
+    "rule",
+    ["dense", "summed", "given", "with_flips", "quiet", "with_noise", "box", "curved", "times"],
 )
 def test_rules_that_are_too_tight_show(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner: Any = Pass if hasattr(Pass, rule) else Symbols
@@ -218,6 +230,11 @@ def test_rules_that_are_too_tight_show(rule: str, monkeypatch: pytest.MonkeyPatc
             less = {key: 0.5 * part if is_new else part for key, part in named.items()}
             return original(self, *halved, **less)
         form = original(self, *given)
+        if rule == "curved":
+            return *form[:2], narrowed(form[2])
+        return narrowed(form)
+
+    def narrowed(form: Form) -> Form:
         middle, half = (form.high + form.low) / 2, (form.high - form.low) * 0.1
         owned = None if form.owned is None else 0.1 * form.owned
         return Form(form.c, form.s, middle - half, middle + half, owned)

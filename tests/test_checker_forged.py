@@ -45,6 +45,11 @@ RUNS: dict[str, dict[str, Any]] = {
         "properties": "",
     },
     "asked": {},  # two questions
+    "ball": {
+        "threat": 'kind = "features"\nbudget = 1\nradius = 0.02\nnorm = 2',
+        "relaxation": "linear",
+        "properties": "",
+    },
     "listed": {
         "threat": 'kind = "labels"\nbudget = 1',
         "relaxation": "linear",
@@ -148,6 +153,17 @@ FORGERIES: dict[str, dict[str, Change]] = {
         "points of another width": arr("points_0.npy", lambda v: v[:, :1].copy()),
         "another kind": put("questions/0/kind", "robust"),
         "a threshold that is no number": put("questions/0/at_least", 0.5),
+    },
+    "ball": {
+        "radii one percent larger": arr("radius.npy", lambda v: 1.01 * v),
+        "a radius of 0": at("radius.npy", (0, 0), lambda v: 0.0),
+        "a radius below 0": arr("radius.npy", lambda v: -v),
+        "another norm": put("threat/ball/norm", 3),
+        "the box around": lambda claim, arrays: (
+            claim["threat"].update(ball=None),
+            arrays.pop("radius.npy"),
+            claim["files"].pop("radius.npy"),
+        ),
     },
     "listed": {
         "a larger budget": put("threat/budget", 2),

@@ -17,8 +17,7 @@ from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.forms import Symbols
 from milp_agt.checker.layers import Samples
 from milp_agt.checker.proof import reached
-from milp_agt.checker.reading import multipliers_of
-from milp_agt.checker.statement import Statement
+from milp_agt.checker.statement import Statement, multipliers_of
 
 
 @pytest.fixture(scope="module")

@@ -100,11 +100,11 @@ def test_infinity_and_underflow_prove_nothing() -> None:
             lambda: Box.point(np.array([1e308])) + Box.point(np.array([1e308])),
             lambda: functions.exp(Box.point(np.array([1e4]))),
             lambda: Box(np.array([np.nan]), np.array([0.0])),
-            lambda: affine._near(Fraction(1, 2**1070)),
+            lambda: forms.near(Fraction(1, 2**1070), np.zeros(1)),
         ):
             with pytest.raises(Unbounded):
                 number()
-    assert affine._near(Fraction(0)) == 0.0
+    assert forms.near(Fraction(0), np.zeros(1)) == 0.0
     # 1e-40 is no normal float32: the run may take it for 0.
     leaky = Layer("leaky_relu", slope=1e-40)
     found = layers.activation(leaky, Box.point(np.array([-1e29])), ARITHMETICS["float32"])
@@ -117,21 +117,27 @@ THREATS: dict[str, dict[str, Any]] = {
     "both, in every batch": {"kind": "both", "radius": 0.05, "scope": "batch", "budget": 1},
     "features, anew": {"kind": "features", "radius": 0.05, "static": False},
 }
+NORMS: dict[str, dict[str, Any]] = {
+    norm: {"kind": "features", "radius": 0.1, "norm": norm} for norm in ("1", "2")
+}
 
 
-# Affine forms have no rule for hinge.
-BOTH = [(m, x) for m in ("interval", "affine") for x in ("mse", "bce", "cross_entropy")]
+CURVED = [("bce", "tanh"), ("cross_entropy", "sigmoid")]
+PAIRS = [(loss, "relu") for loss in ("mse", "bce", "cross_entropy", "hinge")] + CURVED
 
 
 @pytest.mark.parametrize("threat", THREATS)
-@pytest.mark.parametrize(("method", "loss"), [*BOTH, ("interval", "hinge")])
-def test_trained_models_lie_in_the_boxes(method: str, loss: str, threat: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "loss", "bends"),
+    [("interval", loss, "tanh") for loss, bends in PAIRS if bends == "relu"]
+    + [("affine", *pair) for pair in PAIRS],
+)
+def test_trained_models_lie_in_the_boxes(method: str, loss: str, bends: str, threat: str) -> None:
     """Random, corner and unit-flipping attacks, trained in torch, without a tolerance."""
     run = {"momentum": 0.5, "weight_decay": 0.1, "batch_size": 4, "epochs": 2, "learning_rate": 0.1}
-    options = dict(THREATS[threat])
+    options = dict((THREATS | NORMS)[threat])
     kind = str(options.pop("kind"))
-    bends = "tanh" if method == "interval" else "relu"
-    layer = torch.nn.Tanh if method == "interval" else torch.nn.ReLU
+    layer = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "sigmoid": torch.nn.Sigmoid}[bends]
     run |= {"nesterov": kind == "labels"}
     given, _, _ = problem(loss, kind, run, activation=layer, count=6, **options)
     boxes, replay = boxes_of(given, bends, method), Replay(given)
@@ -143,6 +149,27 @@ def test_trained_models_lie_in_the_boxes(method: str, loss: str, threat: str) ->
         for name, box in boxes.items():
             value = final[name].numpy()
             assert ((box.lo <= value) & (value <= box.hi)).all(), name
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_trained_models_lie_in_the_boxes_of_norms(norm: str) -> None:
+    test_trained_models_lie_in_the_boxes("affine", "mse", "relu", norm)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_support_of_norms_is_exact(norm: int) -> None:
+    rng = np.random.default_rng(0)
+    radius, by = rng.uniform(0, 1, (3, 4)), rng.normal(size=(3, 4))
+    symbols = forms.Symbols.none(4, 1, norm).with_slots(-radius, radius, radius)
+    scaled = by * radius
+    best = scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
+    if norm == 1:
+        best = np.sign(scaled) * (abs(scaled) == abs(scaled).max(-1, keepdims=True))
+    gain = (by * radius * best).sum(-1)
+    assert np.linalg.norm(best, norm, -1).max() <= 1.0 + 1e-12
+    for found in (symbols.support(by), exact(symbols).support(exact(by)).astype(float)):
+        assert (gain * (1 - 1e-14) <= found).all()
+        assert (found <= gain * (1 + 1e-14)).all()
 
 
 def test_one_step_of_a_line_is_bounded_exactly() -> None:
@@ -164,12 +191,19 @@ def test_one_step_of_a_line_is_bounded_exactly() -> None:
 TINY_RUNS = [
     *itertools.product(("relu", "leaky_relu"), ("mse", "bce", "cross_entropy", "hinge")),
     ("tanh", "mse"),
-    ("tanh", "bce"),
+    ("sigmoid", "bce"),
 ]
+LONG = ("affinesigmoid", "affineleaky_relu", "intervalleaky_relu")
 
 
-@pytest.mark.parametrize(("activation", "loss"), TINY_RUNS)
-def test_fractions_agree_with_floats(activation: str, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("activation", "loss", "method"),
+    [
+        pytest.param(*run, method, marks=pytest.mark.slow if method + run[0] in LONG else ())
+        for run, method in itertools.product(TINY_RUNS, ("interval", "affine"))
+    ],
+)
+def test_fractions_agree_with_floats(activation: str, loss: str, method: str) -> None:
     """Exact arithmetic gives boxes inside those of floats, and hardly smaller ones."""
     rng = np.random.default_rng(0)
     outputs = 3 if loss == "cross_entropy" else 1
@@ -181,12 +215,9 @@ def test_fractions_agree_with_floats(activation: str, loss: str) -> None:
     rule = Rule(0.3, 0.5 if loss == "bce" else 0.0, 0.1)
     given = run_of(loss, *bent, batches=[range(4), range(1, 4)], rules=[rule])
     samples, poisoned = data_of(x, y, 1, moved_x=0.05)
-    nothing: tuple[Any, ...] = ()
-    what = samples, poisoned, None, "", nothing, nothing, nothing, False, np.zeros(0), None, False
-    floats = Statement(given, *what, initial, {}, {}, {})
-    fractions = floats.exactly()
-    near = training.train(given, floats.initial, floats.samples, floats.poisoned)
-    true = training.train(given, fractions.initial, fractions.samples, fractions.poisoned)
+    rest: Any = samples, poisoned, None, method, (), (), (), np.zeros(0), None, False
+    floats = Statement(given, *rest, initial, {}, {}, {})
+    near, true = (proof.reached(each)[0].boxes for each in (floats, exact(floats)))
     for name, box in true.items():
         assert (near[name].lo <= box.lo).all()
         assert (box.hi <= near[name].hi).all()
@@ -204,7 +235,7 @@ def test_rounding_of_affine_forms_under_any_dampening(dampening: float) -> None:
     def form(value: float) -> forms.Form:
         return forms.Form(zero + value, np.zeros((1, 1, 0)), zero, zero, np.zeros((1, 1, 1)))
 
-    symbols = forms.Symbols.none(0, 0).with_slots(np.zeros((1, 0)), np.zeros((1, 0)))
+    symbols = forms.Symbols.none(0, 0).with_slots(*[np.zeros((1, 0))] * 3)
     step = affine.Pass(given, symbols, np.arange(1), {})
     state = {"w": form(1.0), "velocity of w": form(0.0)}
     for new in step.updated(rule, "w", state, form(100.0), 1).values():

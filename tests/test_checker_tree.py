@@ -87,7 +87,7 @@ def runs() -> tuple[Statement, list[tuple[np.ndarray, dict[str, Box]]]]:
     initial = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     own = run_of("bce", one, Layer("relu"), Layer("dense", "c"), batches=[range(24)] * 4)
     samples, poisoned = data_of(x, y, 1, moved_x=1.0, open_=np.arange(24) == 0)
-    rest: Any = samples, poisoned, None, "affine", (), (), (), False, np.zeros(0), None, False
+    rest: Any = samples, poisoned, None, "affine", (), (), (), np.zeros(0), None, False
     given = Statement(own, *rest, initial, {}, {}, {})
     found = []
     for _ in range(60):

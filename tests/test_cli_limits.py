@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from run_texts import run_text, write_run
 
 from milp_agt.cli import in_time, main
+from milp_agt.cli import progress as cli_progress
 from milp_agt.cli.progress import Lines, progress
 from milp_agt.runfile.run_file import load_config
 
@@ -108,6 +110,20 @@ def test_lines_for_logs_come_every_ten_seconds_and_with_each_phase(
     assert shown(15.0, 0, 0, "", "attacks") == "milp-agt: attacks, 15 s so far\n"
     assert "questions: test points 64/128" in shown(16.0, 64, 128, "", "questions: test points")
     assert "report, " in shown(17.0, 0, 0, "", "report")
+
+
+def test_silence_is_broken_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_progress, "BEAT", 0.01)
+    now, told = [0.0], ""
+    with Lines("steps", clock=lambda: now[0]) as lines:
+        for at in (3.0, 9.0, 14.0):  # nobody says anything until then
+            now[0] = at
+            time.sleep(0.1)
+            told += capsys.readouterr().err
+        lines(1, 0, "", "attacks")
+    assert told == "milp-agt: steps, 3 s so far\nmilp-agt: steps, 14 s so far\n"
 
 
 def test_quiet_is_silent_and_logs_get_lines() -> None:

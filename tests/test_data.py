@@ -12,7 +12,9 @@ import torch
 from refusals import refused
 
 from milp_agt.data.dataset import Dataset, DatasetUnavailableError, dataset_names, load_dataset
+from milp_agt.data.sources import read
 from milp_agt.data.sources.bundled import MEDMNIST
+from milp_agt.data.sources.source import Reading
 
 BUILTIN = {
     "moons": ((80, 2), (20, 2), "classification"),
@@ -195,11 +197,21 @@ def test_unknown_name_lists_the_names_and_the_nearest() -> None:
 
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with refused(
-        "iris", "not installed", "pip install milp_agt[data]", kind=DatasetUnavailableError
-    ):
-        load_dataset("iris")
+    for name in ("iris", "digits"):
+        with refused(
+            name, "not installed", "pip install milp_agt[data]", kind=DatasetUnavailableError
+        ):
+            load_dataset(name)
+
+
+def test_iris_is_that_of_scikit_learn() -> None:
+    theirs = pytest.importorskip("sklearn.datasets").load_iris()
+    own = read("Load", "iris", Reading())
+    np.testing.assert_array_equal(own.x, theirs.data)
+    np.testing.assert_array_equal(own.y, theirs.target)
+    assert own.feature_names == tuple(theirs.feature_names)
 
 
 def test_arrays_and_tensors_of_ones_own() -> None:

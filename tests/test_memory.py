@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from milp_agt.formulations.mse import MeanSquaredError
 from milp_agt.threats.poison import Poison
 from milp_agt.training.inputs import bytes_of
 from milp_agt.training.tracing import trace
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def certify(memory: str, **options: object) -> agt.Result:
@@ -119,10 +122,23 @@ def test_hashes_are_those_of_whole_arrays(monkeypatch: pytest.MonkeyPatch) -> No
     assert fingerprint.digest(np.zeros((0, 3))) != fingerprint.digest(np.zeros((3, 0)))
 
 
+PEAK = """
+import resource
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def peak(script: str, *arguments: str) -> int:
+    """Peak memory of a script in a process of its own."""
+    command = [sys.executable, "-c", script + PEAK, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    return int(done.stdout.split()[-1])
+
+
 @pytest.mark.slow
 def test_a_large_batch_stays_within_its_memory() -> None:
     script = """
-import resource, torch, milp_agt as agt
+import torch, milp_agt as agt
 torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Linear(9, 48), torch.nn.ReLU(), torch.nn.Linear(48, 1)).double()
 x, y = torch.randn(8000, 9, dtype=torch.float64), torch.randn(8000, 1, dtype=torch.float64)
@@ -131,12 +147,16 @@ agt.certify(
     agt.FeatureLabelPoisoning(80, 0.01, label_radius=0.01, static=False, scope="batch"),
     relaxation="linear", window=1, inner_bounds="interval", memory="768MiB",
 )
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600
-    )
-    assert int(done.stdout) <= bytes_of("768MiB")
+    assert peak(script) <= bytes_of("768MiB")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_run_of_the_examples_stays_within_its_memory(run: Path, tmp_path: Path) -> None:
+    script = "import sys; from milp_agt.cli import main; assert main(sys.argv[1:]) < 2"
+    given = ["certify", str(run), "--out", str(tmp_path), "--memory", "1GiB"]
+    assert peak(script, *given) <= bytes_of("1GiB")
 
 
 def pairs_of(memory: str, **options: object) -> agt.Result:

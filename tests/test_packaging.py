@@ -124,7 +124,7 @@ LADDER = (
     {"bounds.adversary"},
     {"bounds.interval"},
     {"bounds.zonotope", "bounds.linear", "bounds.listed"},
-    {"bounds.program", "bounds.frozen", "bounds.cells"},
+    {"bounds.gathered", "bounds.program", "bounds.frozen", "bounds.cells"},
     {"properties", "recording"},
     {"attacks"},
     {"certification"},

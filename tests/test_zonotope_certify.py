@@ -230,7 +230,10 @@ def test_attacks_start_from_what_bounds_maximise(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("static", [True, False])
-def test_linear_forms_are_met_with_the_zonotope_beside_them(static: bool) -> None:
+def test_linear_forms_are_met_with_the_zonotope_beside_them(
+    static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "IDLE_STEPS", 5)
     case, test, labels = problem("bce", "features", {"epochs": 5}, (4,), radius=0.1, static=static)
     met, boxes = case.certify(relaxation="linear", carried="zonotope", selections="joint")
     alone, inner = case.certify(relaxation="zonotope")

@@ -114,7 +114,7 @@ def train_plainly(unrolled: Unrolled, data: Poisoning, dtype: torch.dtype) -> nn
     own = {name: p for name, p in module.named_parameters() if name in graph.parameters}
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in own)
-    loss, optimiser = graph.loss.plain, PlainSteps(own, unrolled.updates[0])
+    loss, optimiser = graph.loss.plain, PlainSteps(own)
     for step, update in enumerate(unrolled.updates):
         features, labels, there = unrolled.batch(data, step)
         x, y = features[0].to(dtype), labels[0].to(dtype)

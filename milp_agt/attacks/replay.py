@@ -1,4 +1,4 @@
-"""Poisoned runs through plain torch: autograd on the module itself, ``torch.optim.SGD``."""
+"""Poisoned runs through plain torch: autograd on the module itself, steps of ``torch.optim.SGD``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.optim.sgd import sgd
 
 from milp_agt.attacks.goals import TrainedModels
 from milp_agt.attacks.unrolled import Poisoning, State, Unrolled
@@ -40,15 +41,15 @@ class ModuleModels(TrainedModels):
 def replay(unrolled: Unrolled, data: Poisoning, start: State | None = None) -> Iterator[State]:
     """The parameters by name after every step, (attacks, *shape).
 
-    Gradients come from torch's own autograd on the module, and ``torch.optim.SGD`` takes the steps,
+    Gradients come from torch's own autograd on the module, and the steps are those of ``torch.optim.SGD``,
     for all attacks at once on stacked parameters.
     """
     graph = unrolled.step_graph
     begin = unrolled.start(len(data)) if start is None else start
     stacked = {n: nn.Parameter(begin[n].detach().clone()) for n in graph.parameters}
-    optimiser = PlainSteps(stacked, unrolled.updates[0])
+    optimiser = PlainSteps(stacked)
     absences = data.there is not None
-    gradients = vmap(_mean_gradient(graph, data.labels.device, absences))
+    gradients = _mean_gradients(graph, data.labels.device, absences)
     for step, update in enumerate(unrolled.updates):
         x, y, there = unrolled.batch(data, step)
         before = optimiser.snapshot() if absences else {}
@@ -57,40 +58,53 @@ def replay(unrolled: Unrolled, data: Poisoning, start: State | None = None) -> I
         if update.clip_total is not None:
             found = clipped_total(found, update.clip_total, 1)
         for name, parameter in stacked.items():
-            parameter.grad = found[name]
+            parameter.grad = found[name].contiguous()
         optimiser.step(update)
         optimiser.restore(before, there.sum(1) == 0)
         yield {n: v.detach().clone() for n, v in stacked.items()}
 
 
 class PlainSteps:
-    """``torch.optim.SGD`` on named parameters, with the rules, penalty and projection of each step."""
+    """Steps of ``torch.optim.SGD`` on named parameters, with the rules, penalty and projection of each.
 
-    def __init__(self, named: Mapping[str, nn.Parameter], first: UpdateRule) -> None:
+    They are taken by ``torch.optim.sgd.sgd``, which is what the class calls: the class imports torch's
+    compiler, which takes longer than most attacks.
+    """
+
+    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
         self.named = named
-        groups = [{"params": [parameter]} for parameter in named.values()]
-        self.sgd = torch.optim.SGD(groups, lr=first.rate)
+        self.velocity: dict[str, Tensor | None] = dict.fromkeys(named)
 
     def step(self, update: UpdateRule) -> None:
         """Take a step along the gradients that the parameters hold."""
-        for name, group in zip(self.named, self.sgd.param_groups, strict=True):
-            rule = update.of(name)
-            group |= {"lr": rule.rate, "momentum": rule.momentum, "nesterov": rule.nesterov}
-            group |= {"weight_decay": rule.weight_decay, "dampening": rule.dampening}
         if update.l1:
             sizes = [p.abs().sum() for p in self.named.values()]
             (update.l1 * torch.stack(sizes).sum()).backward()
-        self.sgd.step()
-        if update.projection is not None:
+        for name, parameter in self.named.items():
+            rule, velocity = update.of(name), [self.velocity[name]]
             with torch.no_grad():
-                for parameter in self.named.values():
+                if parameter.grad is not None:
+                    sgd(
+                        [parameter],
+                        [parameter.grad],
+                        velocity,
+                        weight_decay=rule.weight_decay,
+                        momentum=rule.momentum,
+                        lr=rule.rate,
+                        dampening=rule.dampening,
+                        nesterov=rule.nesterov,
+                        maximize=False,
+                    )
+                if rule.momentum:
+                    self.velocity[name] = velocity[0]
+                if update.projection is not None:
                     parameter.clamp_(*update.projection)
 
     def snapshot(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Parameters and momentum buffers; a buffer that is not there yet counts as 0."""
         found = {}
         for name, parameter in self.named.items():
-            buffer = self._buffer(parameter)
+            buffer = self.velocity[name]
             old = torch.zeros_like(parameter) if buffer is None else buffer.clone()
             found[name] = parameter.detach().clone(), old.detach()
         return found
@@ -101,25 +115,36 @@ class PlainSteps:
             parameter = self.named[name]
             at = empty.reshape(-1, *[1] * (parameter.dim() - 1))
             with torch.no_grad():
-                for now, old in zip((parameter, self._buffer(parameter)), kept, strict=True):
+                for now, old in zip((parameter, self.velocity[name]), kept, strict=True):
                     if now is not None:
                         now.copy_(torch.where(at, old, now))
 
-    def _buffer(self, parameter: nn.Parameter) -> Tensor | None:
-        buffer: Tensor | None = self.sgd.state[parameter].get("momentum_buffer")
-        return buffer
 
-
-def _mean_gradient(
+def _mean_gradients(
     graph: StepGraph, device: torch.device, absences: bool
 ) -> Callable[[State, Tensor, Tensor, Tensor], State]:
-    """The clipped mean gradient of one batch for one model; with ``absences`` over who is there."""
+    """The clipped mean gradients of one batch for many models; with ``absences`` over who is there."""
     module, loss, clipping = _copy(graph, device), graph.loss.plain, graph.clipping
 
-    def of_batch(state: State, x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(module, state, (x,)), y)
+    def outputs(state: State, x: Tensor) -> Tensor:
+        found: Tensor = functional_call(module, state, (x,))
+        return found
 
-    def mean(state: State, x: Tensor, y: Tensor, there: Tensor) -> State:
+    # Not by torch.func.grad where nothing needs it: it imports torch's compiler, which takes longer than
+    # most attacks.
+    plain = clipping is None and not absences and graph.loss.options.get("class_weights") is None
+
+    def of_all(state: State, x: Tensor, y: Tensor) -> State:
+        free = {n: v.requires_grad_() for n, v in state.items()}
+        found = vmap(outputs)(free, x).flatten(0, 1)
+        total = len(x) * loss(found, y.flatten(0, 1))  # of means over equally many samples
+        ends = torch.autograd.grad(total, tuple(free.values()), materialize_grads=True)
+        return dict(zip(free, ends, strict=True))
+
+    def of_batch(state: State, x: Tensor, y: Tensor) -> Tensor:
+        return loss(outputs(state, x), y)
+
+    def of_one(state: State, x: Tensor, y: Tensor, there: Tensor) -> State:
         if clipping is None and not absences:
             whole: State = grad(of_batch)(state, x, y)
             return whole
@@ -131,7 +156,9 @@ def _mean_gradient(
         share = there / there.sum().clamp(min=1.0)
         return {n: torch.tensordot(share, g, 1) for n, g in each.items()}
 
-    return mean
+    return lambda state, x, y, there: (
+        of_all(state, x, y) if plain else vmap(of_one)(state, x, y, there)
+    )
 
 
 def per_sample_gradients(

@@ -65,6 +65,19 @@ class Forms:
             self.operations,
         )
 
+    def where(self, wins: Tensor, other: Forms) -> Forms:
+        """These rows where the mask (rows,) says so, else the others."""
+        on = self.coefficients.items()
+        return Forms(
+            {
+                n: torch.where(wins.reshape(-1, *[1] * (c.dim() - 1)), c, other.coefficients[n])
+                for n, c in on
+            },
+            torch.where(wins[:, None], self.constant, other.constant),
+            torch.where(wins, self.magnitude, other.magnitude),
+            max(self.operations, other.operations),
+        )
+
     def concretise(self, state: Mapping[str, Interval], worst_case: Tensor) -> Tensor:
         """Lower bounds over the boxes of a state, minus the worst case, (rows, cases or states).
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from milp_agt.checker.boxes import Unbounded
 from milp_agt.checker.forms import COVERS, Form, Symbols, wide
-from milp_agt.checker.reading import multipliers_of
-from milp_agt.checker.statement import Statement
+from milp_agt.checker.statement import Statement, multipliers_of
 from milp_agt.checker.steps import train
 
 Array = npt.NDArray[Any]

@@ -14,7 +14,7 @@ from milp_agt.certification.result import Result
 from milp_agt.checker.proof import all_choices
 from milp_agt.checker.statement import Statement
 from milp_agt.threats.poison import Poison, Whole
-from milp_agt.threats.sets import Vertices
+from milp_agt.threats.sets import Ball, Vertices
 from milp_agt.training.training import Training, UpdateRule
 
 MOST_LISTED = 20_000  # plain runs that a checker is asked to take
@@ -80,16 +80,18 @@ def methods_of(poison: Poison) -> tuple[str, ...]:
     return ("interval", "affine") if listed(poison) is None else ("listed",)
 
 
+def larger(poison: Poison) -> str:
+    """What a certificate states in place of a threat that the checker has no exact form of."""
+    moves = poison.feature_moves
+    if poison.label_quota is not None:
+        return "both budgets together, of either kind of change"
+    return "" if moves is None or moves.is_box or isinstance(moves, Ball) else "the box around them"
+
+
 def barred(poison: Poison) -> list[str]:
     """What the checker has no rules for in a threat, by name."""
-    moves = poison.feature_moves
-    reasons = {
-        "threats to whole samples that cannot be listed": poison.whole is not None
-        and listed(poison) is None,
-        "separate budgets for features and labels": poison.label_quota is not None,
-        f"features that move in {type(moves).__name__}": moves is not None and not moves.is_box,
-    }
-    return [what for what, holds in reasons.items() if holds]
+    whole = poison.whole is not None and listed(poison) is None
+    return ["threats to whole samples that cannot be listed"] if whole else []
 
 
 def affordable(stated: Statement, method: str, seconds: float = CHECKED) -> bool:
@@ -102,7 +104,7 @@ def affordable(stated: Statement, method: str, seconds: float = CHECKED) -> bool
         return seen * count <= most
     if method == "listed":
         runs = sum(1 for _ in all_choices(stated))
-        calls = runs * steps * (50 if stated.removed else 1)  # one by one
+        calls = runs * steps * (50 if stated.choices is None else 1)  # one by one
         return runs * seen * count <= 10 * most and calls <= 5e4 * seconds
     return of_forms(stated, seen if stated.anew else int(poisoned.open.sum())) <= most
 
@@ -132,11 +134,13 @@ def missing(training: Training, result: Result) -> list[str]:
     layers, found = layers_of(graph.model)
     if not found and (not layers or {layers[0]["kind"], layers[-1]["kind"]} != {"dense"}):
         found.append("a model that does not begin and end with a dense layer")
-    rules = training.update_rules(result.total_steps)
+    rules, bounded = training.update_rules(result.total_steps), result.settings.get("certify", {})
     reasons = {
         "parameters that do not train, or that layers share": bool(graph.frozen or graph.aliases),
         "clipping of the gradient of each sample": graph.clipping is not None,
         f"loss {graph.loss.key}": graph.loss.key not in LOSSES,
+        "initial parameters in boxes": bool(bounded.get("initial")),
+        "a restriction to a part of the threat": bool(bounded.get("restriction")),
         "a run that was cut off": len(result.steps) < result.total_steps,
         f"options of the loss ({', '.join(graph.loss.options)})": bool(graph.loss.options),
         "clipping of the total norm": training.clips_total,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from milp_agt.certificates.ascent import ascended
 from milp_agt.certificates.asked import Asked, Files, question, questions_of
@@ -31,16 +32,15 @@ from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
 from milp_agt.certification.verdicts import Verdict
 from milp_agt.checker.boxes import Unbounded
-from milp_agt.checker.files import CLAIM, SEAL, Certificate, Rejected, Table
+from milp_agt.checker.files import CLAIM, SEAL, Rejected, Table
 from milp_agt.checker.proof import answer, reached
-from milp_agt.checker.reading import FORMAT, read
-from milp_agt.checker.statement import ASSUMPTIONS, Statement
-from milp_agt.core.interval import POISONED
+from milp_agt.checker.statement import ASSUMPTIONS, FORMAT, Statement, read
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.rounding import FLOAT64
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace
 from milp_agt.runfile.run_file import LoadedRun
+from milp_agt.threats.sets import Ball
 from milp_agt.training.training import Training
 
 Array = npt.NDArray[Any]
@@ -223,7 +223,7 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
 
 def _stated(claim: Mapping[str, Any], files: Files) -> Statement:
     values = {"format": FORMAT, "versions": {}, **claim}
-    found = read(Certificate(Table(values, "claim"), files.arrays, "", 0))
+    found = read(Table(values, "claim", files.arrays))
     assert isinstance(found, Statement)
     return found
 
@@ -312,11 +312,12 @@ def _training(
 
 def _threat(files: Files, result: Result, method: str) -> dict[str, Any]:
     poison = result.models.poison
+    open_ = torch.stack([quota.open for quota in poison.quotas]).cpu().numpy()
     found: dict[str, Any] = {
-        "budget": poison.budget,
+        "budget": min(sum(quota.budget for quota in poison.quotas), len(poison.open)),
         "counted": "in every batch" if poison.per_batch else "once for the run",
         "poisoned": "once" if poison.static else "anew in every step",
-        "open": files.add("open", poison.open.cpu().numpy(), np.uint8),
+        "open": files.add("open", open_.any(0), np.uint8),
     }
     if method == "listed":
         ways = listed(poison)
@@ -326,16 +327,27 @@ def _threat(files: Files, result: Result, method: str) -> dict[str, Any]:
             "removed": removed,
             **({} if removed else {"choices": files.add("choices", choices)}),
         }
-    for what, moves, box in (
-        ("features", poison.feature_moves, poison.feature_box()),
-        ("labels", poison.label_moves, poison.label_box()),
+    moves, features = poison.feature_moves, poison.feature_box()
+    for what, own, box, may in (
+        ("features", moves, features, open_[0]),
+        ("labels", poison.label_moves, poison.label_box(), open_[-1]),
     ):
-        if moves is None or poison.is_clean:
-            found[what] = None
-            continue
-        ends = {"lower": box.lower[POISONED], "upper": box.upper[POISONED]}
-        found[what] = {
-            side: files.add(f"{what}_{side}", end.cpu().numpy().reshape(len(poison.open), -1))
-            for side, end in ends.items()
-        }
+        found[what] = None
+        if own is not None and not poison.is_clean:
+            ends = {
+                side: np.where(may[:, None], *(e.cpu().numpy().reshape(len(may), -1) for e in pair))
+                for side, pair in (
+                    ("lower", (box.lower[-1], box.lower[0])),
+                    ("upper", (box.upper[-1], box.upper[0])),
+                )
+            }
+            found[what] = {side: files.add(f"{what}_{side}", end) for side, end in ends.items()}
+    found["ball"] = None
+    if isinstance(moves, Ball) and found["features"] is not None:
+        # Moves are off by a unit of the poisoned features where the run adds them.
+        radius = moves.radius.cpu().numpy()
+        size = features.magnitude[-1].cpu().numpy().reshape(radius.shape)
+        share = (2.0**-52 * size / np.where(radius > 0, radius, np.inf)).sum(-1, keepdims=True)
+        radius = radius * (1.0 + 2.0**-40 + 2.0 * share)
+        found["ball"] = {"norm": moves.order, "radius": files.add("radius", radius)}
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.checker.affine import Pass
+from milp_agt.checker.affine import Flipped, Pass
 from milp_agt.checker.boxes import Unbounded
 from milp_agt.checker.forms import Form, Symbols
 from milp_agt.checker.proof import answer, reached
@@ -117,7 +117,7 @@ def _phase(given: Statement, sample: int, columns: Array) -> Row | None:
         values, slopes = one.forward(state, both[:, : x.shape[1]])
         before, numbers = 0, [np.zeros(0, np.int64)]
         for value, slope in zip(values, slopes, strict=False):
-            if slope is not None:
+            if slope is not None and isinstance(slope[1], Flipped):
                 place = slope[1].place
                 numbers.append(before + place[0] * value.c.shape[1] + place[1])
                 before += value.c.size

@@ -70,6 +70,10 @@ class Bounder:
             if not last:
                 return state, None
             return self._solve_rows(chain, part.forward, step, state, until)
+        if part.gathered is not None:
+            samples = self.plan.pieces.samples
+            part.gathered = part.gathered.advanced(step, part.state, part.adversary, samples)
+            return part.gathered.state(), None
         if chain.level is Relaxation.INTERVAL and all(b.is_whole for b in part.state.values()):
             return part.state, None  # nothing is known any more, and nothing can come of it
         ranges = self.ranges(chain, part, step)

@@ -15,6 +15,7 @@ from typing import Any
 from milp_agt.bounds.adversary.enumerated import Enumerated, list_selections
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
+from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
 from milp_agt.bounds.linear.window_bounds import PastStep
@@ -35,7 +36,8 @@ class ChainPart:
     """Boxes under one adversary model, with the linearised steps of its window.
 
     ``past`` holds bounds of earlier steps without their samples, oldest first.
-    ``forward`` is the set as a hybrid zonotope, for the level of that name.
+    ``forward`` is the set as a hybrid zonotope, for the level of that name, or
+    ``gathered`` as sums over samples.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ChainPart:
     window: list[LinearizedStep] = field(default_factory=list)
     past: list[PastStep] = field(default_factory=list)
     forward: ZonotopePass | None = None
+    gathered: GatheredPass | None = None
 
     def key(self, step: int, kind: str = "") -> str:
         """Name of a step of the window or of the past in a snapshot."""
@@ -147,6 +150,10 @@ class Chains:
                 return Reached(part.state, (), part.adversary, forward=part.forward)
         return None
 
+    @property
+    def _gathered(self) -> GatheredPass | None:
+        return next((part.gathered for part in self.parts if part.gathered is not None), None)
+
     def reached(self, window: int) -> Iterator[Reached]:
         """The boxes of the tightest chain, or of each selection if a chain distinguishes them."""
         last = self.tightest
@@ -157,7 +164,15 @@ class Chains:
         for part in last.parts:
             state = _met(part.state, outer, "of two chains")
             steps = tuple(part.window[-window:])
-            yield Reached(state, steps, part.adversary, outer, part.before(steps), part.forward)
+            yield Reached(
+                state,
+                steps,
+                part.adversary,
+                outer,
+                part.before(steps),
+                part.forward,
+                gathered=self._gathered,
+            )
 
     def kept(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Plain values for a snapshot: the state of each part, and what never changes."""
@@ -167,6 +182,7 @@ class Chains:
                 "window": [relaxed.step.index for relaxed in part.window],
                 "past": [past.index for past in part.past],
                 "forward": None if part.forward is None else pack_forward(part.forward),
+                "gathered": None if part.gathered is None else part.gathered.packed(),
             }
             for part in self.parts
         }
@@ -203,6 +219,8 @@ class Chains:
                 part.past.append(PastStep(index, unpack(past["state"]), *numbers))
             if part.forward is not None:
                 part.forward = unpack_forward(part.forward, kept["forward"])
+            if part.gathered is not None:
+                part.gathered = part.gathered.unpacked(kept["gathered"])
 
 
 _NUMBERS = ("coefficients", "constant", "magnitude", "operations")

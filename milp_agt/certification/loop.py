@@ -11,6 +11,7 @@ import torch
 
 from milp_agt.bounds import program
 from milp_agt.bounds.cells.plan import TreePlan
+from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
@@ -38,7 +39,7 @@ LARGEST_PARAMETER = 1e6
 HOPELESS = 0.5
 # Linear forms end beside a zonotope that is narrower than they are by themselves by this share, after some
 # steps in which they took less than another share off its width.
-WIDER, GAIN, IDLE_STEPS = 0.05, 1e-4, 5
+WIDER, GAIN, IDLE_STEPS = 0.05, 1e-4, 3
 
 
 class BoundedRun(RunInProgress):
@@ -100,6 +101,11 @@ class BoundedRun(RunInProgress):
         task, order = self.task, self.order
         for chain in self.chains:
             if chain.level is Relaxation.ZONOTOPE:
+                if self.plan.gathered is not None:
+                    chain.parts[0].gathered = GatheredPass.begin(
+                        self.plan.gathered, task.start, self.poison
+                    )
+                    continue
                 if self.plan.relaxation is Relaxation.ZONOTOPE:
                     check_supported(order, self.poison, task.restriction, task.updates)
                 chain.parts[0].forward = ZonotopePass.begin(
@@ -164,7 +170,11 @@ class BoundedRun(RunInProgress):
         return float(torch.cat(widths).mean())
 
     def _end_if_diverged(self, chain: Chain, sets: StepSets) -> None:
-        if any(part.forward is not None and not part.forward.is_bounded for part in chain.parts):
+        if any(
+            found is not None and not found.is_bounded
+            for part in chain.parts
+            for found in (part.forward, part.gathered)
+        ):
             others = "intervals" if chain is self.chains.tightest else "the other levels"
             why = f"the zonotope reaches beyond {WILD:.0e}; from here on the run is bounded by {others}"
         elif chain.tells_apart and not all(

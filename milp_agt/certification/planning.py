@@ -8,18 +8,28 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from milp_agt.bounds.gathered import Gathered, gathered
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
 from milp_agt.bounds.zonotope import refusal
 from milp_agt.certification import sizes as rates
-from milp_agt.certification.level_plan import choose_level, levels_of, mib
+from milp_agt.certification.level_plan import (
+    AUTO_TIME,
+    STARTED,
+    ZONOTOPE_OVER,
+    ZONOTOPE_SHARE,
+    choose_level,
+    levels_of,
+    mib,
+)
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import Sizes
-from milp_agt.core.relaxation import Relaxation
+from milp_agt.core.relaxation import STEP_RULES, Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison, Whole
+from milp_agt.threats.sets import Vertices
 from milp_agt.training.inputs import bytes_of
 from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
@@ -119,6 +129,7 @@ class Plan:
     whole: float
     zonotope: float
     remarks: Remarks
+    gathered: Gathered | None = None
 
     @property
     def longest_window(self) -> int:
@@ -162,6 +173,21 @@ def make_plan(
     moved = _moved(poison)
     refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
     zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
+    solves = options.relaxation not in ("auto", *STEP_RULES) and (
+        Relaxation.parse(options.relaxation).uses_programs
+    )
+    summed, in_place = None, Remarks()
+    if refused is None and not solves and _is_too_large(options, zonotope, budget, limit):
+        parts = gathered(step_graph, poison, restriction, training.update_rules(steps))
+        line = f"the generators of a zonotope would take about {mib(zonotope[1])}"
+        if isinstance(parts, Gathered):
+            summed, zonotope = parts, sizes.gathered(_met(poison, batches), poison.budget)
+            line += (
+                ": in their place the first layer is a sum over samples, with intervals behind it"
+            )
+        else:
+            line += f", and a first layer that is a sum over samples has no rule for {parts}"
+        in_place = Remarks(notes=(line,))
     level, remarks, begun = Relaxation.INTERVAL, Remarks(), math.nan
     if options.relaxation == "auto":
         level, remarks, begun = choose_level(sizes, None if refused else zonotope, limit)
@@ -176,9 +202,15 @@ def make_plan(
     carry = sum(zonotope[0]), zonotope[1]
     levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
-    remarks, carried = remarks + more, Relaxation.ZONOTOPE in levels and poison.whole is None
+    remarks, carried = (
+        remarks + in_place + more,
+        Relaxation.ZONOTOPE in levels and poison.whole is None,
+    )
+    told_apart, more = selections_of(sizes, level, options, poison, restriction, cheap, carried)
     if carried and options.inner_bounds is None and not level.uses_programs:
-        linear_inner = dear = False  # linear forms gain little by them beside a zonotope
+        # Beside a zonotope linear forms gain little by them, but for labels that flip jointly.
+        gains = isinstance(poison.label_moves, Vertices) and not told_apart.groups
+        linear_inner, dear = linear_inner and gains, dear and gains
     no_time = Relaxation.ZONOTOPE not in levels and options.carried != "none" and not refused
     no_time &= level.walks and carry[1] <= budget
     if dear:
@@ -187,7 +219,6 @@ def make_plan(
             f"{cheap:g} s; ask for inner_bounds='linear' to have them"
         )
         remarks += Remarks(notes=(line,))
-    told_apart, more = selections_of(sizes, level, options, poison, restriction, cheap, carried)
     if options.window is None and told_apart.window and level is Relaxation.LINEAR:
         line = (
             f"window {told_apart.window} in place of the whole run, so that each selection of samples "
@@ -216,7 +247,10 @@ def make_plan(
         program_window=0 if on_rows else solved,
         pieces=Pieces.of(sizes, whole, told_apart.groups > 0, room),
         linear_inner=linear_inner,
-        inner_of_programs=linear_inner and options.inner_bounds is None and carried,
+        inner_of_programs=linear_inner
+        and options.inner_bounds is None
+        and carried
+        and level.uses_programs,
         selections=told_apart,
         past=0 if training.projection else _past(sizes, room),
         single_thread=not large or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
@@ -225,7 +259,20 @@ def make_plan(
         whole=slow * (total if math.isnan(begun) else begun),
         zonotope=slow * carry[0] if no_time else math.nan,
         remarks=remarks + more + told,
+        gathered=summed if Relaxation.ZONOTOPE in levels else None,
     )
+
+
+def _is_too_large(
+    options: CertifyOptions, zonotope: tuple[Sequence[float], int], memory: int, limit: float | None
+) -> bool:
+    """Whether a zonotope has to be a sum over samples, or would not be there."""
+    seconds, size = sum(zonotope[0]), zonotope[1]
+    if options.relaxation == "auto":
+        allowed = AUTO_TIME if limit is None else limit
+        return size > memory or STARTED * seconds > allowed
+    asked = options.relaxation == Relaxation.ZONOTOPE.value
+    return size > (ZONOTOPE_OVER * memory if asked else memory // ZONOTOPE_SHARE)
 
 
 def stored(tensors: Sequence[Tensor]) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from milp_agt.bounds.gathered.first_layer import TOLD_APART
+from milp_agt.bounds.gathered.passed import AT_ONCE as CHUNK
+from milp_agt.bounds.gathered.tally import KEPT
 from milp_agt.bounds.linear.intermediate import targets
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope.pieces import SHARE
@@ -123,6 +126,15 @@ class Sizes:
         size = min(FLOAT * forms, self.memory // SHARE) + FLOAT * numbers
         worked = [forms + self.state * count * (moved + 4) for count in met]
         return [0.02 + each / FORMED_PER_SECOND for each in worked], size
+
+    def gathered(self, met: Sequence[int], budget: int) -> tuple[Sequence[float], int]:
+        """The same of a zonotope whose first layer is a sum over samples: intervals, and what a budget buys
+        among the samples met."""
+        told = 2 * min(budget, KEPT) + 8
+        size = FLOAT * (told * self.state + LIVE_BOXES * self.made * self.batch + 4 * CHUNK)
+        walked = self.batch * self.made
+        worked = [3 * self.boxes + self.batch * count + walked * TOLD_APART for count in met]
+        return [0.02 + each / BOUNDED_PER_SECOND for each in worked], size
 
     @property
     def pair(self) -> int:

@@ -22,7 +22,7 @@ from milp_agt.certification.result import Result, assumptions_of
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import StepRecord
 from milp_agt.core.remarks import Notes, Remarks
-from milp_agt.core.restriction import Restriction
+from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.core.rounding import Precision
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError, SoundnessError
@@ -218,16 +218,17 @@ class RunInProgress(ABC):
             origin=task.origin,
             caution=task.caution,
             helps=helps,
-            settings=settings(task.training, self.plan, graph.precision),
+            settings=settings(task, self.plan, graph.precision),
             run=task.words,
         )
 
 
-def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, Any]:
+def settings(task: Task, plan: Plan, precision: Precision) -> dict[str, Any]:
     """How a run is trained and bounded, as plain values for files and readers, not for comparing runs.
 
     Recorded batches are counted, not listed.
     """
+    training, part = task.training, task.restriction
     trained = {each.name: getattr(training, each.name) for each in fields(training) if each.repr}
     if training.batches is not None:
         trained["batches"] = f"{plan.steps} recorded"
@@ -236,6 +237,10 @@ def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, 
         "listed": chosen.data_sets > 0,
         "joint": chosen.data_sets == 0,
         "enumerated": chosen.groups > 0 and chosen.data_sets == 0,
+    }
+    partly = {
+        "initial": "boxes" if any(not box.is_point for box in task.initial.values()) else "",
+        "restriction": "" if part == UNRESTRICTED else "a part of the threat",
     }
     return {
         "training": {name: _plain(value) for name, value in trained.items() if value is not None},
@@ -246,6 +251,7 @@ def settings(training: Training, plan: Plan, precision: Precision) -> dict[str, 
             "inner_bounds": "linear" if plan.linear_inner else "interval",
             "selections": ", ".join(name for name, used in told.items() if used),
             "precision": precision.name,
+            **{name: said for name, said in partly.items() if said},
         },
     }
 

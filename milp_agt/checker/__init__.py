@@ -3,7 +3,7 @@
 Read it in this order: ``boxes`` (numbers and their rounding), ``functions`` (exp and its kin), ``layers``
 (the run), ``training`` (one step against the adversary), ``forms``, ``affine`` and ``steps`` (the same by
 affine forms), ``tree`` (by cells of who is poisoned and how), ``questions`` and ``proof`` (everything a run
-can end with, and what such models do), ``files``, ``statement`` and ``reading`` (what a certificate says),
+can end with, and what such models do), ``files`` and ``statement`` (what a certificate says),
 ``check`` (the verdict). ``README.md`` beside them specifies the format and names what stays outside.
 """
 

@@ -21,7 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Check, print what came of it, and return the exit code."""
     parser = argparse.ArgumentParser(prog="milp-agt check", description=__doc__.partition("\n")[0])
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    if not arguments.folder.is_dir():
+        parser.error(f"no folder {arguments.folder}")
+    return run(arguments)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

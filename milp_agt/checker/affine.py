@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from milp_agt.checker import forms, functions
-from milp_agt.checker.boxes import SPARE, TINY, Array, Box, Unbounded, down, up
-from milp_agt.checker.forms import Form, Symbols, granted, magnitude, own_ranges, plus, wide
+from milp_agt.checker.boxes import SPARE, TINY, Array, Box, allowance, down, up
+from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, plus, wide
 from milp_agt.checker.layers import VELOCITY, Layer, Problem, Rule
 
 
@@ -54,8 +53,26 @@ class Flipped:
     alone: Array
 
 
-# Of each layer: the derivative of an activation at its centres, and where it flips.
-Slopes = list[tuple[Array, Flipped] | None]
+# Of each layer: the derivative of an activation at its centres, and where it flips, or its form.
+Slopes = list[tuple[Array, Flipped | Form] | None]
+
+
+def derivatives(layer: Layer, z: Box) -> tuple[Box, ...]:
+    """sigmoid or tanh and its first three derivatives.
+
+    With ``t = tanh(k z)``, where k is 1 for tanh and 1/2 for sigmoid, the value is t or ``(1 + t) / 2``, and
+    the derivatives are ``k^2 (1 - t^2)``, ``-2 k^3 t (1 - t^2)`` and ``-2 k^4 (1 - t^2) (1 - 3 t^2)``.
+    """
+    k = 1.0 if layer.kind == "tanh" else 0.5
+    value, t = (functions.tanh if k == 1.0 else functions.sigmoid)(z), functions.tanh(_by(k, z))
+    one = Box.point(np.ones(z.lo.shape))
+    slope = one - t.square()
+    last = slope * (one - _by(3.0, t.square()))
+    return value, _by(k**2, slope), _by(-2.0 * k**3, t * slope), _by(-2.0 * k**4, last)
+
+
+def _by(factor: float, box: Box) -> Box:
+    return Box.point(np.array(factor)) * box
 
 
 @dataclass
@@ -97,7 +114,7 @@ class Pass:
         they underflow.
         """
         lost = TINY * self.symbols.sizes.sum()
-        return up(granted(mine, size) + lost + self.problem.arithmetic.off(runs, size))
+        return up(allowance(mine + 4, size) + lost + self.problem.arithmetic.off(runs, size))
 
     def dense(self, weight: Form, x: Form, bias: Form | None, turned: bool = False) -> Form:
         """``sum_k rows_jk x_ik + bias_j`` (n, j): both factors are forms. The rows are those of the weight,
@@ -112,7 +129,7 @@ class Pass:
             np.tensordot(x.c, rows.s, (1, 1)), np.tensordot(x.s, rows.c, (1, 1)).transpose(0, 2, 1)
         )
         low, high = _split(rows.c, x.low, x.high)
-        second = np.einsum("sik,sijk->sij", self.far(x), apart)
+        second = (self.far(x)[:, :, None] * apart).sum(-1)
         size = self.size(x) @ sizes.T
         if bias is not None:
             c, s = c + bias.c, plus(s, bias.s)
@@ -137,9 +154,8 @@ class Pass:
                 if name and self.given:
                     j, own = each.reshape(len(at), -1), self.given[name]
                     own = own.reshape(2, j.shape[1], own.shape[-1])
-                    found += wide(
-                        np.maximum(j, 0.0) @ own + np.maximum(-j, 0.0) @ own[::-1], found.shape[-1]
-                    )
+                    both = np.maximum(j, 0.0) @ own + np.maximum(-j, 0.0) @ own[::-1]
+                    found = found + wide(both, found.shape[-1])
             rows = rows @ state[layer.weight].c
         return found
 
@@ -181,7 +197,7 @@ class Pass:
         quiet = np.where(alone, least[0], least.max(0))
         more = np.maximum([y.high[1] - y.high[0], y.low[0] - y.low[1]], 0.0)
         more[0] += least.max(0) - quiet
-        pays = np.zeros((len(own), 2, len(self.symbols.low)))
+        pays = np.zeros_like(more, shape=(len(own), 2, len(self.symbols.low)))
         pays[np.arange(len(own)), :, own] = np.where(own < 0, 0.0, up(more)).T
         y = replace(y, low=y.low[0], high=y.high[0])
         own_parts = {"most": most, "shares": shares, "cover": cover, "pays": pays}
@@ -194,6 +210,33 @@ class Pass:
         self.knows(h, Box(low, high).widened(error))
         turned = (1.0 - slope) * sign[place]
         return h, at, Flipped(place, np.arange(first, first + len(most)), turned, alone)
+
+    def times(self, a: Form, b: Form) -> Form:
+        """A cotangent times a derivative, elementwise."""
+        second, size = SPARE * self.far(a) * self.far(b), self.size(a) * (2.0 + 4.0 * self.size(b))
+        both = replace(a.scaled(b.c) + b.scaled(a.c), c=a.c * b.c)
+        return both.widened(second + self.off(16, 5, size))
+
+    def curved(self, layer: Layer, z: Form) -> tuple[Form, Array, Form]:
+        """sigmoid or tanh, its derivative at the centres, and its derivative: both as tangents, up to half
+        of the next derivative times the square of the move. The run takes its derivative from its value,
+        which is off by 16 units.
+        """
+        around, far = derivatives(layer, self.box(z)), self.far(z)
+        centre = derivatives(layer, Box.point(z.c))
+        half, found = 0.5 * SPARE * far * far, list[Form]()
+        for at, slope, bend, box in zip(centre, centre[1:], around[2:], around, strict=False):
+            c, s = (0.5 * (each.lo + each.hi) for each in (at, slope))
+            unsure = up(at.hi - at.lo) + up(slope.hi - slope.lo) * far
+            form = z.scaled(s)
+            low = form.low + np.minimum(bend.lo, 0.0) * half - unsure
+            high = form.high + np.maximum(bend.hi, 0.0) * half + unsure
+            size = box.size.max(0) + abs(s) * self.size(z) + len(found)
+            error = self.off(16, 40 if found else 16, size)
+            form = replace(form, c=c, low=low, high=high).widened(error)
+            self.knows(form, box.widened(error))
+            found.append(form)
+        return found[0], found[1].c, found[1]
 
     def _shares(self, y: Form, own: Array, alone: Array, given: Array) -> tuple[Array, Array]:
         """Shares of flips and what they cover.
@@ -217,22 +260,24 @@ class Pass:
         best[alone] = np.arange(len(symbols.low)) == own[alone, None]
         return best, np.where(alone, 1.0, cover)
 
-    def pulled(self, delta: Form, at: Array, flipped: Flipped) -> Form:
-        """``delta f'``, where ``f' = at + turned phi``: of ``phi (delta - c)`` nothing is known but that it
-        is 0 if the flip does not happen: noise that is charged to it, by the state of the sample.
+    def pulled(self, delta: Form, at: Array, flipped: Flipped | Form) -> Form:
+        """``delta f'``, where f' is a form, or ``at + turned phi``: of ``phi (delta - c)`` nothing is known
+        but that it is 0 if the flip does not happen: noise that is charged to it, by the state of the sample.
         """
+        if isinstance(flipped, Form):
+            return self.times(delta, flipped)
         symbols, place = self.symbols, flipped.place
         states, before = (slice(None), *place), symbols.count
         radius = self.far(delta)[states]
         radius = up(radius * abs(flipped.turned))
         clean = np.where(flipped.alone, radius[1], radius[0])
         each, own = np.arange(len(flipped.index)), self.own[place[0]]
-        owned = np.zeros((len(each), len(symbols.low)))
+        owned = np.zeros_like(radius, shape=(len(each), len(symbols.low)))
         owned[each, own] = np.where(own < 0, 0.0, np.maximum(up(radius[1] - clean), 0.0))
         self.symbols = symbols.with_noise(np.zeros(len(each)), owned, flipped.index, clean)
         error = self.off(4, 2, 2.0 * self.size(delta))
         found = delta.scaled(at).widened(error)
-        found = replace(found, s=wide(found.s, self.symbols.count))
+        found = replace(found, s=wide(found.s, self.symbols.count).astype(delta.c.dtype))
         found.s[*place, symbols.flips[flipped.index, 0]] += flipped.turned * delta.c[place]
         found.s[*place, before + each] = 1.0
         other = np.stack([at, at])
@@ -242,11 +287,17 @@ class Pass:
         return found
 
     def loss(self, f: Form, y: Form) -> Form:
-        """The derivative of the loss: ``p(f) - y``, or ``2 (f - y) / outputs``."""
+        """The derivative of the loss: ``p(f) - y``, ``2 (f - y) / outputs``, or that of hinge, which is
+        ``(1 - y) [1 + f > 0] - y [1 - f > 0]``.
+        """
         count = f.c.shape[-1]
         size = magnitude(f, self.symbols) + magnitude(y, self.symbols)
         if self.problem.loss == "mse":
             return (f - y).scaled(np.full(count, 2.0 / count)).widened(self.off(8, 8, size * 2.0))
+        if self.problem.loss == "hinge":
+            one = points(np.ones_like(f.c))
+            below, above = self.kinked(one + f, one - y), self.kinked(one - f, y)
+            return (below - above).widened(self.off(16, 6, size + 1.0))
         f, size = as_classes(f), size.max(-1, keepdims=True)
         centre = functions.softmax(Box.point(f.c))
         p = 0.5 * (centre.lo + centre.hi)
@@ -258,8 +309,8 @@ class Pass:
         # Along a line p_j'' = p_j ((v_j - E v)^2 - Var v), where v_k are the moves of the logits, with
         # probability p_k. With D = max |v_j - v_k|: |v_j - E v| <= (1 - p_j) D and
         # Var v <= min(1/4, 1 - p_j) D^2.
-        half = 0.5 * SPARE * gap**2
-        rise = np.minimum(most * (1.0 - least) ** 2, 4.0 / 27.0) * half
+        half = 0.5 * SPARE * gap * gap
+        rise = np.minimum(most * (1.0 - least) * (1.0 - least), 4.0 / 27.0) * half
         fall = most * np.minimum(1.0 - least, 0.25) * half
         jacobian = p[:, :, None] * (np.eye(f.c.shape[-1]) - p[:, None])
         # What p at the centre and its Jacobian may be off by; then the run's own softmax.
@@ -272,6 +323,12 @@ class Pass:
         found = mixed(jacobian, f)
         found = replace(found, c=p, low=found.low - fall, high=found.high + rise)
         return found.widened(error)[:, -count:] - y
+
+    def kinked(self, z: Form, share: Form) -> Form:
+        """``share [z > 0]``."""
+        z = z.widened(self.off(8, 0, magnitude(z, self.symbols)))
+        _, at, flipped = self.activated(Layer("relu"), z, partial(self.carried, {}, [], []))
+        return self.pulled(share, at, flipped)
 
     def summed(self, delta: Form, x: Form) -> Form:
         """``sum_i delta_ij x_ik`` over the batch, (j, k). The rests of clean samples, and for each slot what
@@ -291,7 +348,7 @@ class Pass:
         size = self.size(delta)[..., None] * self.size(x)[:, None]
         known = self.own >= 0
         more = np.maximum(np.maximum(low[0] - low[1], high[1] - high[0]), 0.0)[known]
-        owned = np.zeros((*c.shape, len(symbols.low)))
+        owned = np.zeros_like(more, shape=(*c.shape, len(symbols.low)))
         owned[..., self.own[known]] = np.moveaxis(up(more), 0, -1)
         error = self.off(2 * n + 8, n + 2, 4.0 * size.sum(0))
         return Form(c, s, low[0].sum(0) - error, high[0].sum(0) + error, owned)
@@ -308,9 +365,11 @@ class Pass:
                 slopes.append(None)
             else:
                 carried = partial(self.carried, state, values, slopes)
-                h, at, flipped = self.activated(layer, values[-1], carried)
+                bends = layer.kind in ("sigmoid", "tanh")
+                act = self.curved if bends else partial(self.activated, carried=carried)
+                h, at, by = act(layer, values[-1])
                 values.append(h)
-                slopes.append((at, flipped))
+                slopes.append((at, by))
         return values, slopes
 
     def gradients(self, state: Mapping[str, Form], x: Form, y: Form) -> dict[str, Form]:
@@ -339,33 +398,16 @@ class Pass:
         sizes = [magnitude(form, self.symbols) for form in parts]
         mean = up(sizes[2] / batch)
         errors = rule.off(self.problem.arithmetic, name, sizes[0], sizes[1], mean)
-        new = {}
-        assert sums.owned is not None
-        for kind, factors in rule.factors(name).items():
-            if kind + name not in state:
-                continue
-            scales = [_near(f) for f in (*factors[:2], factors[2] / batch)]
-            pairs = list(zip(parts, scales, strict=True))
-            size = sum(abs(f) * each for f, each in zip(scales, sizes, strict=True))
-            error = up(errors[kind] + self.off(16, 0, np.asarray(size)))
-            found = reduce(Form.__add__, [form.scaled(np.asarray(f)) for form, f in pairs])
-            owned = up(up(abs(scales[2]) * sums.owned))
-            new[kind + name] = replace(found.widened(error), owned=owned)
-        return new
-
-
-def _near(factor: Fraction) -> float:
-    """A float off by at most a share of U, which ``_grant`` covers."""
-    if factor and not 2.0**-1000 < abs(factor) < 2.0**1000:
-        raise Unbounded("a factor that no float is near")
-    return float(factor)
+        for kind, (theta, velocity, gradient) in rule.factors(name).items():
+            pairs = zip((theta, velocity, gradient / batch), sizes, strict=True)
+            size = sum(forms.near(abs(factor), each) * each for factor, each in pairs)
+            errors[kind] = up(errors[kind] + self.off(16, 0, np.asarray(size)))
+        return rule.applied(name, state, sums, batch, errors)
 
 
 def covers(problem: Problem) -> bool:
-    """Whether there are rules for all layers, for the loss and for the optimiser."""
-    known = all(layer.kind in ("dense", "relu", "leaky_relu") for layer in problem.layers)
-    rule = problem.rules[0]
-    return known and problem.loss != "hinge" and not rule.l1 and rule.projection is None
+    """Whether there are rules for the optimiser."""
+    return not problem.rules[0].l1 and problem.rules[0].projection is None
 
 
 def points(values: Array, symbols: int = 0) -> Form:

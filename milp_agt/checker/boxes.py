@@ -5,7 +5,7 @@ A box is two arrays of the same shape, in one of two arithmetics that share all 
 - float64: every operation rounds to nearest (IEEE 754), and :func:`down` and :func:`up` go one number
   further. Sums are in any order; they are off by at most ``gamma(k) sum |x|`` with ``gamma(k) = k u / (1 -
   k u)`` and ``u = 2^-53`` (Higham 2002, section 4.2), which :func:`total` grants;
-- exact: arrays of :class:`fractions.Fraction`; nothing is rounded, and :func:`coarse` shortens fractions
+- exact: arrays of :class:`Exact` fractions; nothing is rounded, and :func:`coarse` shortens fractions
   outwards.
 
 A number that is not finite proves nothing: it raises :class:`Unbounded`.
@@ -13,7 +13,8 @@ A number that is not finite proves nothing: it raises :class:`Unbounded`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -24,15 +25,19 @@ Array = npt.NDArray[Any]
 
 U = 2.0**-53
 TINY = 2.0**-1000  # more than underflow adds to 2^70 operations
-SPARE = (
-    1.0 + 2.0**-8
-)  # covers 1 / (1 - k u) for k u <= 2^-10, and the rounding of the sizes that errors grow with
+# Covers 1 / (1 - k u) for k u <= 2^-10, and the rounding of the sizes that errors grow with.
+SPARE = 1.0 + 2.0**-8
 LONGEST = 2**40  # terms of a sum
 BITS = 320  # of the fractions that exact arithmetic keeps from one step to the next
 
 
 class Unbounded(Exception):
     """A bound that is infinite or no number: nothing follows from it."""
+
+
+def finite(*arrays: Array) -> None:
+    if not all(is_exact(values) or np.isfinite(values).all() for values in arrays):
+        raise Unbounded("a bound became infinite")
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,7 @@ class Box:
     hi: Array
 
     def __post_init__(self) -> None:
-        if self.lo.dtype != object and not (
-            np.isfinite(self.lo).all() and np.isfinite(self.hi).all()
-        ):
-            raise Unbounded("a bound became infinite")
+        finite(self.lo, self.hi)
 
     @staticmethod
     def point(values: Array) -> Box:
@@ -55,6 +57,12 @@ class Box:
     @property
     def is_point(self) -> bool:
         return self.lo is self.hi
+
+    @property
+    def T(self) -> Box:
+        """The last two axes exchanged."""
+        low = np.swapaxes(self.lo, -1, -2)
+        return Box(low, low if self.is_point else np.swapaxes(self.hi, -1, -2))
 
     @property
     def size(self) -> Array:
@@ -80,6 +88,14 @@ class Box:
         low, high = corners(self, other)
         return Box(down(low), up(high))
 
+    def times(self, factor: float | Fraction) -> Box:
+        return self * scale_of(factor, self.lo)
+
+    def square(self) -> Box:
+        straddles = (self.lo <= 0) & (self.hi >= 0)
+        nearest = np.where(straddles, 0.0, np.minimum(abs(self.lo), abs(self.hi)))
+        return Box(down(nearest * nearest), up(self.size * self.size))
+
     def met(self, other: Box) -> Box:
         """What both hold."""
         return Box(np.maximum(self.lo, other.lo), np.minimum(self.hi, other.hi))
@@ -87,6 +103,30 @@ class Box:
     def widened(self, error: Array) -> Box:
         """Both ends moved outwards by ``error >= 0``."""
         return Box(down(self.lo - error), up(self.hi + error))
+
+
+class Exact(Fraction):
+    """A fraction that takes a float beside it as the fraction which that is."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def _operation(name: str) -> Callable[..., Exact]:
+        plain = getattr(Fraction, name)
+
+        def operation(*operands: Any) -> Any:
+            if isinstance(operands[-1], np.ndarray):
+                return NotImplemented
+            own = [v if isinstance(v, Fraction) else Fraction(v) for v in operands]
+            found = plain(*own)
+            found.__class__ = Exact
+            return found
+
+        return operation
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "abs"):
+    setattr(Exact, f"__{_name}__", Exact._operation(f"__{_name}__"))
 
 
 def is_exact(values: Array) -> bool:
@@ -103,29 +143,36 @@ def up(values: Array) -> Array:
     return values if is_exact(values) else np.nextafter(values, np.inf)
 
 
-def number(value: float | Fraction, like: Array) -> Any:
-    """A constant in the arithmetic of an array; every float is a fraction."""
-    return Fraction(value) if is_exact(like) else float(value)
-
-
 def scale_of(value: float | Fraction, like: Array) -> Box:
     """A constant as a box, which may be a rational number that is no float."""
     if is_exact(like):
-        return Box.point(np.array(Fraction(value), dtype=object))
+        return Box.point(np.array(Exact(value), dtype=object))
     if abs(Fraction(value)) >= 2**1023:
         raise Unbounded("a factor beyond all floats")
-    near = np.array(float(value))
-    return (
-        Box.point(near) if Fraction(float(value)) == Fraction(value) else Box(down(near), up(near))
-    )
+    near, same = np.array(float(value)), Fraction(float(value)) == Fraction(value)
+    return Box.point(near) if same else Box(down(near), up(near))
 
 
-def exact(values: Array) -> Array:
-    """The same numbers as fractions."""
-    flat = [Fraction(v) for v in values.reshape(-1).tolist()]
-    found = np.empty(len(flat), dtype=object)
-    found[:] = flat
-    return found.reshape(values.shape)
+def exact(value: Any) -> Any:
+    """The same with fractions in all arrays of floats, however deep in it they stand."""
+    if isinstance(value, np.ndarray) and value.dtype == np.float64:
+        return np.asarray(np.frompyfunc(Exact, 1, 1)(value), dtype=object)
+    if isinstance(value, Box) and value.is_point:
+        return Box.point(exact(value.lo))
+    if isinstance(value, dict):
+        return {key: exact(each) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(exact, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: exact(getattr(value, f.name)) for f in fields(value)})
+    return value
+
+
+def root(values: Array) -> Array:
+    """A number that is no smaller than the root of ``values >= 0``, of which underflow may have taken."""
+    found = up(np.sqrt(up(values.astype(np.float64)) + TINY))
+    finite(found)
+    return exact(found) if is_exact(values) else found
 
 
 def coarse(box: Box) -> Box:
@@ -135,8 +182,8 @@ def coarse(box: Box) -> Box:
     if not is_exact(box.lo):
         return box
     unit = 2**BITS
-    low = np.frompyfunc(lambda v: Fraction(v * unit // 1, unit), 1, 1)
-    high = np.frompyfunc(lambda v: Fraction(-(-v * unit // 1), unit), 1, 1)
+    low = np.frompyfunc(lambda v: Exact(Fraction(v) * unit // 1, unit), 1, 1)
+    high = np.frompyfunc(lambda v: Exact(-(-Fraction(v) * unit // 1), unit), 1, 1)
     return Box(np.asarray(low(box.lo), dtype=object), np.asarray(high(box.hi), dtype=object))
 
 
@@ -196,9 +243,13 @@ def matmul(a: Box, b: Box) -> Box:
 
 
 def _balls(a: Box) -> tuple[Array, Array]:
-    half = number(0.5, a.lo)
-    middle = half * a.lo + half * a.hi
+    middle = 0.5 * a.lo + 0.5 * a.hi
     return middle, up(np.maximum(a.hi - middle, middle - a.lo))
+
+
+def joined(parts: Sequence[Box], axis: int) -> Box:
+    low, high = (np.concatenate([getattr(box, end) for box in parts], axis) for end in ("lo", "hi"))
+    return Box(low, high)
 
 
 def largest(values: Array, count: int, axis: int = 0) -> Array:

@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from milp_agt.checker import proof, training
-from milp_agt.checker.boxes import Array, Box, Unbounded
+from milp_agt.checker.boxes import Box, Unbounded, exact, joined
 from milp_agt.checker.files import Rejected, open_certificate
 from milp_agt.checker.proof import Reached
-from milp_agt.checker.reading import state
-from milp_agt.checker.statement import Question, Statement
+from milp_agt.checker.statement import Question, Statement, state
 
 
 class Outcome(enum.Enum):
@@ -71,18 +70,16 @@ def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
     Never raises for what a certificate holds: whatever is wrong with one is a REJECTED item.
     """
     try:
-        certificate = open_certificate(folder)
-        found = state(certificate)
+        claim, sha256, size = open_certificate(folder)
+        found = state(claim)
         words: tuple[str, ...] = ()
         if isinstance(found, tuple):
             items = tuple(Item(what, Outcome.NOT_COVERED) for what in found)
-        elif exactly and found.method == "affine":
-            items = (Item("affine forms in fractions", Outcome.NOT_COVERED),)
         else:
             words = found.words
             with np.errstate(all="ignore"):
-                items = tuple(_items(found.exactly() if exactly else found, jobs))
-        return Report(items, words, certificate.sha256, certificate.bytes)
+                items = tuple(_items(exact(found) if exactly else found, jobs))
+        return Report(items, words, sha256, size)
     except Rejected as error:
         return Report((Item("the certificate", Outcome.REJECTED, str(error)),))
     except MemoryError:
@@ -97,7 +94,7 @@ def _items(given: Statement, jobs: int) -> Iterator[Item]:
         detail = f"claimed finite; in the check, {error}"
         yield Item("the box of the parameters", Outcome.REJECTED, detail)
         return
-    yield _inside(given, [case.boxes for case in cases])
+    yield _claimed(given, [case.boxes for case in cases])
     for question in given.questions:
         yield _answer(question, cases)
     for what in given.not_covered:
@@ -108,34 +105,31 @@ def _nominal(given: Statement) -> Item:
     """The run on the data as given ends where the certificate says, up to rounding."""
     name = "the run on the data as given"
     try:
-        boxes = training.train(given.problem, given.initial, given.samples)
+        ends = training.train(given.problem, given.initial, given.samples)
     except Unbounded as error:
         return Item(name, Outcome.REJECTED, f"it does not end: {error}")
-    for key, box in boxes.items():
-        value = given.nominal[key]
-        if not ((box.lo[0] <= value) & (value <= box.hi[0])).all():
-            gap = np.maximum(box.lo[0] - value, value - box.hi[0])
-            detail = f"'{key}' is stored {_worst(gap)} away from where it ends"
-            return Item(name, Outcome.REJECTED, detail)
-    return Item(name, Outcome.PROVED)
+    stored = {key: Box.point(given.nominal[key][None]) for key in ends}
+    return _inside(name, "stored", stored, "from where it ends", ends)
 
 
-def _inside(given: Statement, cases: Sequence[Mapping[str, Box]]) -> Item:
+def _claimed(given: Statement, cases: Sequence[Mapping[str, Box]]) -> Item:
     """Every proved box lies in the claimed one."""
-    for name in given.problem.parameters:
-        for side, claimed in (("lower", given.lower[name]), ("upper", given.upper[name])):
-            ends = [(c[name].lo.min(0) if side == "lower" else -c[name].hi.max(0)) for c in cases]
-            proved = np.min(ends, 0)
-            gap = (claimed if side == "lower" else -claimed) - proved
+    claimed = {key: Box(low, given.upper[key]) for key, low in given.lower.items()}
+    proved = {key: joined([case[key] for case in cases], 0) for key in claimed}
+    return _inside("the box of the parameters", "claimed", proved, "tighter than proved", claimed)
+
+
+def _inside(
+    name: str, verb: str, inner: Mapping[str, Box], how: str, outer: Mapping[str, Box]
+) -> Item:
+    for key, box in inner.items():
+        gaps = outer[key].lo - box.lo.min(0), box.hi.max(0) - outer[key].hi
+        for side, gap in zip(("lower", "upper"), gaps, strict=True):
             if not (gap <= 0).all():
-                detail = f"{side} end of '{name}': claimed {_worst(gap)} tighter than proved"
-                return Item("the box of the parameters", Outcome.REJECTED, detail)
-    return Item("the box of the parameters", Outcome.PROVED)
-
-
-def _worst(gap: Array) -> str:
-    place = np.unravel_index(int(np.argmax(gap)), gap.shape)
-    return f"{float(gap[place]):.6g} at {[int(k) for k in place]}"
+                place = np.unravel_index(int(np.argmax(gap)), gap.shape)
+                detail = f"{verb} {float(gap[place]):.6g} {how} at {[int(k) for k in place]}"
+                return Item(name, Outcome.REJECTED, f"{side} end of '{key}': {detail}")
+    return Item(name, Outcome.PROVED)
 
 
 def _answer(asked: Question, cases: Sequence[Reached]) -> Item:

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,16 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Table:
-    """A JSON object that knows where it stands: what is missing, left over or of another type is
-    refused.
+    """A JSON object that knows where it stands, and the arrays that it names: what is missing, left over or
+    of another type is refused.
     """
 
     values: Mapping[str, Any]
     where: str
+    arrays: dict[str, Array] = field(default_factory=dict)  # of the whole claim
+    named: set[str] = field(default_factory=set)  # those that were read
     used: set[str] = field(default_factory=set)
+    parts: list[Table] = field(default_factory=list)
 
     def _taken(self, key: str, wanted: str, fits: Callable[[Any], bool]) -> Any:
         self.refuse(key not in self.values, f": '{key}' is missing")
@@ -59,7 +62,7 @@ class Table:
     def text(self, key: str) -> str:
         return str(self._taken(key, "a text", lambda value: isinstance(value, str)))
 
-    def word(self, key: str, words: tuple[str, ...]) -> str:
+    def word(self, key: str, words: Iterable[str]) -> str:
         wanted = f"one of {', '.join(words)}"
         return str(self._taken(key, wanted, lambda v: isinstance(v, str) and v in words))
 
@@ -80,11 +83,26 @@ class Table:
 
     def table(self, key: str) -> Table:
         found = self._taken(key, "a table", lambda value: isinstance(value, dict))
-        return Table(found, f"{self.where}.{key}")
+        return self._part(found, key)
 
     def tables(self, key: str) -> list[Table]:
         found = self._taken(key, "a list of tables", lambda value: _lists(value, dict))
-        return [Table(each, f"{self.where}.{key}[{k}]") for k, each in enumerate(found)]
+        return [self._part(each, f"{key}[{k}]") for k, each in enumerate(found)]
+
+    def _part(self, values: Mapping[str, Any], key: str) -> Table:
+        self.parts.append(Table(values, f"{self.where}.{key}", self.arrays, self.named))
+        return self.parts[-1]
+
+    def array(self, key: str, shape: tuple[int, ...] | None = None, kind: str = "f") -> Array:
+        """The array that a key names, of a kind (``f``, ``i`` or ``u``) and shape."""
+        name = self.text(key)
+        self.refuse(name not in self.arrays, f": '{key}' names {name!r:.60}, no file of the claim")
+        found = self.arrays[name]
+        wrong = found.dtype.kind != kind or (shape is not None and found.shape != shape)
+        is_, wanted = f"{found.dtype} of shape {found.shape}", f"'{kind}', {shape or 'any'}"
+        self.refuse(wrong, f".{key}: {name} holds {is_}, where {wanted} is needed")
+        self.named.add(name)
+        return found
 
     def refuse(self, wrong: bool | np.bool, what: str) -> None:
         """Reject the certificate if something here is wrong."""
@@ -92,9 +110,11 @@ class Table:
             raise Rejected(f"{self.where}{what}")
 
     def finish(self) -> None:
-        """See that nothing was left unread."""
+        """See that nothing was left unread, here and below."""
         rest = sorted(set(self.values) - self.used)
         self.refuse(bool(rest), f": unknown keys {', '.join(rest)}")
+        for part in self.parts:
+            part.finish()
 
 
 def _lists(value: Any, kind: type) -> bool:
@@ -110,33 +130,8 @@ def _is_hexadecimal(value: Any) -> bool:
     return math.isfinite(found) and found.hex() == value
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """The claim and its arrays, as they lie in the folder."""
-
-    claim: Table
-    arrays: Mapping[str, Array]
-    sha256: str
-    bytes: int
-    used: set[str] = field(default_factory=set)
-
-    def array(
-        self, table: Table, key: str, shape: tuple[int, ...] | None = None, kind: str = "f"
-    ) -> Array:
-        """The array that a key names, of a kind (``f``, ``i`` or ``u``) and shape."""
-        name = table.text(key)
-        if name not in self.arrays:
-            raise Rejected(f"{table.where}: '{key}' names {name!r:.60}, no file of the claim")
-        found = self.arrays[name]
-        if found.dtype.kind != kind or (shape is not None and found.shape != shape):
-            wanted = f"{table.where}.{key} needs '{kind}', {shape or 'any'}"
-            raise Rejected(f"{name}: {found.dtype} of shape {found.shape}, where {wanted}")
-        self.used.add(name)
-        return found
-
-
-def open_certificate(folder: Path) -> Certificate:
-    """Read a folder.
+def open_certificate(folder: Path) -> tuple[Table, str, int]:
+    """The claim in a folder, its SHA-256, and how many bytes there are.
 
     Raises:
         Rejected: whatever is missing, damaged, left over, linked or too large.
@@ -154,21 +149,17 @@ def open_certificate(folder: Path) -> Certificate:
     if not isinstance(values, dict):
         raise Rejected(f"{CLAIM}: no table")
     claim = Table(values, "claim")
-    listed = claim.table("files")
-    arrays, size = {}, len(text)
+    listed, size = claim.table("files"), len(text)
     for name in listed.values:
-        if not NAME.fullmatch(name):
-            raise Rejected(f"claim.files: {name!r:.60} is no plain name of an array")
+        listed.refuse(not NAME.fullmatch(name), f": {name!r:.60} is no plain name of an array")
         entry = listed.table(name)
         data = _bytes(folder / name, LARGEST_ARRAY, entry.whole("bytes"))
-        if hashlib.sha256(data).hexdigest() != entry.text("sha256"):
-            raise Rejected(f"{name}: its SHA-256 is not the one in the claim")
-        entry.finish()
-        arrays[name], size = _array(name, data), size + len(data)
-    extra = sorted({each.name for each in folder.iterdir()} - {*arrays, CLAIM, SEAL})
-    if extra:
-        raise Rejected(f"{extra[0]!r:.60}: a file that the claim does not list")
-    return Certificate(claim, arrays, digest, size)
+        same = hashlib.sha256(data).hexdigest() == entry.text("sha256")
+        entry.refuse(not same, ": its SHA-256 is another one")
+        claim.arrays[name], size = _array(name, data), size + len(data)
+    extra = sorted({each.name for each in folder.iterdir()} - {*claim.arrays, CLAIM, SEAL})
+    claim.refuse(bool(extra), f": it does not list a file that is there, {extra[:1]!r:.60}")
+    return claim, digest, size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -205,18 +196,12 @@ def _array(name: str, data: bytes) -> Array:
     header = HEADER.fullmatch(data[10 : 10 + int.from_bytes(data[8:10], "little")])
     if data[:8] != b"\x93NUMPY\x01\x00" or header is None:
         raise Rejected(f"{name}: not an array of such numbers in numpy's format 1.0")
+    kind, rest = np.dtype(KINDS[header[1]]), data[10 + len(header[0]) :]
     try:
         shape = tuple(int(part) for part in header[2].decode().split(",") if part.strip())
-    except ValueError:
-        raise Rejected(f"{name}: a shape that cannot be read") from None
-    kind = np.dtype(KINDS[header[1]])
-    rest = data[10 + len(header[0]) :]
-    if math.prod(shape) * kind.itemsize != len(rest):
-        raise Rejected(f"{name}: {len(rest)} bytes for shape {shape}")
-    try:
         found = np.frombuffer(rest, dtype=kind).reshape(shape)
     except (ValueError, OverflowError):
-        raise Rejected(f"{name}: a shape that no array has") from None
+        raise Rejected(f"{name}: {len(rest)} bytes for a shape {header[2]!r}") from None
     if kind.kind == "f" and not np.isfinite(found).all():
         raise Rejected(f"{name}: numbers that are not finite")
     return found

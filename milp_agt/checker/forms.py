@@ -32,12 +32,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from milp_agt.checker.boxes import SPARE, TINY, Array, Box, U, Unbounded, down, largest, up
+from milp_agt.checker import boxes
+from milp_agt.checker.boxes import SPARE, TINY, Array, Box, Unbounded, down, largest, up
 
 NUMBERS = 2**27  # coefficients of one array at most
 # Which flips samples pay for: those of which so many fit in the budget.
@@ -51,6 +53,8 @@ class Symbols:
 
     Attributes:
         low, high: ranges of the moves of slots, (slots, width); a slot that is not poisoned has none.
+        radius: with a ``norm`` of 1 or 2, that of ``move / radius`` is at most 1, (slots, width); columns
+            that have a radius of 0 are not in it.
         groups: the slots of each group, at most ``budget`` of which are poisoned.
         moves: their columns, (slots, width).
         flips: columns of phi and rho of each flip, (flips, 2): ``phi in {0, 1}, 0 <= rho <= most phi``.
@@ -69,8 +73,10 @@ class Symbols:
 
     low: Array
     high: Array
+    radius: Array
     groups: tuple[slice, ...]
     budget: int
+    norm: int
     moves: Array
     flips: Array
     most: Array
@@ -88,12 +94,12 @@ class Symbols:
     count: int
 
     @staticmethod
-    def none(width: int, budget: int) -> Symbols:
+    def none(width: int, budget: int, norm: int = 0) -> Symbols:
         z = np.zeros
         slots, flips, noise = z((0, width)), z((0, 2), dtype=np.int64), z(0, dtype=np.int64)
         columns, rows, pairs = z((0, width), dtype=np.int64), z((0, 2, 0)), z((0, 2))
         rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), rows, pairs, rows, z(0)
-        return Symbols(slots, slots, (), budget, columns, flips, *rest, 0)
+        return Symbols(slots, slots, slots, (), budget, norm, columns, flips, *rest, 0)
 
     def _columns(self, *shape: int) -> Array:
         size = int(np.prod(shape))
@@ -103,12 +109,12 @@ class Symbols:
         joined = {n: np.concatenate([getattr(self, n), part]) for n, part in parts.items()}
         return replace(self, count=self.count + new.size, **joined)  # type: ignore[arg-type]
 
-    def with_slots(self, low: Array, high: Array) -> Symbols:
+    def with_slots(self, low: Array, high: Array, radius: Array) -> Symbols:
         """With a group of slots more."""
         before, new = len(self.low), self._columns(*low.shape)
         slots = before + len(low)
         return replace(
-            self._more(new, low=low, high=high, moves=new),
+            self._more(new, low=low, high=high, radius=radius, moves=new),
             groups=(*self.groups, slice(before, slots)),
             shares=wide(self.shares, slots),
             owned=wide(self.owned, slots),
@@ -120,7 +126,7 @@ class Symbols:
         and pays.
         """
         new, each = self._columns(len(least), 2), np.arange(len(least))
-        rows = wide(np.stack([y.s, -y.s], 1), self.count + new.size)
+        rows = wide(np.stack([y.s, -y.s], 1), self.count + new.size).astype(least.dtype)
         rows[each, 0, new[:, 0]] = -least
         rows[each, :, new[:, 1]] = -1.0, 1.0
         above = np.stack([y.c + y.high + quiet, -(y.c + y.low)], 1)
@@ -138,10 +144,26 @@ class Symbols:
     @cached_property
     def sizes(self) -> Array:
         """The most that each column is, (count,)."""
-        found = np.zeros(self.count)
+        found = np.zeros_like(self.base, shape=self.count)
         found[self.moves] = np.maximum(-self.low, self.high)
         found[self.flips[:, 0]], found[self.flips[:, 1]] = 1.0, self.most
         found[self.noise] = self.base + self.owned.sum(1) + self.charge
+        return found
+
+    def support(self, by: Array) -> Array:
+        """The most that coefficients of the moves of some slots, (..., slots, width), add up to.
+
+        At most the dual norm of ``by radius``: the largest of norm 1, the root of the squares of norm 2.
+        """
+        slots = by.shape[-2]
+        gains = np.maximum(by * self.low[:slots], by * self.high[:slots])
+        found: Array = gains.sum(-1)
+        if self.norm:
+            radius = self.radius[:slots]
+            scaled = abs(by) * radius
+            squares = (scaled * scaled).sum(-1)
+            ball = scaled.max(-1, initial=0.0) if self.norm == 1 else boxes.root(squares)
+            found = np.minimum(found, ball + np.where(radius > 0, 0.0, gains).sum(-1))
         return found
 
     def given(self, values: Array) -> Pair:
@@ -187,6 +209,13 @@ def plus(first: Array, second: Array) -> Array:
     return wide(first, count) + wide(second, count)
 
 
+def near(factor: Fraction, like: Array) -> Array:
+    """A float off by a share of U at most; of fractions, the same."""
+    if factor and not 2.0**-1000 < abs(factor) < 2.0**1000:
+        raise Unbounded("a factor that no float is near")
+    return np.asarray(boxes.Exact(factor) if boxes.is_exact(like) else float(factor))
+
+
 @dataclass(frozen=True)
 class Form:
     """Forms of one array of numbers.
@@ -208,8 +237,7 @@ class Form:
         if self.s.size > NUMBERS:
             raise Unbounded(f"{self.s.size} coefficients")
         # Coefficients are seen where they are bounded: there one that is infinite makes a box that is.
-        if not all(np.isfinite(a).all() for a in (self.c, self.low, self.high)):
-            raise Unbounded("a form became infinite")
+        boxes.finite(self.c, self.low, self.high)
 
     def widened(self, error: Array) -> Form:
         """With the rest widened by an error that covers the rounding here, too."""
@@ -222,9 +250,9 @@ class Form:
         return Form(self.c[key], self.s[key], self.low[whole], self.high[whole])
 
     def __add__(self, other: Form) -> Form:
-        """The sum, up to rounding."""
+        """The sum, up to rounding; of the last one, what slots add."""
         s, low, high = plus(self.s, other.s), self.low + other.low, self.high + other.high
-        return Form(self.c + other.c, s, low, high)
+        return Form(self.c + other.c, s, low, high, other.owned)
 
     def __sub__(self, other: Form) -> Form:
         """The difference, up to rounding."""
@@ -236,9 +264,11 @@ class Form:
         c, s = factor * self.c, factor[..., None] * self.s
         return Form(c, s, np.minimum(*ends), np.maximum(*ends))
 
-
-def granted(terms: int, size: Array) -> Array:
-    return (terms + 8) * U * SPARE * size + TINY
+    def times(self, factor: Fraction) -> Form:
+        """The product with a number, up to rounding; of what slots add, rounded upwards."""
+        by = near(factor, self.c)
+        owned = None if self.owned is None else up(up(abs(by) * self.owned))
+        return replace(self.scaled(by), owned=owned)
 
 
 def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Array, Array, Array]:
@@ -262,7 +292,7 @@ def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Ar
         for columns in (symbols.moves[:, -1:], symbols.flips[:, -1], symbols.noise)
     )
     moves = sign[..., None, None] * s[..., symbols.moves[:slots]]
-    dev = np.maximum(moves * symbols.low[:slots], moves * symbols.high[:slots]).sum(-1)
+    dev = symbols.support(moves)
     spread = abs(s[..., symbols.noise[:noise]])
     dev = wide(dev, len(symbols.low)) + spread @ symbols.owned[:noise] + more
     charged = np.flatnonzero(symbols.flip[:noise] >= 0)
@@ -292,7 +322,7 @@ def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[
     its share of it. Without rows, and with those that are given multipliers of (2, *shape, flips): their
     differences, for ``-form`` and ``form``.
     """
-    count = symbols.count + 2 * len(symbols.flips) + 64
+    count = symbols.count + 2 * len(symbols.flips) + 68
     for each in (None, given) if given is not None and given.any() else (None,):
         noise, dev, price, size = _parts(form, symbols, each)
         size = size * (2 + symbols.budget * len(symbols.groups))
@@ -304,7 +334,7 @@ def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[
             done = int(few.sum())
             paid = dev + price[..., few] @ symbols.shares[few]
             rest = noise + price[..., ~few].sum(-1)
-            error = granted(count, size + abs(rest) + symbols.worst(paid))
+            error = boxes.allowance(count, size + abs(rest) + symbols.worst(paid))
             yield rest + error, paid
 
 
@@ -327,4 +357,4 @@ def own_ranges(form: Form, symbols: Symbols, own: Array, given: Array | None = N
         found = ends if found is None else np.minimum(found, ends)
     assert found is not None
     low, high = (form.low[None, None], form.high[None, None]) if alike else (form.low, form.high)
-    return Box(down(form.c + low - up(found[0])), up(form.c + high + up(found[1])))
+    return boxes.coarse(Box(down(form.c + low - up(found[0])), up(form.c + high + up(found[1]))))

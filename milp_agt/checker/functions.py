@@ -6,13 +6,13 @@ Constants are computed from series in fractions when the module is loaded, not t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from milp_agt.checker.boxes import Array, Box, Unbounded, allowance, down, is_exact, number, up
+from milp_agt.checker import boxes
+from milp_agt.checker.boxes import Array, Box, Exact, Unbounded, down, exact, is_exact, up
 
 # log 2 = sum_{n >= 1} 1 / (n 2^n); what is left after N terms is positive and below 2^-N / N.
 _TERMS = 420
@@ -60,36 +60,26 @@ def _exp_end(x: Array, upper: bool) -> Array:
     return found
 
 
-def _exact_exp(upper: bool) -> Callable[[Fraction], Fraction]:
+def _exact_exp(x: Fraction, upper: bool) -> Exact:
     """A bound of exp in fractions, by the same series to a higher degree."""
 
-    unit = 2**EXACT_BITS
-
     def short(value: Fraction) -> Fraction:
-        scaled = value * unit
-        return Fraction(-(-scaled // 1) if upper else scaled // 1, unit)
+        scaled = Fraction(value) * 2**EXACT_BITS
+        return Fraction(-(-scaled // 1) if upper else scaled // 1, 2**EXACT_BITS)
 
-    def bound(x: Fraction) -> Fraction:
-        x = short(x)
-        k = round(x / _BELOW)
-        ends = (k * _BELOW, k * _ABOVE)
-        r = x - (min(ends) if upper else max(ends))
-        r, value = short(r), Fraction(1)
-        for n in range(EXACT_DEGREE, 0, -1):
-            value = 1 + r / n * value
-        rest = abs(r) ** (EXACT_DEGREE + 1)  # > |r|^61 / 61! e^|r|
-        value += rest if upper else -rest
-        return short(value * Fraction(2) ** k)
-
-    return bound
-
-
-_EXACT_EXP = {side: np.frompyfunc(_exact_exp(side), 1, 1) for side in (False, True)}
+    x = short(x)
+    k = round(x / _BELOW)
+    ends = k * _BELOW, k * _ABOVE
+    r, value = short(x - (min(ends) if upper else max(ends))), Fraction(1)
+    for n in range(EXACT_DEGREE, 0, -1):
+        value = 1 + r / n * value
+    rest = abs(r) ** (EXACT_DEGREE + 1)  # > |r|^61 / 61! e^|r|
+    return Exact(short((value + (rest if upper else -rest)) * Fraction(2) ** k))
 
 
 def _exp(x: Array, upper: bool) -> Array:
     if is_exact(x):
-        return np.asarray(_EXACT_EXP[upper](x), dtype=object)
+        return np.asarray(np.frompyfunc(_exact_exp, 2, 1)(x, upper), dtype=object)
     return _exp_end(x, upper)
 
 
@@ -100,36 +90,33 @@ def exp(x: Box) -> Box:
 
 def sigmoid(x: Box) -> Box:
     """``1 / (1 + exp(-x))``, increasing."""
-    one = number(1.0, x.lo)
-    low = down(one / up(one + _exp(-x.lo, True)))
-    high = up(one / down(one + _exp(-x.hi, False)))
-    return Box(np.maximum(low, number(0.0, low)), np.minimum(high, one))
+    low = down(1.0 / up(1.0 + _exp(-x.lo, True)))
+    high = up(1.0 / down(1.0 + _exp(-x.hi, False)))
+    return Box(np.maximum(low, 0.0), np.minimum(high, 1.0))
 
 
 def tanh(x: Box) -> Box:
     """``2 sigmoid(2 x) - 1``: doubling is exact, and the absolute error stays below 2^-47."""
-    one, two = number(1.0, x.lo), number(2.0, x.lo)
-    half = sigmoid(Box(two * x.lo, two * x.hi))
-    return Box(down(two * half.lo - one), up(two * half.hi - one))
+    half = sigmoid(Box(2.0 * x.lo, 2.0 * x.hi))
+    return Box(down(2.0 * half.lo - 1.0), up(2.0 * half.hi - 1.0))
 
 
 def softmax(x: Box) -> Box:
     """``p_j = 1 / sum_k exp(x_k - x_j)`` over the last axis: increasing in x_j, decreasing in the
     others.
     """
-    one = number(1.0, x.lo)
     own = np.eye(x.lo.shape[-1], dtype=bool)
     least = _exp(down(x.lo[..., None, :] - x.hi[..., :, None]), False)
     most = _exp(up(x.hi[..., None, :] - x.lo[..., :, None]), True)
-    least = np.minimum(least, number(2.0**1000, x.lo))  # no sum of them overflows
-    least, most = np.where(own, one, least), np.where(own, one, most)
+    least = np.minimum(least, 2.0**1000)  # no sum of them overflows
+    least, most = np.where(own, 1.0, least), np.where(own, 1.0, most)
     size = most.sum(-1)
-    error = allowance(x.lo.shape[-1], size)
+    error = boxes.allowance(x.lo.shape[-1], size)
     above = up(size + error)
     shorter = least.sum(-1)
-    below = down(shorter - allowance(x.lo.shape[-1], shorter))
-    low, high = down(one / above), up(one / np.maximum(below, one))
-    return Box(np.maximum(low, number(0.0, low)), np.minimum(high, one))
+    below = down(shorter - boxes.allowance(x.lo.shape[-1], shorter))
+    low, high = down(1.0 / above), up(1.0 / np.maximum(below, 1.0))
+    return Box(np.maximum(low, 0.0), np.minimum(high, 1.0))
 
 
 def log(x: Box) -> Box:
@@ -141,8 +128,7 @@ def log(x: Box) -> Box:
     for value, sign in ((x.lo, -1.0), (x.hi, 1.0)):
         near = np.log(value.astype(np.float64))
         guess = near + sign * (1.0 + abs(near)) * 2.0**-44
-        if is_exact(value):
-            guess = np.asarray(np.frompyfunc(Fraction, 1, 1)(guess), dtype=object)
+        guess = exact(guess) if is_exact(value) else guess
         holds = _exp(guess, True) <= value if sign < 0 else _exp(guess, False) >= value
         if not np.all(holds):
             raise Unbounded("a logarithm that could not be bounded")

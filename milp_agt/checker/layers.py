@@ -8,17 +8,20 @@ in the widened image.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import partial, reduce
+from typing import Any, TypeVar
 
 import numpy as np
 
 from milp_agt.checker import boxes, functions
-from milp_agt.checker.boxes import Array, Box, Unbounded, down, number, scale_of, up
+from milp_agt.checker.boxes import Array, Box, Unbounded, down, scale_of, up
 
 AT_ONCE = 2**21  # products that are held at once
+T = TypeVar("T", bound=Any)
 State = Mapping[str, Box]  # each (cases, *shape); velocities under VELOCITY + name
 VELOCITY = "velocity of "
 
@@ -49,8 +52,7 @@ class Arithmetic:
             raise Unbounded(f"{roundings:g} roundings of a {self.name} run in one number")
         if (size > self.largest).any():
             raise Unbounded(f"numbers beyond {self.largest:g} in a {self.name} run")
-        share = number(roundings * self.unit * boxes.SPARE, size)
-        found: Array = share * size + number(self.tiny, size)
+        found: Array = roundings * self.unit * boxes.SPARE * size + self.tiny
         return found
 
     def rounded(self, box: Box, roundings: float, size: Array) -> Box:
@@ -118,18 +120,32 @@ class Rule:
         """
 
         def sized(values: Array, factor: float | Fraction) -> Array:
-            tiny = number(arithmetic.tiny, theta)
-            found: Array = values * (scale_of(abs(Fraction(factor)), theta).hi + tiny) + tiny
+            scale = scale_of(abs(Fraction(factor)), theta).hi + arithmetic.tiny
+            found: Array = values * scale + arithmetic.tiny
             return found
 
         decay = 0.0 if name in self.undecayed else self.decay
-        gradient = gradient + sized(theta, decay) + number(abs(self.l1), theta)
+        gradient = gradient + sized(theta, decay) + abs(self.l1)
         kept = 1 - Fraction(self.dampening)
         pushed = sized(velocity, self.momentum) + sized(gradient, kept)
         ahead = gradient + sized(pushed, self.momentum) if self.nesterov else pushed
         moved = sized(ahead, self.rate)
         final = arithmetic.off(2, theta) + arithmetic.off(16, moved)
         return {"": final, VELOCITY: arithmetic.off(16, pushed)}
+
+    def applied(
+        self, name: str, state: Mapping[str, T], sums: T, batch: int, errors: Mapping[str, Array]
+    ) -> dict[str, T]:
+        """theta' and v', but for penalty and projection, from the sum of the gradients over a batch."""
+        parts = state[name], state.get(VELOCITY + name), sums
+        new = {}
+        for kind, (theta, velocity, gradient) in self.factors(name).items():
+            scales = theta, velocity, gradient / batch
+            if kind + name in state:
+                pairs = zip(parts, scales, strict=True)
+                terms = [part.times(scale) for part, scale in pairs if part is not None]
+                new[kind + name] = reduce(operator.add, terms).widened(errors[kind])
+        return new
 
 
 @dataclass(frozen=True)
@@ -163,19 +179,21 @@ class Samples:
 @dataclass(frozen=True)
 class Poisoned:
     """What the samples ``open`` may become, as boxes, if at most ``budget`` of them are poisoned at
-    once.
+    once. With a ``norm`` (1 or 2), that of ``move / radius`` of the features is at most 1 besides.
     """
 
     samples: Samples
     open: Array
     budget: int
+    norm: int = 0
+    radius: Array | None = None  # (n, d); where it is 0 they do not move
 
 
 def dense(layer: Layer, state: State, x: Box, arithmetic: Arithmetic) -> Box:
     """``W x + b``, (cases, n, outputs): a sum of ``inputs + 1`` terms in any order."""
     weight = state[layer.weight]
     found = products(weight, x)
-    size = x.size @ np.swapaxes(weight.size, -1, -2)
+    size = x.size @ weight.T.size
     if layer.bias:
         bias = state[layer.bias][:, None]
         found, size = found + bias, size + bias.size
@@ -185,14 +203,9 @@ def dense(layer: Layer, state: State, x: Box, arithmetic: Arithmetic) -> Box:
 def products(rows: Box, x: Box) -> Box:
     """``sum_k rows_jk x_ik`` for all samples i and rows j, (cases, n, rows), from (cases, rows, k)."""
     if (x.is_point and rows.is_point) or x.lo.shape[0] > 1 or rows.lo.shape[0] > 1:
-        return boxes.matmul(x, Box(np.swapaxes(rows.lo, -1, -2), np.swapaxes(rows.hi, -1, -2)))
-    pieces = [
-        boxes.dot(rows[:, None, part], x[:, :, None])
-        for part in parts_of(x.lo.size, rows.lo.shape[1])
-    ]
-    return Box(
-        np.concatenate([b.lo for b in pieces], -1), np.concatenate([b.hi for b in pieces], -1)
-    )
+        return boxes.matmul(x, rows.T)
+    parts = parts_of(x.lo.size, rows.lo.shape[1])
+    return boxes.joined([boxes.dot(rows[:, None, part], x[:, :, None]) for part in parts], -1)
 
 
 def parts_of(numbers: int, rows: int) -> Iterator[slice]:
@@ -202,34 +215,31 @@ def parts_of(numbers: int, rows: int) -> Iterator[slice]:
 
 def activation(layer: Layer, z: Box, arithmetic: Arithmetic) -> Box:
     """Values; all four functions are increasing."""
-    zero = number(0.0, z.lo)
     if layer.kind == "relu":
-        return Box(np.maximum(z.lo, zero), np.maximum(z.hi, zero))
+        return Box(np.maximum(z.lo, 0.0), np.maximum(z.hi, 0.0))
     if layer.kind == "leaky_relu":
         low, high = z * scale_of(layer.slope, z.lo), z
         found = Box(np.where(z.lo > 0, high.lo, low.lo), np.where(z.hi > 0, high.hi, low.hi))
-        return arithmetic.rounded(found, 2, np.where(z.lo > 0, zero, z.size))  # slope may underflow
+        return arithmetic.rounded(found, 2, np.where(z.lo > 0, 0.0, z.size))  # slope may underflow
     found = functions.tanh(z) if layer.kind == "tanh" else functions.sigmoid(z)
     return arithmetic.rounded(found, arithmetic.elementary, found.size)
 
 
 def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic) -> Box:
     """The cotangent before an activation: ``delta f'(z)``, with ``f'`` as torch takes it (relu'(0) = 0)."""
-    zero, one = number(0.0, z.lo), number(1.0, z.lo)
     if layer.kind in ("relu", "leaky_relu"):
-        slope = number(layer.slope if layer.kind == "leaky_relu" else 0.0, z.lo)
-        slopes = Box(np.where(z.lo > 0, one, slope), np.where(z.hi > 0, one, slope))
+        slope = layer.slope if layer.kind == "leaky_relu" else 0.0
+        slopes = Box(np.where(z.lo > 0, 1.0, slope), np.where(z.hi > 0, 1.0, slope))
         found = delta * slopes
         return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
     # 1 - h^2 for tanh; for sigmoid h (1 - h) = (1 - t^2) / 4 with t = 2 h - 1.
-    t, share = value, one
+    t, share = value, 1.0
     if layer.kind == "sigmoid":
-        t, share = value + value - Box.point(one + zero * z.lo), one / 4
-    size = t.size
-    nearest = np.where((t.lo <= 0) & (t.hi >= 0), zero, np.minimum(abs(t.lo), abs(t.hi)))
-    slopes = Box(share * down(one - up(size * size)), share * up(one - down(nearest * nearest)))
+        t, share = value + value - Box.point(np.ones(z.lo.shape)), 0.25
+    square = t.square()
+    slopes = Box(share * down(1.0 - square.hi), share * up(1.0 - square.lo))
     # The run takes at most four operations on numbers that are no larger than |delta| (1 + |h|^2).
-    return arithmetic.rounded(delta * slopes, 5, delta.size * (one + value.size))
+    return arithmetic.rounded(delta * slopes, 5, delta.size * (1.0 + value.size))
 
 
 def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
@@ -245,21 +255,21 @@ def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
     ``-s`` where ``s f < 1`` for ``s = 2 y - 1``, else 0. Six more roundings cover the difference and the
     division by the batch.
     """
-    one, count = number(1.0, f.lo), f.lo.shape[-1]
+    count = f.lo.shape[-1]
     if loss == "mse":
         found = (f - y) * scale_of(Fraction(2, count), f.lo)
-        return arithmetic.rounded(found, 8, (f.size + y.size) * number(2.0, f.lo))
+        return arithmetic.rounded(found, 8, (f.size + y.size) * 2.0)
     if loss == "hinge":
         positive, negative = _kinked(-f), _kinked(f)
-        share = Box(one - y.hi, one - y.lo)
-        return arithmetic.rounded(share * negative - y * positive, 6, np.ones_like(f.lo) * one)
+        share = Box(1.0 - y.hi, 1.0 - y.lo)
+        return arithmetic.rounded(share * negative - y * positive, 6, np.ones(f.lo.shape))
     if loss == "bce":
         p = functions.sigmoid(f)
-        own = p.size * (number(32.0, f.lo) + number(4.0, f.lo) * f.size)
+        own = p.size * (32.0 + 4.0 * f.size)
     else:
         p = functions.softmax(f)
         own = _softmax_size(p, f)
-    size = (one if loss == "bce" else p.size) + y.size
+    size = (1.0 if loss == "bce" else p.size) + y.size
     error = arithmetic.off(1, own) + arithmetic.off(6, size)
     return (p - y).widened(error)
 
@@ -267,15 +277,13 @@ def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
 def _softmax_size(p: Box, f: Box) -> Array:
     spread = f.hi.max(-1, keepdims=True) - f.lo.min(-1, keepdims=True)
     top = f.size.max(-1, keepdims=True)
-    share = number(64.0 + 40.0 * f.lo.shape[-1], f.lo) + number(8.0, f.lo) * spread
-    found: Array = p.size * (share + number(4.0, f.lo) * top)
+    found: Array = p.size * (64.0 + 40.0 * f.lo.shape[-1] + 8.0 * spread + 4.0 * top)
     return found
 
 
 def _kinked(f: Box) -> Box:
     """``step(1 + f)`` with step(0) = 0; the sign of the sum survives rounding."""
-    one, zero = number(1.0, f.lo), number(0.0, f.lo)
-    return Box(np.where(f.lo > -one, one, zero), np.where(f.hi > -one, one, zero))
+    return Box(np.where(f.lo > -1.0, 1.0, 0.0), np.where(f.hi > -1.0, 1.0, 0.0))
 
 
 def forward(problem: Problem, state: State, x: Box) -> list[Box]:
@@ -305,7 +313,6 @@ def terms(problem: Problem, state: State, samples: Samples) -> dict[str, tuple[B
             found[layer.bias] = (delta, None)
         if place > 0:
             weight = state[layer.weight]
-            turned = Box(np.swapaxes(weight.lo, -1, -2), np.swapaxes(weight.hi, -1, -2))
             size = delta.size @ weight.size
-            delta = arithmetic.rounded(products(turned, delta), delta.lo.shape[-1] + 1, size)
+            delta = arithmetic.rounded(products(weight.T, delta), delta.lo.shape[-1] + 1, size)
     return found

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from milp_agt.checker import questions, steps, training
-from milp_agt.checker.boxes import Array, Box
+from milp_agt.checker.boxes import Array, Box, joined
 from milp_agt.checker.files import Rejected
 from milp_agt.checker.layers import Problem, Samples
 from milp_agt.checker.statement import Question, Statement
@@ -101,9 +101,7 @@ def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
         elif asked.kind == "loss":
             found = questions.losses_of_margins(case.problem.loss, found)
         pieces.append(found)
-    whole = Box(
-        np.concatenate([b.lo for b in pieces], 1), np.concatenate([b.hi for b in pieces], 1)
-    )
+    whole = joined(pieces, 1)
     if asked.kind == "loss":
         mean = questions.mean(whole)
         return mean.lo.min(), mean.hi.max()

@@ -10,18 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from milp_agt.checker import functions
-from milp_agt.checker.boxes import (
-    Array,
-    Box,
-    corners,
-    down,
-    exact,
-    is_exact,
-    matmul,
-    number,
-    total,
-    up,
-)
+from milp_agt.checker.boxes import Array, Box, corners, down, exact, is_exact, matmul, total, up
 from milp_agt.checker.layers import Problem, State, forward
 
 
@@ -31,7 +20,7 @@ def of_rows(problem: Problem, state: State, x: Array, rows: Array) -> Box:
     """
     hidden, last = forward(problem, state, Box.point(x[None]))[-2], problem.layers[-1]
     weight, c = state[last.weight], exact(rows) if is_exact(x) else rows
-    size = hidden.size @ np.swapaxes(weight.size, -1, -2)
+    size = hidden.size @ weight.T.size
     found = matmul(Box.point(c[None]), weight[:, None])
     found = total(*corners(found, hidden[:, :, None]))
     if last.bias:
@@ -66,7 +55,7 @@ def count_right(margin: Box) -> tuple[int, int]:
 def mean(losses: Box) -> Box:
     """The mean over the points, (cases,)."""
     whole = total(losses.lo, losses.hi)
-    count = number(float(losses.lo.shape[-1]), whole.lo)
+    count = float(losses.lo.shape[-1])
     return Box(down(whole.lo / count), up(whole.hi / count))
 
 
@@ -74,19 +63,15 @@ def losses_of_margins(loss: str, margin: Box) -> Box:
     """``log(1 + sum_k exp(-margin_k))`` of each point (cross_entropy, bce), or ``max(0, 1 - margin)``
     (hinge).
     """
-    one, zero = number(1.0, margin.lo), number(0.0, margin.lo)
     if loss == "hinge":
-        low, high = down(one - margin.hi[..., 0]), up(one - margin.lo[..., 0])
-        return Box(np.maximum(low, zero), np.maximum(high, zero))
+        low, high = down(1.0 - margin.hi[..., 0]), up(1.0 - margin.lo[..., 0])
+        return Box(np.maximum(low, 0.0), np.maximum(high, 0.0))
     odds = functions.exp(-margin)
     whole = total(odds.lo, odds.hi)
-    return functions.log(Box(np.maximum(down(one + whole.lo), one), up(one + whole.hi)))
+    return functions.log(Box(np.maximum(down(1.0 + whole.lo), 1.0), up(1.0 + whole.hi)))
 
 
 def losses_of_outputs(found: Box, encoded: Array) -> Box:
     """The mean square of ``f - y`` over the outputs of each point (mse)."""
-    gap = found - Box.point(encoded[None])
-    zero, width = number(0.0, gap.lo), number(float(encoded.shape[1]), gap.lo)
-    nearest = np.where((gap.lo <= 0) & (gap.hi >= 0), zero, np.minimum(abs(gap.lo), abs(gap.hi)))
-    squares = total(nearest * nearest, gap.size * gap.size)
-    return Box(down(squares.lo / width), up(squares.hi / width))
+    square = (found - Box.point(encoded[None])).square()
+    return mean(square)

@@ -1,4 +1,5 @@
-"""What a certificate states, from its files: the run, the threat, the claim, and the same in words.
+"""What a certificate states, from its files: the run, the threat, the claim, and the same in words. Whatever
+does not fit together is rejected.
 
 The words are made here, from the data; those in the certificate must be the same, so that they cannot say
 more than what is checked.
@@ -6,14 +7,26 @@ more than what is checked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from milp_agt.checker.boxes import Array, Box, exact
-from milp_agt.checker.layers import Poisoned, Problem, Samples
+from milp_agt.checker import affine
+from milp_agt.checker.boxes import Array, Box
+from milp_agt.checker.files import Table
+from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Problem, Rule, Samples
 
+FORMAT = "milp-agt certificate 4"
+CLASSES = ("cross_entropy", "bce", "hinge")
+LOSSES = (*CLASSES, "mse")
+KINDS = ("dense", "relu", "leaky_relu", "sigmoid", "tanh")
+METHODS = ("interval", "listed", "affine")
+PARTS = ("initial", "nominal", "lower", "upper")
+# Of parameters: they stand in the words, and beside names that the checker makes itself (velocities).
+PARAMETER = re.compile(r"[\w.-]{1,200}")
 ASSUMPTIONS = (
     "The initial parameters, the order of the batches and the optimiser are fixed as they stand here.",
     "What was done to the data before (scaling, selection, splits) does not depend on data that the "
@@ -48,7 +61,8 @@ class Statement:
 
     Attributes:
         initial, nominal, lower, upper: by parameter; the last two are the claimed box.
-        choices: for method ``listed`` every label that a sample may have, (n, choices, outputs).
+        choices: for method ``listed`` every label that a sample may have, (n, choices, outputs); None if
+            samples are left out.
         open: which samples may be poisoned.
         not_covered: what the run was asked that this certificate does not say.
     """
@@ -61,7 +75,6 @@ class Statement:
     questions: tuple[Question, ...]
     not_covered: tuple[str, ...]
     words: tuple[str, ...]
-    removed: bool  # whether poisoned samples are left out, by method listed
     multipliers: Array  # for affine, see forms.py
     tree: Array | None  # nodes (kind, what, value), see tree.py
     anew: bool  # whether the budget is one of every step, and not of the run
@@ -70,30 +83,6 @@ class Statement:
     lower: Mapping[str, Array]
     upper: Mapping[str, Array]
     phases: tuple[tuple[int, int, bool], ...] = ()  # of leaves: step, number, whether it is on
-
-    def exactly(self) -> Statement:
-        """The same in fractions."""
-
-        def box(given: Box) -> Box:
-            low = exact(given.lo)
-            return Box(low, low if given.is_point else exact(given.hi))
-
-        def samples(given: Samples) -> Samples:
-            return Samples(box(given.x), box(given.y))
-
-        def each(arrays: Mapping[str, Array]) -> dict[str, Array]:
-            return {name: exact(values) for name, values in arrays.items()}
-
-        return replace(
-            self,
-            initial=each(self.initial),
-            samples=samples(self.samples),
-            poisoned=replace(self.poisoned, samples=samples(self.poisoned.samples)),
-            choices=None if self.choices is None else exact(self.choices),
-            questions=tuple(
-                replace(q, x=exact(q.x), encoded=exact(q.encoded)) for q in self.questions
-            ),
-        )
 
 
 def words(given: Statement) -> tuple[str, ...]:
@@ -112,11 +101,12 @@ def words(given: Statement) -> tuple[str, ...]:
         run += f" on all but {', '.join(sorted(rule.undecayed))}"
     run += f", l1 {rule.l1:.9g}" if rule.l1 else ""
     run += f", clamped to {rule.projection}" if rule.projection else ""
+    in_batches = given.method == "interval" or given.anew
+    when = "in any batch" if in_batches else "once, for the whole run"
     lines = [
         f"{run}.",
         f"The adversary: at most {poisoned.budget} of {int(poisoned.open.sum())} samples poisoned "
-        f"{_when(given)}: "
-        f"{_changes(given)}.",
+        f"{when}: {_changes(given)}.",
         "The claim: every such run ends with all parameters inside the stored box, whose mean width is "
         f"{_mean_width(given):.9g}.",
     ]
@@ -131,20 +121,21 @@ def words(given: Statement) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _when(given: Statement) -> str:
-    if given.method == "interval" or given.anew:
-        return "in any batch"
-    return "once, for the whole run"
-
-
 def _changes(given: Statement) -> str:
-    if given.removed:
+    if given.method == "listed" and given.choices is None:
         return "left out of every batch, with means over the samples that stay"
     if given.choices is not None:
         return f"the label exchanged for one of {given.choices.shape[1]} stored for it"
     own = given.poisoned.samples
     pairs = (("feature", given.samples.x, own.x), ("label", given.samples.y, own.y))
     moves = [_reach(what, n, box, given.poisoned.open) for what, n, box in pairs]
+    if given.poisoned.radius is not None:
+        radii = given.poisoned.radius[given.poisoned.open]
+        least, most = radii.min(initial=np.inf, where=radii > 0), radii.max(initial=0.0)
+        moves[0] += (
+            f", all features of a sample together by at most 1 in norm {given.poisoned.norm} over radii of "
+            f"{least:.9g} to {most:.9g}"
+        )
     return " and ".join(filter(None, moves)) or "nothing changed"
 
 
@@ -165,3 +156,227 @@ def _reach(what: str, nominal: Box, box: Box, open_: Array) -> str:
 def _mean_width(given: Statement) -> float:
     widths = [(given.upper[name] - given.lower[name]).reshape(-1) for name in given.lower]
     return float(np.concatenate(widths).mean())
+
+
+def state(claim: Table) -> Statement | tuple[str, ...]:
+    """The statement; or, of a certificate that says so itself, what stands in the way of one.
+
+    Raises:
+        Rejected: a certificate that does not fit together, or whose words say something else.
+    """
+    found = read(claim)
+    if not isinstance(found, tuple):
+        other = claim.texts("words") != found.words
+        claim.refuse(other, f".words: what follows from the data is {' '.join(found.words)}")
+        other = claim.texts("assumptions") != ASSUMPTIONS
+        claim.refuse(other, ".assumptions: they are not those of this checker")
+        unused = sorted(set(claim.arrays) - claim.named)
+        claim.refuse(bool(unused), f": nothing in it uses an array, {unused[:1]}")
+    claim.finish()
+    return found
+
+
+def read(claim: Table) -> Statement | tuple[str, ...]:
+    """The same without a look at the words."""
+    claim.word("format", (FORMAT,))
+    versions = claim.table("versions")
+    for key in versions.values:
+        versions.text(key)
+    not_covered = claim.texts("not_covered")
+    if not claim.has("method"):
+        claim.refuse(not not_covered, ": neither a method nor what stands in its way")
+        return not_covered
+    method = claim.word("method", METHODS)
+    arithmetic = ARITHMETICS[claim.word("arithmetic", ARITHMETICS)]
+    layers, parameters = _model(claim.table("model"))
+    loss = claim.word("loss", LOSSES)
+    outputs, width = (
+        parameters["initial"][layers[end].weight].shape[axis] for end, axis in ((-1, 0), (0, 1))
+    )
+    wrong = loss != "mse" and (loss == "cross_entropy") != (outputs > 1)
+    claim.refuse(wrong, f".loss: {loss} on {outputs} outputs")
+    data = claim.table("data")
+    x = _points(data, "features", width)
+    y = data.array("labels", (len(x), outputs))
+    _encoded(data, loss, y)
+    batches, rules = _training(claim.table("training"), len(x), parameters["initial"])
+    problem = Problem(layers, loss, batches, rules, arithmetic)
+    covered = method != "affine" or affine.covers(problem)
+    claim.refuse(not covered, ".method: affine forms have no rules for this run")
+    threat = claim.table("threat")
+    poisoned, choices = _threat(threat, x, y, method, loss)
+    anew = (threat.text("counted"), threat.text("poisoned")) != ("once for the run", "once")
+    tree, given = None, np.zeros(0)
+    if claim.has("tree"):
+        tree = claim.array("tree")
+        of_one = method == "affine" and poisoned.budget == 1 and not anew
+        wrong = not of_one or tree.ndim != 2 or tree.shape[1] != 3
+        claim.refuse(wrong, ".tree: no table of nodes, or not for affine forms and one sample")
+    if claim.has("multipliers"):
+        given = multipliers_of(claim.array("multipliers", kind="u"))
+        wrong = method != "affine" or not np.isfinite(given).all()
+        claim.refuse(wrong, ".multipliers: not finite, or not for affine forms")
+    questions = tuple(_question(t, loss, x, y) for t in claim.tables("questions"))
+    samples = Samples(Box.point(x[None]), Box.point(y[None]))
+    what = samples, poisoned, choices, method, questions, not_covered
+    # anew covers what is chosen once, with a budget for every batch
+    found = Statement(problem, *what, (), given, tree, anew, **parameters)
+    return replace(found, words=words(found))
+
+
+def multipliers_of(words: Array) -> Array:
+    """Of words that hold the first 16 bits of numbers in binary32."""
+    return (words.astype(np.uint32) << 16).view(np.float32).astype(np.float64).reshape(-1)
+
+
+def _model(table: Table) -> tuple[tuple[Layer, ...], dict[str, Any]]:
+    """The layers, and the arrays of the parameters by what they are."""
+    layers: list[Layer] = []
+    arrays: dict[str, dict[str, Array]] = {kind: {} for kind in PARTS}
+    own, width = table.table("parameters"), 0
+
+    def taken(name: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The shape of a parameter, whose arrays are read."""
+        entry = own.table(name)
+        own.refuse(not PARAMETER.fullmatch(name), f": {name!r:.60} is no plain name")
+        own.refuse(name in arrays["initial"], ": a parameter that is used twice")
+        for kind, found in arrays.items():
+            found[name] = entry.array(kind, shape)
+            shape = found[name].shape
+        return found[name].shape
+
+    for entry in table.tables("layers"):
+        kind = entry.word("kind", KINDS)
+        if kind != "dense":
+            slope = entry.real("slope") if kind == "leaky_relu" else 0.0
+            entry.refuse(not 0.0 <= slope <= 1.0, f": a slope of {slope}, where 0 to 1 are covered")
+            layers.append(Layer(kind, slope=slope))
+            continue
+        layer = Layer(kind, entry.text("weight"), entry.text("bias") if entry.has("bias") else "")
+        shape = taken(layer.weight, None)
+        wrong = len(shape) != 2 or 0 in shape or width not in (0, shape[1])
+        entry.refuse(wrong, f": a weight {shape} after {width} numbers")
+        width = shape[0]
+        if entry.has("bias"):
+            taken(layer.bias, (width,))
+        layers.append(layer)
+    ends = [layers[end].kind for end in (0, -1)] if layers else []
+    table.refuse(ends != ["dense"] * 2, ": a model begins and ends with a dense layer")
+    return tuple(layers), arrays
+
+
+def _points(table: Table, key: str, width: int) -> Array:
+    """Some inputs (n, width) of the model."""
+    x = table.array(key)
+    wrong = x.ndim != 2 or x.shape[1] != width or not len(x)
+    table.refuse(wrong, f".{key}: shape {x.shape} for a model of {width} inputs")
+    return x
+
+
+def _encoded(table: Table, loss: str, y: Array) -> None:
+    """Classes: one 1 in each row, or a single column of 0 and 1."""
+    sums = y.sum(-1) if y.shape[-1] > 1 else np.ones(y.shape[:-1])
+    wrong = not (((y == 0) | (y == 1)).all() and (sums == 1).all())
+    table.refuse(loss in CLASSES and wrong, ": labels that are no classes")
+
+
+def _outside(ends: Array) -> Array:
+    """Whether upper ends are those of classes, which may have been rounded outwards."""
+    classes = np.rint(ends)
+    found: Array = (abs(classes) <= 1) & (classes <= ends) & (ends <= classes + 1e-6)
+    return found
+
+
+def _training(
+    table: Table, samples: int, parameters: Mapping[str, Array]
+) -> tuple[tuple[Array, ...], tuple[Rule, ...]]:
+    sizes, order = (table.array(key, kind="i") for key in ("sizes", "order"))
+    wrong: bool | np.bool = (
+        sizes.ndim != 1 or not len(sizes) or (sizes < 1).any() or (sizes > samples).any()
+    )
+    table.refuse(wrong, ".sizes: no steps, or batches empty or larger than the data")
+    wrong = order.shape != (int(sizes.sum()),) or (order < 0).any() or (order >= samples).any()
+    table.refuse(wrong, ".order: not the samples of these batches")
+    batches = tuple(np.split(order, np.cumsum(sizes)[:-1]))
+    wrong = any(len(np.unique(batch)) < len(batch) for batch in batches)
+    table.refuse(wrong, ".order: a sample that stands twice in a batch")
+    rates, dampening = (table.array(key, sizes.shape) for key in ("rates", "dampening"))
+    undecayed = frozenset(table.texts("undecayed"))
+    projection = None
+    if table.has("projection"):
+        ends = table.table("projection")
+        projection = ends.real("low"), ends.real("high")
+    momentum, decay, l1 = (table.real(key) for key in ("momentum", "weight_decay", "l1"))
+    one = Rule(0.0, momentum, decay, 0.0, table.flag("nesterov"), l1, projection, undecayed)
+    dampened = bool((dampening != 0).any())
+    wrong = (
+        not undecayed <= set(parameters)
+        or (rates < 0).any()
+        or min(momentum, decay, l1) < 0
+        or (projection is not None and projection[0] > projection[1])
+        or (one.nesterov and dampened)
+        or ((one.nesterov or dampened) and momentum == 0)
+    )
+    table.refuse(wrong, ": options that no optimiser takes together")
+    pairs = zip(rates.tolist(), dampening.tolist(), strict=True)
+    return batches, tuple(replace(one, rate=rate, dampening=tau) for rate, tau in pairs)
+
+
+def _threat(
+    table: Table, x: Array, y: Array, method: str, loss: str
+) -> tuple[Poisoned, Array | None]:
+    budget = table.whole("budget", 0, len(x))
+    ways = 1 if method == "listed" else 2
+    table.word("counted", ("once for the run", "in every batch")[:ways])
+    table.word("poisoned", ("once", "anew in every step")[:ways])
+    where = table.array("open", (len(x),), "u") != 0
+    choices, ranges = None, [(x, x), (y, y)]
+    if method != "listed":
+        ranges = [_range(table, key, own) for key, own in (("features", x), ("labels", y))]
+        outside = not (_outside(-ranges[1][0]) & _outside(ranges[1][1])).all()
+        table.refuse(loss in CLASSES and outside, ".labels: ranges whose ends are no classes")
+    elif not table.flag("removed"):
+        choices = table.array("choices")
+        fits = choices.ndim == 3 and (choices.shape[0], choices.shape[2]) == y.shape
+        table.refuse(not fits, f".choices: {choices.shape} for labels {y.shape}")
+        _encoded(table, loss, choices)
+    own = Samples(*(Box(low[None], high[None]) for low, high in ranges))
+    norm, radius = 0, None
+    if method != "listed" and table.has("ball"):
+        ball = table.table("ball")
+        norm, radius = ball.whole("norm", 1, 2), ball.array("radius", x.shape)
+        ball.refuse((radius < 0).any(), ": a radius below 0")
+        still = (ranges[0][0] == x) & (ranges[0][1] == x)
+        ball.refuse(not still[radius == 0].all(), ": features that move, and have no radius")
+    return Poisoned(own, where, budget, norm, radius), choices
+
+
+def _range(table: Table, key: str, values: Array) -> tuple[Array, Array]:
+    """What poisoned samples may become: the values themselves, unless there is a range."""
+    if not table.has(key):
+        return values, values
+    entry = table.table(key)
+    low, high = (entry.array(end, values.shape) for end in ("lower", "upper"))
+    outside = (low > values).any() or (high < values).any()
+    entry.refuse(outside, ": ranges of poisoned samples that leave out their own values")
+    return low, high
+
+
+def _question(table: Table, loss: str, train_x: Array, train_y: Array) -> Question:
+    outputs = train_y.shape[1]
+    kind = table.word("kind", ("accuracy", "stable", "loss"))
+    x = _points(table, "features", train_x.shape[1])
+    encoded = table.array("labels", (len(x), outputs))
+    _encoded(table, loss, encoded)
+    table.refuse(loss not in CLASSES and kind != "loss", f": {kind} of a regression")
+    labels = encoded.argmax(-1) if outputs > 1 else encoded[:, 0].astype(np.int64)
+    on = table.word("on", ("train", "test"))
+    own = kind == "stable" or np.array_equal(encoded, train_y)
+    other = on == "train" and not (own and np.array_equal(x, train_x))
+    table.refuse(other, ": points that are not those of the training data")
+    least, most = (
+        table.real(key) if kind == "loss" else float(table.whole(key, 0, len(x)))
+        for key in ("least", "most")
+    )
+    asked = [table.real(key) if table.has(key) else None for key in ("at_least", "at_most")]
+    return Question(kind, on, x, labels, encoded, least, most, *asked)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from milp_agt.checker.affine import Pass, mixed, points
-from milp_agt.checker.boxes import TINY, Array, Box, U, Unbounded, down, up
+from milp_agt.checker.boxes import BITS, Array, Box, Unbounded, allowance, coarse, down, up
 from milp_agt.checker.files import Rejected
-from milp_agt.checker.forms import Form, Symbols, granted, magnitude, own_ranges, wide
+from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, wide
 from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples
 
 # Multipliers for the parameters of a state, (2, *shape, flips); of those that are not there there are none.
@@ -47,15 +47,19 @@ def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form],
         middle = 0.5 * (form.low + form.high)
         c = form.c + middle
         radius = np.maximum(up(form.high - middle), up(middle - form.low))
-        radius = up(radius + 4.0 * U * (abs(c) + abs(middle)) + TINY).reshape(-1)
+        short, s = (coarse(Box.point(values)).lo for values in (c, form.s))
+        cut = 2.0**-BITS * (1.0 + symbols.sizes.sum())  # of fractions
+        radius = up(radius + allowance(0, abs(c) + abs(middle)) + cut).reshape(-1)
         assert form.owned is not None
-        owned = form.owned.reshape(len(radius), -1)
+        radius, owned = (
+            coarse(Box(v, v)).hi for v in (radius, form.owned.reshape(len(radius), -1))
+        )
         first, none = symbols.count, np.full(len(radius), -1)
         symbols = symbols.with_noise(radius, owned, none, np.zeros(len(radius)))
-        s = wide(form.s, symbols.count).reshape(len(radius), -1)
+        s = wide(s, symbols.count).reshape(len(radius), -1)
         s[np.arange(len(radius)), first + np.arange(len(radius))] = 1.0
         zero = np.zeros_like(c)
-        found[name] = Form(c, s.reshape(*c.shape, -1), zero, zero)
+        found[name] = Form(short, s.reshape(*c.shape, -1), zero, zero)
     return found, symbols
 
 
@@ -86,13 +90,17 @@ def train(
     low = np.concatenate([box.x.lo[0] - x, box.y.lo[0] - y], 1)
     high = np.concatenate([box.x.hi[0] - x, box.y.hi[0] - y], 1)
     low, high = np.where(low < 0, down(low), 0.0), np.where(high > 0, up(high), 0.0)
+    radius = np.zeros_like(low)
+    if poisoned.radius is not None:
+        radius[:, : x.shape[1]] = poisoned.radius
     open_ = poisoned.open
     columns = np.flatnonzero((low < 0)[open_].any(0) | (high > 0)[open_].any(0))  # those that move
-    low, high = low[:, columns], high[:, columns]
+    low, high, radius = (part[:, columns] for part in (low, high, radius))
     still = np.zeros((1, len(columns)))  # a slot that no sample has, so that there is one
-    symbols = Symbols.none(len(columns), poisoned.budget).with_slots(still, still)
+    symbols = Symbols.none(len(columns), poisoned.budget, poisoned.norm)
+    symbols = symbols.with_slots(still, still, still)
     if not anew:
-        symbols = symbols.with_slots(low[open_], high[open_])
+        symbols = symbols.with_slots(low[open_], high[open_], radius[open_])
     zero = {n: np.zeros(v.shape) for n, v in initial.items()}
     state = {n: Form(v, zero[n][..., None][..., :0], zero[n], zero[n]) for n, v in initial.items()}
     if any(rule.momentum for rule in problem.rules):
@@ -102,7 +110,7 @@ def train(
         if anew:
             own = np.where(open_[batch], len(symbols.low) + np.cumsum(open_[batch]) - 1, -1)
             some = batch[open_[batch]]
-            symbols = symbols.with_slots(low[some], high[some])
+            symbols = symbols.with_slots(low[some], high[some], radius[some])
         try:
             given = choose({n: state[n] for n in problem.parameters}, symbols)
             forced = {number: on for at, number, on in phases if at == index}
@@ -142,7 +150,7 @@ class Final:
         step = Pass(self.problem, self.symbols, np.full(len(x), -1), self.given)
         values, slopes = step.forward(self.state, points(x))
         found, size = mixed(rows, values[-1]), magnitude(values[-1], step.symbols)
-        found = found.widened(granted(rows.shape[2], (abs(rows) @ size[..., None])[..., 0]))
+        found = found.widened(allowance(rows.shape[2] + 4, (abs(rows) @ size[..., None])[..., 0]))
         at = np.repeat(np.arange(len(x)), rows.shape[1])
         given = step.carried(self.state, values, slopes, at, rows.reshape(len(at), -1))
         given = given.reshape(2, *rows.shape[:2], given.shape[-1])

@@ -20,8 +20,10 @@ from fractions import Fraction
 import numpy as np
 
 from milp_agt.checker import boxes, layers
-from milp_agt.checker.boxes import Array, Box, Unbounded, down, largest, number, scale_of, up
+from milp_agt.checker.boxes import Array, Box, Unbounded, down, largest, scale_of, up
 from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples, State
+
+NOBODY = np.zeros(0, dtype=np.int64)
 
 
 def summed(
@@ -36,12 +38,10 @@ def summed(
     Returns boxes (cases, *shape).
     """
     delta, given = clean
-    if poisoned is None or budget == 0 or len(places) == 0:
-        if given is not None:
-            turned = Box(np.swapaxes(delta.lo, -1, -2), np.swapaxes(delta.hi, -1, -2))
-            if delta.lo.shape[0] > 1 or delta.is_point:
-                return boxes.matmul(turned, given), turned.size @ given.size
-        poisoned, budget = (delta[:, places], None if given is None else given[:, places]), 0
+    if poisoned is None:
+        if given is not None and (delta.lo.shape[0] > 1 or delta.is_point):
+            return boxes.matmul(delta.T, given), delta.T.size @ given.size
+        poisoned = delta[:, places], None if given is None else given[:, places]
     rows = delta.lo.shape[-1]
     width = 1 if given is None else given.lo.shape[-1]
     pieces = [
@@ -64,15 +64,14 @@ def _worst(
 ) -> tuple[Array, Array, Array]:
     """Lower and upper end of the sum over axis 1, and the sum of sizes."""
     low, high = clean
-    zero = number(0.0, low)
-    falls = np.maximum(up(low[:, places] - poisoned[0]), zero)
-    rises = np.maximum(up(poisoned[1] - high[:, places]), zero)
+    falls = np.maximum(up(low[:, places] - poisoned[0]), 0.0)
+    rises = np.maximum(up(poisoned[1] - high[:, places]), 0.0)
     size = np.maximum(abs(low), abs(high))
     reach = np.maximum(abs(poisoned[0]), abs(poisoned[1]))
-    size = size.sum(1) + np.maximum(reach - size[:, places], zero).sum(1)
-    fall, rise = (largest(h, budget, 1).sum(1) if budget else zero for h in (falls, rises))
+    size = size.sum(1) + np.maximum(reach - size[:, places], 0.0).sum(1)
+    fall, rise = (largest(h, budget, 1).sum(1) if budget else 0.0 for h in (falls, rises))
     # Every term is a product that was rounded; a difference of terms is no larger than both together.
-    error = boxes.allowance(low.shape[1] + len(places) + 8, size * number(4.0, size))
+    error = boxes.allowance(low.shape[1] + len(places) + 8, size * 4.0)
     return down(low.sum(1) - fall - error), up(high.sum(1) + rise + error), size
 
 
@@ -81,27 +80,15 @@ def updated(
 ) -> dict[str, Box]:
     """The optimiser step of one parameter, with exact coefficients (see :class:`~.layers.Rule`)."""
     rule, batch, theta = problem.rules[index], problem.batches[index].shape[-1], state[name]
-    none = Box.point(theta.lo * number(0.0, theta.lo))
-    velocity = state.get(VELOCITY + name, none)
-    share = scale_of(Fraction(1, batch), theta.lo)
+    velocity, share = state.get(VELOCITY + name, theta), scale_of(Fraction(1, batch), theta.lo)
     errors = rule.off(problem.arithmetic, name, theta.size, velocity.size, size * share.hi)
-    new: dict[str, Box] = {}
-    for kind, factors in rule.factors(name).items():
-        if kind + name not in state:
-            continue
-        on_theta, on_velocity, on_gradient = (scale_of(f, theta.lo) for f in factors)
-        found = theta * on_theta + sums * scale_of(factors[2] / batch, theta.lo)
-        if velocity is not none:
-            found = found + velocity * on_velocity
-        if rule.l1:
-            sign = Box(np.sign(theta.lo), np.sign(theta.hi))
-            found = found + sign * (on_gradient * scale_of(rule.l1, theta.lo))
-        found = found.widened(errors[kind])
-        if rule.projection is not None and not kind:
-            ends = [number(end, theta.lo) for end in rule.projection]
-            found = Box(np.clip(found.lo, *ends), np.clip(found.hi, *ends))
-        new[kind + name] = boxes.coarse(found)
-    return new
+    if rule.l1:
+        sums = sums + Box(np.sign(theta.lo), np.sign(theta.hi)).times(Fraction(rule.l1) * batch)
+    new = rule.applied(name, state, sums, batch, errors)
+    if rule.projection is not None:
+        ends = [scale_of(end, theta.lo).lo for end in rule.projection]
+        new[name] = Box(np.clip(new[name].lo, *ends), np.clip(new[name].hi, *ends))
+    return {key: boxes.coarse(box) for key, box in new.items()}
 
 
 def step(
@@ -110,15 +97,14 @@ def step(
     """The state after a step from any state in the boxes, on any admissible batch."""
     batch, arithmetic = problem.batches[index], problem.arithmetic
     clean = layers.terms(problem, state, samples.at(batch))
-    places, worse, budget = np.zeros(0, dtype=np.int64), None, 0
-    if poisoned is not None and poisoned.budget > 0:
-        places = np.flatnonzero(poisoned.open[batch])
+    places = np.flatnonzero(poisoned.open[batch]) if poisoned and poisoned.budget else NOBODY
+    worse, budget = {}, 0
+    if poisoned is not None and len(places):
         budget = min(poisoned.budget, len(places))
-        if budget:
-            worse = layers.terms(problem, state, poisoned.samples.at(batch[places]))
+        worse = layers.terms(problem, state, poisoned.samples.at(batch[places]))
     new: dict[str, Box] = {}
     for name, pair in clean.items():
-        sums, size = summed(pair, None if worse is None else worse[name], places, budget)
+        sums, size = summed(pair, worse.get(name), places, budget)
         sums = arithmetic.rounded(sums, batch.shape[-1] + 2, size)
         new |= updated(problem, index, name, state, sums, size)
     return new
@@ -128,7 +114,7 @@ def begin(problem: Problem, initial: Mapping[str, Array]) -> dict[str, Box]:
     """The state before the first step: one case; velocities are zero."""
     state = {name: Box.point(initial[name][None]) for name in problem.parameters}
     if any(rule.momentum for rule in problem.rules):
-        state |= {VELOCITY + n: Box.point(b.lo * number(0.0, b.lo)) for n, b in state.items()}
+        state |= {VELOCITY + n: Box.point(b.lo * 0.0) for n, b in state.items()}
     return state
 
 

@@ -69,4 +69,5 @@ def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> S
         Samples(Box(a[..., :width], b[..., :width]), Box(a[..., width:], b[..., width:]))
         for a, b in ((low, high), (middle, middle))
     )
-    return replace(one, samples=point, poisoned=replace(poisoned, samples=box))
+    # Moves are now those from the middle, of which a norm says nothing.
+    return replace(one, samples=point, poisoned=replace(poisoned, samples=box, norm=0))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from milp_agt.runfile.run_file import LoadedRun
 
 SHOWN_STEPS = 40
+ASKING = ("questions: attacks on open points", "questions: test points")
 REPLAYED = ("shown by a run", "points proved/refuted/open")
 
 
@@ -136,8 +137,9 @@ def _certify(arguments: argparse.Namespace) -> int:
             )
             spent = sum(step.seconds for step in result.steps[:before])
             whole = CommandTime(run, begun, spent)
+            advance(0, 0, "", "questions")
             result = result.watched(
-                lambda done, points: advance(done, points, "", "questions: test points")
+                lambda done, points: advance(done, points, "", ASKING[done < points])
             )
             result, verdicts = whole.judged(result)
             left = whole.for_certificate()

@@ -31,6 +31,8 @@ EXIT_CODES = {
     REJECTED: "of check: the certificate states more than its evidence shows, or is damaged",
     LIMIT_REACHED: "a limit came first (time, memory, an interrupt); what was finished is saved and holds",
 }
+# Of the time limit of a command, what is kept for its files and figures: seconds, at most a share.
+FILES_SECONDS, FILES_SHARE = 2.0, 0.1
 CHECKPOINT = "checkpoint"  # folder inside a result folder, while its run is not at its end
 Read = TypeVar("Read")
 OPTION = "option_"  # before the names of options among the arguments
@@ -70,9 +72,13 @@ def add_time_limit(parser: Parser, then: str) -> None:
 
 
 def time_left(arguments: argparse.Namespace) -> float | None:
-    """What is left of the time limit of a command; None without one."""
+    """What is left of the time limit of a command, but for its files and figures; None without one."""
     limit: float | None = arguments.time_limit
-    return None if limit is None else max(0.0, arguments.begun + limit - monotonic())
+    if limit is None:
+        return None
+    kept = min(FILES_SECONDS, FILES_SHARE * limit)
+    ends: float = arguments.begun + limit - kept
+    return max(0.0, ends - monotonic())
 
 
 def _seconds(text: str) -> float:

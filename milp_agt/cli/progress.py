@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ ESTIMATE_FROM = 7 * 24 * 3600.0
 # Without a terminal: seconds before the first line, and between two lines of one phase.
 FIRST_LINE = 2.0
 EVERY_LINE = 10.0
+BEAT = 1.0  # seconds between two looks whether a line is due
 
 
 class Advance(Protocol):
@@ -36,8 +38,8 @@ def progress(unit: str, quiet: bool, done: int = 0) -> Iterator[Advance]:
         with _bar(unit, done) as advance, _logged():
             yield advance
     else:
-        with _logged():
-            yield Lines(unit, done)
+        with _logged(), Lines(unit, done) as advance:
+            yield advance
 
 
 @contextmanager
@@ -60,7 +62,10 @@ def _silent(done: int, total: int, text: str, unit: str = "") -> None:
 
 
 class Lines:
-    """Lines on stderr for logs: one when a phase begins and one every ten seconds, none at first."""
+    """Lines on stderr for logs: one when a phase begins and one every ten seconds, none at first.
+
+    As a context it says every ten seconds what was told last, where nobody tells anything new.
+    """
 
     def __init__(
         self, unit: str, before: int = 0, clock: Callable[[], float] = time.monotonic
@@ -69,9 +74,30 @@ class Lines:
         self._begun = self._phase_begun = clock()
         self._told: float | None = None
         self._phase, self._before = unit, before
+        self._last = 0, 0, "", unit
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._repeating = threading.Thread(target=self._repeat, daemon=True)
+
+    def __enter__(self) -> Lines:
+        self._repeating.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._repeating.join()
+
+    def _repeat(self) -> None:
+        while not self._ended.wait(BEAT):
+            with self._lock:
+                self._tell(*self._last)
 
     def __call__(self, done: int, total: int, text: str, unit: str = "") -> None:
         """Print a line if one is due."""
+        with self._lock:
+            self._last = done, total, text, unit
+            self._tell(done, total, text, unit)
+
+    def _tell(self, done: int, total: int, text: str, unit: str) -> None:
         phase, now = unit or self._unit, self._clock()
         fresh = phase != self._phase
         if fresh:

@@ -21,12 +21,13 @@ def least_of_forms(
     state: State,
     rows: FinalZonotope | None = None,
     deadline: Deadline | None = None,
+    searching: bool = True,
 ) -> Tensor:
     """Lower bounds of forms over a hybrid zonotope, and by programs on its rows, (rows, 1).
 
-    Programs end by the deadline.
+    Programs end by the deadline. Without ``searching`` multipliers are those of the state's ends.
     """
-    found = least(forward, forms.coefficients)
+    found = least(forward, forms.coefficients, searching)
     if rows is not None:
         found = rows.least(forms.coefficients, found, deadline)
     return _with_rest(found, forms, state)

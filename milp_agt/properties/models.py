@@ -13,6 +13,7 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.window_bounds import (
     PastStep,
@@ -28,6 +29,7 @@ from milp_agt.core.deadline import Deadline
 from milp_agt.core.graph import Node, boxes_of, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.einsum import Ends
 from milp_agt.properties.last_forms import least_of_forms, on_state
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
@@ -76,8 +78,8 @@ class Reached:
     ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box, (1, *shape),
     that holds all of them, too. ``past`` is what the steps before the window have proved. ``forward`` is the
     set as a hybrid zonotope, where the run was bounded by one, and ``rows`` are programs on its rows, where
-    it was bounded by programs. Of ``single_runs`` case c is choice c of a listed threat: one run with its
-    rounding.
+    it was bounded by programs; ``gathered`` is the set as sums over samples. Of ``single_runs`` case c is
+    choice c of a listed threat: one run with its rounding.
     """
 
     state: State
@@ -88,6 +90,7 @@ class Reached:
     forward: ZonotopePass | None = None
     rows: FinalZonotope | None = None
     single_runs: bool = False
+    gathered: GatheredPass | None = None
 
     @property
     def keeps_forms(self) -> bool:
@@ -246,7 +249,7 @@ class ReachableModels:
         for part in self.parts(forms):
             some = forms.part(part)
             if self.is_late(grace):
-                found.append(_joined([self._by_intervals(r.boxes, some) for r in where], 0))
+                found.append(_joined([self._by_intervals(r, some) for r in where], 0))
                 continue
             box = _joined([self._bound_piece(reached, some) for reached in where], 0)
             if beside is not None:
@@ -370,17 +373,34 @@ class ReachableModels:
 
     def _bound_piece(self, reached: Reached, forms: OutputForms) -> Interval:
         """Bounds for one group of cases, (cases, n, forms)."""
-        boxed = self._by_intervals(reached.boxes, forms)
+        boxed = self._by_intervals(reached, forms)
         if reached.single_runs and forms.inputs.is_point:
             return boxed
         walked = both_ends(self._walked(reached, self.rows_of(reached, forms)), len(forms))
         return boxed.meet(walked, "a form of the outputs by intervals and by linear forms")
 
     def rows_of(self, reached: Reached, forms: OutputForms) -> Forms:
-        """Forms on the state that are at most each of the forms, then at most their opposites."""
+        """Forms on the state that are at most each of the forms, then at most their opposites.
+
+        Over a zonotope each is the best of several by a bound without a search.
+        """
+        best = self._rows_of(reached, forms, None)
+        if reached.forward is None:
+            return best
+        most = least_of_forms(reached.forward, best, reached.state, searching=False)
+        for ends in Ends:
+            rows = self._rows_of(reached, forms, ends)
+            found = least_of_forms(reached.forward, rows, reached.state, searching=False)
+            best = rows.where((found > most)[:, 0], best)
+            most = torch.maximum(found, most)
+        return best
+
+    def _rows_of(self, reached: Reached, forms: OutputForms, ends: Ends | None) -> Forms:
         coefficients, constant = forms.coefficients, forms.constant
         both = torch.cat([coefficients, -coefficients], 1).transpose(0, 1)
-        own = forms_of_outputs(self.step_graph, self.forward, reached.state, forms.inputs, both)
+        own = forms_of_outputs(
+            self.step_graph, self.forward, reached.state, forms.inputs, both, ends
+        )
         own.constant = own.constant + torch.cat([constant, -constant], 1).T.unsqueeze(-1)
         own.magnitude = own.magnitude + torch.cat([constant, constant], 1).T.abs()
         rows = torch.arange(own.magnitude.numel(), device=constant.device)
@@ -393,8 +413,12 @@ class ReachableModels:
             return (self.beside,)
         return self.reached if all(r.forward is not None for r in self.reached) else ()
 
-    def _by_intervals(self, state: State, forms: OutputForms) -> Interval:
-        boxes = boxes_of(self.forward, dict(state) | {FEATURES: forms.inputs})
+    def _by_intervals(self, reached: Reached, forms: OutputForms) -> Interval:
+        leaves = dict(reached.boxes) | {FEATURES: forms.inputs}
+        if reached.gathered is not None and forms.inputs.is_point:
+            boxes = reached.gathered.boxes(self.forward, leaves)
+        else:
+            boxes = boxes_of(self.forward, leaves)
         output = boxes[self.step_graph.output]
         low, high = output.lower[:, :, None], output.upper[:, :, None]
         positive = forms.coefficients.clamp(min=0.0)

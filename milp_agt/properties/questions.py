@@ -365,6 +365,8 @@ class Questions(QuestionsAboutParameters):
         answer = question.answer(models, groups)
         is_open = not answer.points.judged or not bool((answer.points.score_lower > 0).all())
         if self.decider is not None and is_open and not models.is_late():
+            if models.watch is not None:
+                models.watch(len(answer.points.index), len(answer.points.index))
             answer = self._attacked(self.decider, models, question, answer)
         missed = models.deadline is not None and models.deadline.missed
         return replace(answer, limit_reached=True) if missed else answer

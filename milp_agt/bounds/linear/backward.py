@@ -14,6 +14,7 @@ from milp_agt.bounds.linear.linearized_step import SampleChunk, per_sample
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import BackwardSlopes, NarrowableSlopes
+from milp_agt.formulations.einsum import EndPlanes
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
 
 # Coefficients are narrowed to a strip of at most 1 / NARROW of the extent.
@@ -99,6 +100,7 @@ class BackwardPass:
         offsets = self.sample_chunk.offsets[node.name]
         axes: tuple[int | None, ...] = (None,) * len(node.inputs)
         if strip is not None and narrow is not None:
+            assert not isinstance(offsets, EndPlanes)  # these are never narrow
             offsets = offsets.narrow(strip.axis, strip.index)
             planes, axes = narrow
         apply = offsets.apply_diagonal if self.diagonal else offsets.apply

@@ -15,7 +15,7 @@ from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.core.interval import Interval
 from milp_agt.core.planes import BackwardSlopes, LinearBounds
-from milp_agt.formulations.einsum import BilinearPlanes
+from milp_agt.formulations.einsum import BilinearPlanes, EndPlanes
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS
@@ -145,6 +145,9 @@ class Intercepts:
         return torch.stack(charges, -1)
 
 
+HasIntercepts = Intercepts | EndPlanes
+
+
 def per_sample(coefficients: Tensor, values: Tensor) -> Tensor:
     """Products sample by sample: (forms, n, *shape) with (cases, n, *shape) -> (forms, n, cases)."""
     if len(values) == 1:
@@ -159,7 +162,7 @@ class SampleChunk:
     samples: slice
     poison: Poison
     planes: Mapping[str, BackwardSlopes]
-    offsets: Mapping[str, Intercepts]
+    offsets: Mapping[str, HasIntercepts]
     leaves: Mapping[str, Tensor]  # largest magnitudes of features and labels
     nominal: Mapping[str, Tensor]  # points from which moves start, (1 or cases, n, *shape)
 
@@ -276,7 +279,7 @@ def _linearize_chunk(
     kinds = {node.name: node.batched for node in schedule.before}
     summed = {product.name for product in schedule.summed_products.values()}
     planes: dict[str, BackwardSlopes] = {}
-    offsets: dict[str, Intercepts] = {}
+    offsets: dict[str, HasIntercepts] = {}
     for node in schedule.before:
         if node.batched and node.inputs:
             inputs = [box(i, kinds[i]) for i in node.inputs]

@@ -12,6 +12,7 @@ from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, WorstCase
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
 from milp_agt.bounds.linear.linearized_step import (
+    HasIntercepts,
     Intercepts,
     LinearizedStep,
     SampleChunk,
@@ -22,8 +23,10 @@ from milp_agt.bounds.signed_entries import count_of, entry_boxes, forms_in_piece
 from milp_agt.bounds.step import NodeOrder, State
 from milp_agt.core.graph import Node, boxes_of
 from milp_agt.core.interval import CLEAN, POISONED, Interval
-from milp_agt.core.planes import LinearBounds
+from milp_agt.core.planes import BackwardSlopes, LinearBounds
 from milp_agt.core.rounding import gamma
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.einsum import Ends
 from milp_agt.formulations.exchange import Substitute
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, SELECTION, StepGraph
@@ -213,6 +216,7 @@ def forms_of_outputs(
     state: State,
     features: Interval,
     coefficients: Tensor,
+    ends: Ends | None = None,
 ) -> SampleForms:
     """Forms on the parameters that bound forms of the outputs of test points from below.
 
@@ -224,24 +228,37 @@ def forms_of_outputs(
         state: box of the parameters on which the linear bounds must hold.
         features: boxes of the inputs, (1, n, *shape); points if inputs are not perturbed.
         coefficients: on the model's outputs, (forms, n, outputs).
+        ends: planes of products with parameters that are exact at ends of ranges, where there is one case;
+            None for planes through centres.
     """
     leaves = dict(state) | {FEATURES: features}
     boxes = boxes_of(nodes, leaves)
-    planes: dict[str, LinearBounds] = {
-        node.name: node.op.relax(*(boxes[i] for i in node.inputs))
-        for node in nodes
-        if node.name not in leaves
-    }
+    batched = {node.name for node in nodes if node.batched}
+    cases = len(next(iter(state.values())).lower)
+    planes: dict[str, BackwardSlopes] = {}
+    offsets: dict[str, HasIntercepts] = {}
+    for node in nodes:
+        if node.name in leaves:
+            continue
+        inputs = [boxes[name] for name in node.inputs]
+        shared = [k for k, name in enumerate(node.inputs) if name not in batched]
+        one = isinstance(node.op, Einsum) and node.batched and len(shared) == cases == 1
+        if ends is not None and one:
+            assert isinstance(node.op, Einsum)
+            at_ends = node.op.relax_at_ends(ends, shared[0], *inputs)
+            planes[node.name], offsets[node.name] = at_ends, at_ends
+        else:
+            found: LinearBounds = node.op.relax(*inputs)
+            planes[node.name], offsets[node.name] = found, Intercepts.of(found, True, cases)
     centre = features.centre[CLEAN]
     radius = torch.maximum(features.upper[CLEAN] - centre, centre - features.lower[CLEAN])
     radius = torch.where(radius > 0, torch.nextafter(radius, radius + torch.inf), radius)
     clean = Poison.none(centre, centre.new_zeros(len(centre), step_graph.outputs))
-    cases = len(next(iter(state.values())).lower)
     sample_chunk = SampleChunk(
         slice(0, len(centre)),
         clean,
         planes,
-        {name: Intercepts.of(p, True, cases) for name, p in planes.items()},
+        offsets,
         {FEATURES: centre.abs() + radius},
         {FEATURES: centre.unsqueeze(0)},
     )

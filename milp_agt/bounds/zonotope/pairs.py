@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def product(
     ends = [
         f.away.each(partial(aligned, own, full)) for own, f in zip(letters, (a, b), strict=False)
     ]
-    shape = torch.broadcast_shapes(*(end.lower.shape for end in ends))
+    shape = torch.Size(np.broadcast_shapes(*(end.lower.shape for end in ends)))
     if shape.numel() > MOST_PAIRS:
         return None
     scale = (ends[0].magnitude[0] * ends[1].magnitude[0]).expand(shape[1:])

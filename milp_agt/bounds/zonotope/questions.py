@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from milp_agt.bounds.zonotope.engine import ZonotopePass
 
 
-def least(forward: ZonotopePass, coefficients: Mapping[str, Tensor]) -> Tensor:
+def least(
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor], searching: bool = True
+) -> Tensor:
     """Lower bounds of linear forms of the state over all that training reaches, (rows,).
 
-    Coefficients by tensor of the state, (rows, *shape). Rounding of this bound is covered.
+    Coefficients by tensor of the state, (rows, *shape). Rounding of this bound is covered. Without
+    ``searching`` multipliers are those of the ends of the state.
     """
-    pieces = [low for low, _, _ in _pieces(forward, coefficients)]
+    steps = forward.effort.last if searching else 0
+    pieces = [low for low, _, _ in _pieces(forward, coefficients, steps)]
     return torch.cat(pieces)
 
 
@@ -104,9 +108,13 @@ def favoured_by_ends(forward: ZonotopePass, most: int) -> tuple[Tensor, Tensor]:
 
 
 def ascended(
-    forward: ZonotopePass, coefficients: Mapping[str, Tensor]
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor], steps: int | None = None
 ) -> Iterator[tuple[Tensor, Directions, Multipliers, Bound]]:
-    """For some rows at a time: these, their opposites on the generators, multipliers, and the bound."""
+    """For some rows at a time: these, their opposites on the generators, multipliers, and the bound.
+
+    ``steps`` are those of the search, by default those after the last step of training.
+    """
+    steps = forward.effort.last if steps is None else steps
     zonotope, samples = forward.zonotope, forward.zonotope.samples
     rows = torch.cat([coefficients[name].flatten(1) for name in forward.layout.slices], 1)
     widest = max(1, samples.count * samples.width, zonotope.flips.count, zonotope.size)
@@ -115,7 +123,7 @@ def ascended(
         spread = zonotope.spread(down, forward.bounds.terms)
         directions = spread.towards(torch.ones_like(spread.size))
         alpha, _ = forward.bounds.shared(down)
-        alpha = ascend(directions, zonotope.flips, samples, alpha, forward.effort.last)
+        alpha = ascend(directions, zonotope.flips, samples, alpha, steps)
         yield part, directions, alpha, bound(directions, zonotope.flips, alpha, samples)
 
 
@@ -127,10 +135,10 @@ def lowest(forward: ZonotopePass, part: Tensor, found: Bound) -> Tensor:
 
 
 def _pieces(
-    forward: ZonotopePass, coefficients: Mapping[str, Tensor]
+    forward: ZonotopePass, coefficients: Mapping[str, Tensor], steps: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """For some rows at a time: the bound, its part without samples, and what each sample may take."""
-    for part, _, _, found in ascended(forward, coefficients):
+    for part, _, _, found in ascended(forward, coefficients, steps):
         centre, error = _at_centre(forward, part)
         reach = centre.abs() + found.total(forward.zonotope.samples).abs()
         base = centre - found.rest - found.slack - error - gamma(8) * (reach + found.rest.abs())

@@ -78,9 +78,14 @@ def optional(module: str, package: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise DatasetUnavailableError(
-            "", f"{package} is not installed", f"pip install milp_agt[{extra}]"
-        ) from error
+        raise missing(package, extra) from error
+
+
+def missing(package: str, extra: str) -> DatasetUnavailableError:
+    """An optional package is not there."""
+    return DatasetUnavailableError(
+        "", f"{package} is not installed", f"pip install milp_agt[{extra}]"
+    )
 
 
 def subset(count: int, samples: int, seed: int) -> npt.NDArray[np.int64]:

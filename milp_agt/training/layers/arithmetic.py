@@ -6,6 +6,7 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -66,8 +67,8 @@ def _common(builder: Builder, a: Any, b: Any) -> tuple[Any, Any]:
             )
     shapes = [tuple(v.shape) for v in (a, b) if is_sample(v)]
     try:
-        shape = tuple(torch.broadcast_shapes(*shapes))
-    except RuntimeError:
+        shape = tuple(np.broadcast_shapes(*shapes))
+    except ValueError:
         raise refused("Values together", f"shapes {shapes}", "match them") from None
     return _spread(builder, a, shape), _spread(builder, b, shape)
 
