@@ -1,4 +1,4 @@
-"""Shortcuts of the walk: strips change nothing, sums of products lose nothing."""
+"""The walk: strips change nothing, sums of products lose nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from attacks import Problem, Replay
-from test_shortcut import OUTPUTS as LOSSES
-from test_shortcut import problem
+from attacks import Problem, Replay, network
 
+import milp_agt as agt
 from milp_agt.bounds import signed_entries
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import backward, linearized_step, window_bounds
@@ -18,6 +17,21 @@ from milp_agt.bounds.linear.backward import Strip
 from milp_agt.bounds.linear.linearized_step import Intercepts
 from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
+
+LOSSES = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
+
+
+def problem(loss: str, hidden: tuple[int, ...] = (6,), **run: Any) -> Problem:
+    generator = torch.Generator().manual_seed(1)
+    outputs = LOSSES[loss]
+    name = "cross_entropy" if loss == "three" else loss
+    x = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    y = torch.randint(max(outputs, 2), (7,), generator=generator)
+    if loss == "mse":
+        y = torch.randn(7, 1, generator=generator, dtype=torch.float64)
+    threat = agt.FeatureLabelPoisoning(2, 0.03, 0.05 if loss == "mse" else None)
+    training = agt.Training(loss=name, **({"learning_rate": 0.3, "epochs": 3} | run))
+    return Problem(network((2, *hidden, outputs), seed=3), x, y, training, threat)
 
 
 def recorded(case: Problem, **options: Any) -> tuple[MemoryRecorder, Any]:
