@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from attacks import Problem, Replay, network
+from boxes import assert_within
 from torch import nn
 
 import milp_agt as agt
@@ -50,14 +51,6 @@ def case(
     model = network((2, *hidden, outputs), activation, seed)
     run = Training(loss=loss, **({"learning_rate": 0.5, "epochs": 3} | training))
     return Problem(model, x, y, run, threat or agt.FeaturePoisoning(1, 0.05))
-
-
-def assert_within(inner: Any, outer: Any, tolerance: float = 0.0) -> None:
-    """Every box of ``inner`` lies in that of ``outer``; the tolerance is relative to the ends."""
-    for name, low in outer.lower.items():
-        high = outer.upper[name]
-        assert (inner.lower[name] >= low - tolerance * (1 + abs(low))).all(), name
-        assert (inner.upper[name] <= high + tolerance * (1 + abs(high))).all(), name
 
 
 def assert_state_within(inner: State, outer: State, tolerance: float = 0.0) -> None:

@@ -21,17 +21,17 @@ from milp_agt.certification.recorder import MemoryRecorder
 LOSSES = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
 
 
-def problem(loss: str, hidden: tuple[int, ...] = (6,), **run: Any) -> Problem:
+def problem(loss: str = "cross_entropy", hidden: tuple[int, ...] = (5,), **run: Any) -> Problem:
     generator = torch.Generator().manual_seed(1)
-    outputs = LOSSES[loss]
     name = "cross_entropy" if loss == "three" else loss
-    x = torch.randn(7, 2, generator=generator, dtype=torch.float64)
-    y = torch.randint(max(outputs, 2), (7,), generator=generator)
+    x = torch.randn(9, 2, generator=generator, dtype=torch.float64)
+    y = torch.randint(max(LOSSES[loss], 2), (9,), generator=generator)
+    moved = 0.05 if loss == "mse" else None
     if loss == "mse":
-        y = torch.randn(7, 1, generator=generator, dtype=torch.float64)
-    threat = agt.FeatureLabelPoisoning(2, 0.03, 0.05 if loss == "mse" else None)
+        y = torch.randn(9, 1, generator=generator, dtype=torch.float64)
+    threat = agt.FeatureLabelPoisoning(2, 0.03, moved)
     training = agt.Training(loss=name, **({"learning_rate": 0.3, "epochs": 3} | run))
-    return Problem(network((2, *hidden, outputs), seed=3), x, y, training, threat)
+    return Problem(network((2, *hidden, LOSSES[loss]), seed=3), x, y, training, threat)
 
 
 def recorded(case: Problem, **options: Any) -> tuple[MemoryRecorder, Any]:
