@@ -42,10 +42,6 @@ class Bent(Univariate):
     """A function of linear pieces."""
 
     @abstractmethod
-    def bends(self, low: Array, high: Array) -> Mask:
-        """Which ranges meet a kink."""
-
-    @abstractmethod
     def straight(self, argument: Expression, low: Array, high: Array, bent: Mask) -> Expression:
         """The function on ranges that meet no kink, and 0 on all others."""
 
@@ -61,7 +57,7 @@ class Bent(Univariate):
         (argument,), (box,) = inputs, ranges
         hull = box.hull()
         low, high = hull.lower.cpu().numpy(), hull.upper.cpu().numpy()
-        bent = self.bends(low, high)
+        bent = ~self.is_linear_on(hull).cpu().numpy()
         straight = self.straight(argument, low, high, bent)
         if not bent.any():
             return straight

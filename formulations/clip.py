@@ -72,10 +72,6 @@ class Clip(HullEdges):
             self._chord(low, torch.maximum(high.clamp(max=self.high), low)),
         )
 
-    def bends(self, low: Array, high: Array) -> Mask:
-        straight = (low >= self.low) & (high <= self.high) | (high <= self.low)
-        return ~np.asarray(straight | (low >= self.high))
-
     def straight(self, argument: Expression, low: Array, high: Array, bent: Mask) -> Expression:
         inside = (low >= self.low) & (high <= self.high)
         below, above = high <= self.low, low >= self.high

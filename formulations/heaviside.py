@@ -72,9 +72,6 @@ class Heaviside(Bent):
         halves = [self.slopes(each) for each in (box.of_clean, box.hull())]
         return [zero, *(2.0 * low for low, _ in halves)], [zero, *(2.0 * up for _, up in halves)]
 
-    def bends(self, low: Array, high: Array) -> Mask:
-        return np.asarray((low <= 0) & (high > 0))
-
     def straight(self, argument: Expression, low: Array, high: Array, bent: Mask) -> Expression:
         return Expression.of((low > 0).astype(np.float64))
 

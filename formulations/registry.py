@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from milp_agt.core.graph import Operation
-from milp_agt.core.planes import Tensors
 from milp_agt.errors import UnsupportedOperationError
 
 _OPERATIONS: dict[str, type[Operation]] = {}
@@ -38,26 +37,36 @@ def operations() -> dict[str, type[Operation]]:
 
 @dataclass(frozen=True, slots=True)
 class ElementwisePlanes:
-    """``slope_lower u + lower[s] <= v <= slope_upper u + upper[s]``, elementwise.
+    """``slope_lower u + lower[s] <= v <= slope_upper u + upper[s]``, elementwise, u the first input.
 
-    Slopes have the shape of the node, ([samples], *shape); offsets have states before it. Where both
-    slopes are one tensor, the pull does not depend on the signs of the coefficients.
+    Slopes have the shape of the node, ([samples], *shape), or both are the float 1; offsets have states
+    before it. Where both are one object, the pull does not depend on the signs of the coefficients.
+    ``others`` are further inputs, which get none.
     """
 
-    slope_lower: Tensor
-    slope_upper: Tensor
+    slope_lower: Tensor | float
+    slope_upper: Tensor | float
     lower: Tensor
     upper: Tensor
     magnitude: Tensor
+    others: int = 0
 
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> Tensors:
-        if self.slope_lower is self.slope_upper:
-            return (coefficients * self.slope_lower,)
-        positive = coefficients.clamp(min=0.0)
-        return (positive * self.slope_lower + (coefficients - positive) * self.slope_upper,)
+    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor | None, ...]:
+        if isinstance(self.slope_lower, float):
+            pulled = coefficients
+        elif self.slope_lower is self.slope_upper:
+            pulled = coefficients * self.slope_lower
+        else:
+            positive = coefficients.clamp(min=0.0)
+            pulled = positive * self.slope_lower + (coefficients - positive) * self.slope_upper
+        return (pulled, *[None] * self.others)
 
     def narrow(self, axis: int, index: Tensor) -> tuple[ElementwisePlanes, tuple[int | None, ...]]:
-        lower = upper = self.slope_lower.index_select(axis, index)
+        lower = upper = _picked(self.slope_lower, axis, index)
         if self.slope_lower is not self.slope_upper:
-            upper = self.slope_upper.index_select(axis, index)
-        return replace(self, slope_lower=lower, slope_upper=upper), (axis,)
+            upper = _picked(self.slope_upper, axis, index)
+        return replace(self, slope_lower=lower, slope_upper=upper), (axis, *[None] * self.others)
+
+
+def _picked(slope: Tensor | float, axis: int, index: Tensor) -> Tensor | float:
+    return slope if isinstance(slope, float) else slope.index_select(axis, index)

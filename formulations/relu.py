@@ -94,9 +94,6 @@ class Relu(Bent):
             chords.append(self._chord(clean))
         return (pieces, chords) if self.negative_slope <= 1.0 else (chords, pieces)
 
-    def bends(self, low: Array, high: Array) -> Mask:
-        return np.asarray((low <= 0) & (high > 0))
-
     def straight(self, argument: Expression, low: Array, high: Array, bent: Mask) -> Expression:
         slope = np.where(low > 0, 1.0, self.negative_slope) * ~bent
         error = np.abs(self.negative_slope) * np.maximum(np.abs(low), np.abs(high)) * 2.0**-52

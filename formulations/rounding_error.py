@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
@@ -43,9 +42,8 @@ class RoundingError(Operation):
 
     def relax(self, *inputs: Interval) -> LinearBounds:
         size = inputs[0].magnitude.amax(0)
-        one = torch.ones_like(size)
         error = self.error.expand(size.shape).unsqueeze(0)
-        return ElementwisePlanes(one, one, -error, error, size + self.error)
+        return ElementwisePlanes(1.0, 1.0, -error, error, size + self.error)
 
     def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         return inputs[0].plus_error(self.error.cpu().numpy())

@@ -12,32 +12,16 @@ from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions
 from milp_agt.core.graph import Operation, Signature
 from milp_agt.core.interval import Boxes, Interval
-from milp_agt.core.planes import BackwardSlopes, LinearBounds
+from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import Precision
 from milp_agt.formulations.linear_map import as_array
-from milp_agt.formulations.registry import register
+from milp_agt.formulations.registry import ElementwisePlanes, register
 
 
 class RunError(Protocol):
     """An operation or a loss, as far as its rounding is concerned."""
 
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class RoundedPlanes:
-    """``v = u_0 + d`` between offsets; no other operand gets a coefficient."""
-
-    others: int
-    lower: Tensor
-    upper: Tensor
-    magnitude: Tensor
-
-    def backward(self, coefficients: Tensor, diagonal: bool = False) -> tuple[Tensor | None, ...]:
-        return (coefficients, *[None] * self.others)
-
-    def narrow(self, axis: int, index: Tensor) -> tuple[BackwardSlopes, tuple[int | None, ...]]:
-        return self, (axis, *[None] * self.others)
 
 
 @register
@@ -86,7 +70,7 @@ class RunRounding(Operation):
     def relax(self, *inputs: Interval) -> LinearBounds:
         error = self.error(*inputs)
         size = (inputs[0].magnitude + error).amax(0)
-        return RoundedPlanes(len(inputs) - 1, -error, error, size)
+        return ElementwisePlanes(1.0, 1.0, -error, error, size, len(inputs) - 1)
 
     def encode(self, encoder: Encoder, inputs: Expressions, ranges: Boxes) -> Expression:
         return inputs[0].plus_error(as_array(self.error(*ranges).amax(0)))

@@ -69,9 +69,6 @@ class Sign(HullEdges):
             torch.where(above, rise_above / torch.where(above, -low, 1.0), zero),
         )
 
-    def bends(self, low: Array, high: Array) -> Mask:
-        return ~np.asarray((low > 0) | (high < 0) | (low == high))
-
     def straight(self, argument: Expression, low: Array, high: Array, bent: Mask) -> Expression:
         return Expression.of(np.where(bent, 0.0, np.sign(low)))
 

@@ -17,6 +17,7 @@ from draws import (
     at_states,
     evaluations,
     exact_univariate,
+    poisoned,
     sample_points,
     say,
     states_of,
@@ -327,7 +328,7 @@ def check_leaf_boxes(poison: Poison) -> None:
     """Boxes of features and labels hold every sampled move, corners included."""
     generator = torch.Generator().manual_seed(0)
     for corners in (True, False):
-        x, y = poison.sample_moves(generator, poison.sample_selection(generator, 64), corners)
+        x, y = poison.sample_moves(generator, poisoned(poison, generator, 64), corners)
         for box, value in ((poison.feature_box(), x), (poison.label_box(), y)):
             held = (box.lower[-1] <= value) & (value <= box.upper[-1])
             assert bool(held.all()), "a move outside the box of its leaf"

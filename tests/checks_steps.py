@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from checks_rules import dot
+from draws import poisoned
 from torch import Tensor, nn
 
 from milp_agt.bounds.adversary.joint import Joint
@@ -46,7 +47,7 @@ class StepCase:
     def attacks(self, count: int, seed: int, corners: bool) -> tuple[Tensor, Tensor]:
         """Admissible data of the batch; the first attack is none."""
         generator = torch.Generator().manual_seed(seed)
-        selection = self.step.poison.sample_selection(generator, count)
+        selection = poisoned(self.step.poison, generator, count)
         selection[0] = False
         return self.step.poison.sample_moves(generator, selection, corners)
 

@@ -6,7 +6,15 @@ import itertools
 from typing import Any
 
 import torch
-from attacks import Problem, Replay, assert_inside, assert_torch_agrees
+from attacks import (
+    Certified,
+    Problem,
+    Replay,
+    assert_inside,
+    assert_properties,
+    assert_torch_agrees,
+)
+from boxes import assert_within
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -106,6 +114,7 @@ def problems(draw: Any) -> tuple[Problem, dict[str, Any]]:
         "relaxation": "linear",
         "window": draw(st.sampled_from((1, 2, None))),
         "inner_bounds": draw(st.sampled_from(("interval", "linear"))),
+        "carried": draw(st.sampled_from(("none", "none", "zonotope"))),
     }
     poison = Replay(problem).poison
     ways: list[dict[str, Any]] = [{"selections": "joint"}]
@@ -130,23 +139,25 @@ def programs(draw: Any) -> tuple[Problem, dict[str, Any]]:
 
 
 def assert_attacked(problem: Problem, options: dict[str, Any]) -> None:
-    """No random, extreme or gradient poisoning leaves the set of any step, and intervals are looser."""
+    """No random, extreme or gradient poisoning leaves the set of any step or any property, and intervals
+    are looser."""
     try:
-        _, boxes = problem.certify(**options)
+        result, boxes = problem.certify(**options)
     except InvalidInputError as error:
         if "stay finite" not in str(error):
             raise
         return  # momentum and decay diverge without any poison
     _, looser = problem.certify(relaxation="interval")
     for box, outer in zip(boxes, looser, strict=True):
-        for name in box.lower:
-            assert (outer.lower[name] <= box.lower[name]).all()
-            assert (box.upper[name] <= outer.upper[name]).all()
+        assert_within(box, outer)
     replay, generator = Replay(problem), torch.Generator().manual_seed(0)
     attacks = [replay.random(32, generator, corners) for corners in (False, True)]
     if not replay.poison.is_clean:
         objective, rows = replay.objectives(problem.features[:2], problem.labels[:2], 6, generator)
         attacks += replay.by_gradient(objective, rows, generator, 3)
+    asked = Certified.of(result, problem.features, problem.labels)
     for attack in attacks:
-        assert_inside(boxes, replay.run(attack))
+        states = replay.run(attack)
+        assert_inside(boxes, states)
+        assert_properties(replay, asked, states[-1])
     assert_torch_agrees(replay, attacks[-1], boxes, [0, 1])

@@ -66,6 +66,17 @@ class Tolerances:
 TOL = Tolerances()
 
 
+def poisoned(poison: Poison, generator: torch.Generator, attacks: int) -> Tensor:
+    """Masks of poisoned samples, (attacks, N, quotas): up to the budget, drawn uniformly."""
+    masks = []
+    for quota in poison.quotas:
+        scores = torch.rand(attacks, len(quota.open), generator=generator, dtype=torch.float64)
+        scores = torch.where(quota.open, scores, -1.0)
+        ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
+        masks.append((ranks < quota.budget) & quota.open)
+    return torch.stack(masks, -1)
+
+
 def non_leaves() -> dict[str, type[Operation]]:
     return {k: op for k, op in operations().items() if not issubclass(op, _Leaf)}
 

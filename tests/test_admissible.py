@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from beyond import excess
 from test_threats_moves import SETS, N
 from torch import Tensor
 
@@ -54,9 +55,9 @@ def _beyond(own: MoveSet, nominal: Tensor, near: Tensor) -> int:
         # The excess of the set itself, in floating point, is the judge: below it nothing may be refused.
         farther = nominal + factor * (near - nominal)
         admitted = own.admits(0, nominal, farther)
-        excess = float(own.excess((farther - nominal)[None, None])[0, 0])
-        assert admitted <= (excess <= 1e-9)
-        assert (excess == 0.0) <= admitted or excess < 1e-12
+        beyond = float(excess(own, (farther - nominal)[None, None])[0, 0])
+        assert admitted <= (beyond <= 1e-9)
+        assert (beyond == 0.0) <= admitted or beyond < 1e-12
         count += not admitted
     return count
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import network
+from beyond import excess
 from refusals import refused
 from torch import Tensor, nn
 
@@ -372,7 +373,7 @@ def test_every_set_of_moves_is_attacked_from_inside(kind: str) -> None:
     assert found.value > random.value
     unrolled = found.runs.unrolled
     moves, whole = unrolled.poison.feature_moves, found.runs.data.unpacked(unrolled)
-    excess = moves.excess((whole.features - unrolled.poison.features).flatten(2))
-    assert float(excess.max()) <= 1e-12
+    beyond = excess(moves, (whole.features - unrolled.poison.features).flatten(2))
+    assert float(beyond.max()) <= 1e-12
     changed = (whole.features != unrolled.poison.features).any(-1)
     assert int(changed.sum(1).max()) <= 2

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, assert_inside, assert_sound, network
+from boxes import assert_same
+from draws import poisoned
 
 import milp_agt as agt
 from milp_agt.bounds.adversary import enumerated
@@ -70,7 +72,7 @@ def test_the_list_is_complete(loss: str, name: str, restriction: tuple[int, ...]
     assert not adversary.mask[0].any()
     labels = adversary.labels(torch.arange(6)) if listed.label_moves is not None else None
     generator = torch.Generator().manual_seed(0)
-    picked = poison.sample_selection(generator, 200)[..., 0]
+    picked = poisoned(poison, generator, 200)[..., 0]
     inside = list(limits.inside)
     picked = picked[picked[:, inside].all(1) & ~picked[:, list(limits.outside)].any(1)]
     assert len(picked)
@@ -173,13 +175,7 @@ def test_grouping_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) ->
     whole = case.certify(selections="enumerated")[0]
     single = parts_of(case, 1, monkeypatch)
     assert len(single.models.reached) == count_cases(bound(case)) - 1
-    for key in whole.reachable.lower:
-        assert np.allclose(
-            single.reachable.lower[key], whole.reachable.lower[key], rtol=1e-9, atol=1e-12
-        )
-        assert np.allclose(
-            single.reachable.upper[key], whole.reachable.upper[key], rtol=1e-9, atol=1e-12
-        )
+    assert_same(single.reachable, whole.reachable, rtol=1e-9, atol=1e-12)
     y = case.labels
     for question in ("accuracy", "loss"):
         one, other = (getattr(r, question)(x, y) for r in (whole, single))

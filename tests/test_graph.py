@@ -44,13 +44,6 @@ def test_a_module_used_twice_has_one_parameter_node() -> None:
     assert dict(trace(shared_parameter(), "bce", (2,)).aliases) == {"2.weight": "0.weight"}
 
 
-def test_frozen_parameters_are_constants() -> None:
-    step_graph = trace(MODELS["frozen-middle"](), "bce", (2,))
-    assert step_graph.parameters == ("0.weight", "0.bias", "4.weight", "4.bias")
-    assert set(step_graph.frozen) == {"2.weight", "2.bias"}
-    assert step_graph.parameter_count == 2 * 3 + 3 + 3 + 1
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_networkx_view_is_a_dag_with_attributes(name: str) -> None:
     graph = trace(MODELS[name](), "bce", (2,)).graph

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from attacks import Problem, Replay, network
+from boxes import assert_within
 from torch import nn
 
 import milp_agt as agt
@@ -18,6 +19,7 @@ from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.linear import linearized_step, window_bounds
 from milp_agt.bounds.linear.window_bounds import Collected, PastStep
 from milp_agt.bounds.step import State, Step, initial_state
+from milp_agt.certification import loop
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -50,14 +52,6 @@ def case(
     model = network((2, *hidden, outputs), activation, seed)
     run = Training(loss=loss, **({"learning_rate": 0.5, "epochs": 3} | training))
     return Problem(model, x, y, run, threat or agt.FeaturePoisoning(1, 0.05))
-
-
-def assert_within(inner: Any, outer: Any, tolerance: float = 0.0) -> None:
-    """Every box of ``inner`` lies in that of ``outer``; the tolerance is relative to the ends."""
-    for name, low in outer.lower.items():
-        high = outer.upper[name]
-        assert (inner.lower[name] >= low - tolerance * (1 + abs(low))).all(), name
-        assert (inner.upper[name] <= high + tolerance * (1 + abs(high))).all(), name
 
 
 def assert_state_within(inner: State, outer: State, tolerance: float = 0.0) -> None:
@@ -214,6 +208,7 @@ def recorded(problem: Problem, **options: Any) -> tuple[MemoryRecorder, Replay, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window_bounds, "bound_state", spy)
+        patch.setattr(loop, "IDLE_STEPS", 99)
         result = agt.certify(
             problem.model,
             problem.data,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from boxes import assert_within
 from refusals import refused
 from stand_ins import StandIn, cluster, die
-from test_nesting import assert_within, case
+from test_nesting import case
 
 from milp_agt.bounds.program.state_bounds import Objectives, SolveOptions, minimise
 from milp_agt.core.program import Array, Program

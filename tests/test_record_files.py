@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import run_texts
 import torch
+from boxes import assert_same
 from recorded_script import (
     THREAT,
     Script,
@@ -34,8 +35,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     fresh = nn.Sequential(nn.Linear(30, 8), nn.ReLU(), nn.Linear(8, 2))
     loaded = agt.load_run(tmp_path / "run", fresh)
     one, other = certified(run), agt.certify(loaded, THREAT, relaxation="interval")
-    for name in one.reachable.lower:
-        assert np.array_equal(one.reachable.lower[name], other.reachable.lower[name])
+    assert_same(one.reachable, other.reachable)
     assert one.nominal_check == other.nominal_check
     assert one.assumptions == other.assumptions
     np.savez(tmp_path / "other.npz", a=np.zeros(2))
@@ -90,8 +90,7 @@ def test_a_record_in_a_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     path.write_text(RUN_FILE)
     built = load_config(path).build()
     one, other = built.certify(), certified(run)
-    for name in one.reachable.lower:
-        assert np.array_equal(one.reachable.lower[name], other.reachable.lower[name])
+    assert_same(one.reachable, other.reachable)
     assert one.nominal_check == other.nominal_check
     run_texts.certified(path)
     assert "your model is the nominal run up to" in capsys.readouterr().out

@@ -15,7 +15,6 @@ from refusals import refused
 from same_run import assert_same_run, data_for
 from test_config import GOOD, build
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader
 
 import milp_agt as agt
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
@@ -79,17 +78,6 @@ def test_cosine_is_that_of_torch(unit: str, end: int) -> None:
     each = 12 // end
     assert short[: 3 * each] == pytest.approx(theirs[: 3 * each], rel=1e-12)
     assert short[2 * each :] == [0.05] * (12 - 2 * each)
-
-
-def test_the_order_of_a_data_loader_can_be_recorded() -> None:
-    """As the documentation of Training says: a DataLoader over range(n) gives the batches."""
-    generator = torch.Generator().manual_seed(3)
-    loader = DataLoader(range(SAMPLES), batch_size=BATCH, shuffle=True, generator=generator)
-    batches = [b.tolist() for _ in range(2) for b in loader]
-    order = agt.Training(loss="mse", batches=batches).batch_order(SAMPLES)
-    assert [b.tolist() for b in order] == batches
-    assert [len(b) for b in batches] == [3, 3, 1] * 2
-    assert batches[:3] != batches[3:]
 
 
 def with_schedule(text: str) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
+from boxes import assert_same
+from draws import poisoned
 from pairs import every_pair
 from separate_runs import admissible, bound_poison, problem, separately
 from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
@@ -21,7 +23,6 @@ from milp_agt.bounds.zonotope.dual import Bound
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import InvalidThreatModelError
-from milp_agt.experiments.sweep import resized
 
 
 @every_pair(
@@ -84,9 +85,7 @@ def test_a_budget_of_0_leaves_the_other_threat(void: str, relaxation: str) -> No
         problem("bce", threat)[0].certify(relaxation=relaxation)[0].reachable
         for threat in (both, alone)
     ]
-    for name in found[0].lower:
-        np.testing.assert_array_equal(found[0].lower[name], found[1].lower[name])
-        np.testing.assert_array_equal(found[0].upper[name], found[1].upper[name])
+    assert_same(*found)
 
 
 @pytest.mark.usefixtures("linear_alone")
@@ -95,9 +94,7 @@ def test_with_every_sample_in_both_budgets_it_is_the_paired_threat(relaxation: s
     paired, _, _ = problem("bce", agt.FeatureLabelPoisoning(6, 0.02))
     apart = replace(paired, threat=separately((6, 6), 0.02))
     a, b = (case.certify(relaxation=relaxation)[0].reachable for case in (paired, apart))
-    for name in a.lower:
-        np.testing.assert_allclose(b.lower[name], a.lower[name], rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(b.upper[name], a.upper[name], rtol=1e-9, atol=1e-12)
+    assert_same(a, b, rtol=1e-9, atol=1e-12)
 
 
 def every_poisoning(case: Problem, corners: int = 4) -> Attacks:
@@ -204,7 +201,7 @@ def test_the_list_of_cases_is_complete(loss: str, static: bool) -> None:
         assert not adversary.mask[0].any()
         assert not adversary.label_mask[0].any()
         generator = torch.Generator().manual_seed(0)
-        picked = poison.sample_selection(generator, 100)
+        picked = poisoned(poison, generator, 100)
         picked = picked[~picked[:, list(limits.outside)].flatten(1).any(1)]
         _, moved = poison.sample_moves(generator, picked, True)
         for chosen, own in zip(picked, moved, strict=True):
@@ -276,8 +273,3 @@ def test_the_claim_names_both_budgets() -> None:
     assert "chosen apart" in text
     assert "labels of up to 1 sample" in text
     assert text.count("once, before training") == 1
-
-
-def test_other_budgets_cannot_be_swept() -> None:
-    with pytest.raises(agt.MilpAgtError, match="a threat without a budget"):
-        resized(separately((1, 1)), 2, None)

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 from attacks import assert_sound
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pairs import every_pair
 from problems import EXPENSIVE, problem
 from torch import nn
@@ -156,46 +154,3 @@ def test_restrictions(restriction, relaxation, static, scope) -> None:
     assert_sound(
         case, test, labels, attacks=24, iterations=2, relaxation=relaxation, in_torch=False
     )
-
-
-@settings(derandomize=True, deadline=None, max_examples=20, database=None)
-@given(
-    loss=st.sampled_from(["mse", "bce", "cross_entropy", "hinge"]),
-    kind=st.sampled_from(["features", "labels", "both"]),
-    hidden=st.sampled_from([(), (2,), (3, 2)]),
-    activation=st.sampled_from([nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh]),
-    run=st.fixed_dictionaries(
-        {
-            "learning_rate": st.sampled_from([0.01, 0.3, 1.5]),
-            "epochs": st.integers(1, 3),
-            "batch_size": st.sampled_from([None, 2, 3]),
-            "shuffle_seed": st.sampled_from([None, 1]),
-            "momentum": st.sampled_from([0.0, 0.5, 0.9]),
-            "weight_decay": st.sampled_from([0.0, 0.1, 2.0]),
-        }
-    ),
-    budget=st.integers(0, 4),
-    radius=st.sampled_from([0.0, 1e-9, 0.01, 0.3]),
-    static=st.booleans(),
-    scope=st.sampled_from(["dataset", "batch"]),
-    level=st.sampled_from(list(LEVELS.values())),
-    window=st.sampled_from([None, 1, 2]),
-    seed=st.integers(0, 10_000),
-)
-def test_random_configurations(
-    loss, kind, hidden, activation, run, budget, radius, static, scope, level, window, seed
-) -> None:
-    case, test, labels = problem(
-        loss,
-        kind,
-        run,
-        hidden,
-        activation,
-        seed,
-        count=4,
-        budget=budget,
-        radius=radius,
-        static=static,
-        scope=scope,
-    )
-    assert_sound(case, test, labels, attacks=24, iterations=2, seed=seed, window=window, **level)

@@ -16,7 +16,7 @@ from checks_steps import (
     step_case,
 )
 from checks_worst_case import WorstCaseProblem, check_worst_case, worst_case_problem
-from draws import Draw, draws, make_box, poison_of
+from draws import Draw, draws, make_box, poison_of, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import per_sample
@@ -25,7 +25,6 @@ from pairs import every_pair
 import milp_agt as agt
 from milp_agt.bounds.adversary.sums import Masks
 from milp_agt.core.interval import Interval
-from milp_agt.threats.sets import Vertices
 from milp_agt.training.training import Training
 
 
@@ -69,19 +68,11 @@ def test_worst_case_is_the_best_attack(
     check_worst_case(case, tight=not (static and per_batch and batches is BATCHES))
 
 
-def test_support_is_joint_over_the_label_coordinates() -> None:
-    poison = poison_of(1, True, False, "v")
-    c = torch.tensor([[[1.0, -1.0, 0.0]] * 5]).double()
-    assert isinstance(poison.label_moves, Vertices)
-    moves = torch.einsum("w,nlw->nl", c[0, 0], poison.label_moves.points)
-    assert torch.equal(poison.support(None, c)[0], (-moves).amax(-1))
-
-
 @pytest.mark.parametrize("what", ["x", "v", "r", "xr"])
 def test_boxes_of_the_leaves_hold_the_moves(what: str) -> None:
     poison = poison_of(3, True, False, what)
     check_leaf_boxes(poison)
-    selection = poison.sample_selection(torch.Generator().manual_seed(0), 64)
+    selection = poisoned(poison, torch.Generator().manual_seed(0), 64)
     assert selection.sum(1).max() == 3
     assert not bool(selection[:, 1].any())
 

@@ -143,33 +143,6 @@ def widths(threat: Any, relaxation: str = "linear", **training: Any) -> float:
     return float(case.certify(relaxation=relaxation)[0].reachable.mean_width)
 
 
-def test_smaller_sets_have_smaller_reachable_sets() -> None:
-    """Full batch, one step: bounds are linear in the moves, so that sets order them."""
-    run = {"epochs": 1, "batch_size": None, "hidden": ()}
-    inf = widths(agt.FeaturePoisoning(1, 0.1), **run)
-    two = widths(agt.FeaturePoisoning(1, 0.1, norm=2), **run)
-    one = widths(agt.FeaturePoisoning(1, 0.1, norm=1), **run)
-    assert one < two < inf
-    sparse = [widths(agt.FeaturePoisoning(1, 0.1, norm=0, coordinates=m), **run) for m in (1, 2, 6)]
-    assert one <= sparse[0] * (1 + 1e-9)
-    assert sparse[0] < sparse[1] < sparse[2]
-    assert sparse[2] == pytest.approx(inf, rel=1e-12)
-    assert widths(agt.FeaturePoisoning(1, 0.1, domain=DOMAIN), **run) < inf
-    any_class = widths(agt.LabelPoisoning(1), **run, loss="cross_entropy")
-    target = widths(agt.LabelPoisoning(1, target=0), **run, loss="cross_entropy")
-    assert target < any_class
-
-
-def test_a_single_budget_of_the_norm_one_is_a_corner_of_the_norm_inf() -> None:
-    """Features in one coordinate only: all norms are the same set."""
-    radius = [0.2, 0.0, 0.0, 0.0, 0.0, 0.0]
-    found = [
-        widths(agt.FeaturePoisoning(2, radius, norm=norm, coordinates=1 if norm == 0 else None))
-        for norm in ("inf", 2, 1, 0)
-    ]
-    assert found == pytest.approx([found[0]] * 4, rel=1e-9)
-
-
 def test_rows_tighten_programs_only() -> None:
     """Under sum(move) = 0 a regression step that reads the sum cannot move."""
     sums = ([[1.0] * 6, [-1.0] * 6], [0.0, 0.0])

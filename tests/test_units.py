@@ -105,9 +105,7 @@ def test_raw_threats_hold_real_runs_on_poisoned_files(path: Path) -> None:
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(x), torch.from_numpy(found.y_train)).backward()
             optimiser.step()
-        for name, value in model.state_dict().items():
-            assert (result.reachable.lower[name] <= value.numpy()).all()
-            assert (value.numpy() <= result.reachable.upper[name]).all()
+        assert result.reachable.contains(model.state_dict())
 
 
 def test_domains_and_missing_values_in_raw_units(path: Path) -> None:
@@ -187,11 +185,3 @@ def test_a_scaler_within_reach_of_the_adversary_comes_first(path: Path) -> None:
     assert certified(scaled, agt.Removal(1)).caution
     flips = agt.SeparatePoisoning(agt.FeaturePoisoning(0, 0.1), agt.LabelPoisoning(1))
     assert not certified(scaled, flips).caution
-
-
-def test_a_saved_result_keeps_its_caution(path: Path, tmp_path: Path) -> None:
-    result = certified(data(path, standardise=True), agt.FeaturePoisoning(1, 0.02))
-    result.save(tmp_path / "r.npz")
-    again = agt.load(tmp_path / "r.npz")
-    assert again.claim == result.claim
-    assert again.assumptions == result.assumptions

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from attacks import Problem, Replay
-from test_shortcut import OUTPUTS as LOSSES
-from test_shortcut import problem
+from attacks import Problem, Replay, network
 
+import milp_agt as agt
 from milp_agt.bounds import signed_entries
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import backward, linearized_step, window_bounds
@@ -18,6 +17,21 @@ from milp_agt.bounds.linear.backward import Strip
 from milp_agt.bounds.linear.linearized_step import Intercepts, SummedIntercepts
 from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
+
+LOSSES = {"bce": 1, "cross_entropy": 2, "three": 3, "mse": 1}
+
+
+def problem(loss: str = "cross_entropy", hidden: tuple[int, ...] = (5,), **run: Any) -> Problem:
+    generator = torch.Generator().manual_seed(1)
+    name = "cross_entropy" if loss == "three" else loss
+    x = torch.randn(9, 2, generator=generator, dtype=torch.float64)
+    y = torch.randint(max(LOSSES[loss], 2), (9,), generator=generator)
+    moved = 0.05 if loss == "mse" else None
+    if loss == "mse":
+        y = torch.randn(9, 1, generator=generator, dtype=torch.float64)
+    threat = agt.FeatureLabelPoisoning(2, 0.03, moved)
+    training = agt.Training(loss=name, **({"learning_rate": 0.3, "epochs": 3} | run))
+    return Problem(network((2, *hidden, LOSSES[loss]), seed=3), x, y, training, threat)
 
 
 def recorded(case: Problem, **options: Any) -> tuple[MemoryRecorder, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from attacks import assert_sound
+from boxes import assert_same, assert_within, resumed
 from problems import problem, tiny
 
 import milp_agt as agt
@@ -50,9 +51,7 @@ def test_it_is_tighter_than_intervals_and_within_them() -> None:
     wide, boxes = case.certify(relaxation="interval")
     tight, inner = case.certify(relaxation="zonotope")
     for outer, box in zip(boxes, inner, strict=True):
-        for name in box.lower:
-            assert (outer.lower[name] <= box.lower[name]).all()
-            assert (box.upper[name] <= outer.upper[name]).all()
+        assert_within(box, outer)
     assert tight.reachable.mean_width < 0.45 * wide.reachable.mean_width
     lows = [result.margins(test, labels) for result in (wide, tight)]
     wide_by, tight_by = (high - low for low, high in lows)
@@ -166,24 +165,11 @@ def test_suspects_of_a_question_need_a_zonotope() -> None:
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path) -> None:
     case = tiny(agt.FeaturePoisoning(2, 0.05), epochs=6)
     data = (case.features, case.labels)
-    options: dict[str, Any] = {"relaxation": "zonotope"}
-    whole = agt.certify(case.model, data, case.training, case.threat, **options)
-
-    class Killed(Exception):
-        pass
-
-    def kill(result: Any, step: int, steps: int) -> None:
-        if step == 3:
-            raise Killed
-
-    options["checkpoint"] = tmp_path / "kept"
-    with pytest.raises(Killed):
-        agt.certify(case.model, data, case.training, case.threat, on_step=kill, **options)
-    resumed = agt.certify(case.model, data, case.training, case.threat, **options)
-    for name, low in whole.reachable.lower.items():
-        assert np.array_equal(low, resumed.reachable.lower[name])
-        assert np.array_equal(whole.reachable.upper[name], resumed.reachable.upper[name])
-    margins = [r.margins(case.features, case.labels) for r in (whole, resumed)]
+    arguments = (case.model, data, case.training, case.threat)
+    certify = functools.partial(agt.certify, *arguments, relaxation="zonotope")
+    whole, again = certify(), resumed(certify, tmp_path / "kept", 3)
+    assert_same(whole.reachable, again.reachable)
+    margins = [r.margins(case.features, case.labels) for r in (whole, again)]
     assert np.array_equal(margins[0], margins[1])
 
 
@@ -239,9 +225,7 @@ def test_linear_forms_are_met_with_the_zonotope_beside_them(
     alone, inner = case.certify(relaxation="zonotope")
     assert set(met.steps[-1].chains) == {"interval", "zonotope", "linear"}
     for box, outer in zip(boxes, inner, strict=True):
-        for name in box.lower:
-            assert (outer.lower[name] <= box.lower[name]).all()
-            assert (box.upper[name] <= outer.upper[name]).all()
+        assert_within(box, outer)
     low, high = alone.margins(test, labels)
     least, most = met.margins(test, labels)
     assert (least >= low - 1e-12).all()
@@ -259,9 +243,7 @@ def test_linear_forms_end_where_they_add_nothing(monkeypatch: pytest.MonkeyPatch
     end = used.index("zonotope")
     assert used == ["linear"] * end + ["zonotope"] * (6 - end)
     assert any(f"step {end}: linear forms end here" in note for note in result.notes)
-    for name in box.lower:
-        assert (box.lower[name] == alone.lower[name]).all()
-        assert (box.upper[name] == alone.upper[name]).all()
+    assert_same(box, alone)
     monkeypatch.setattr(loop, "WIDER", torch.inf)
     result, _ = case.certify(relaxation="linear", carried="zonotope", selections="joint")
     assert "linear" in result.steps[-1].chains

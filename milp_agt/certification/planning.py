@@ -202,10 +202,8 @@ def make_plan(
     carry = sum(zonotope[0]), zonotope[1]
     levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
-    remarks, carried = (
-        remarks + in_place + more,
-        Relaxation.ZONOTOPE in levels and poison.whole is None,
-    )
+    carried = Relaxation.ZONOTOPE in levels and poison.whole is None
+    remarks = remarks + in_place + more
     told_apart, more = selections_of(sizes, level, options, poison, restriction, cheap, carried)
     if carried and options.inner_bounds is None and not level.uses_programs:
         # Beside a zonotope linear forms gain little by them, but for labels that flip jointly.

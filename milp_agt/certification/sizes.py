@@ -28,6 +28,10 @@ LIVE_COEFFICIENTS = 6
 # Measured on one core of a 2020s server with relu networks; only `auto` and defaults depend on them.
 WALKED_PER_SECOND = 5e7
 BOUNDED_PER_SECOND = 2e7
+# Products of a sample with every parameter, of which only sums and the worst ones are computed; seconds of a
+# step, however small.
+SUMMED_PER_SECOND = 2e8
+SECONDS_PER_STEP = 0.01
 # Seconds of one warm-started solve per row of the program.
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
@@ -171,9 +175,10 @@ class Sizes:
     @property
     def seconds(self) -> dict[Relaxation, float]:
         """Predicted seconds of all steps, jointly for all selections."""
-        linear = sum(self.linear)
+        linear, made = sum(self.linear), self.made * self.batch
+        each = made / BOUNDED_PER_SECOND + (self.boxes - made) / SUMMED_PER_SECOND
         return {
-            Relaxation.INTERVAL: 2 * self.boxes * self.steps / BOUNDED_PER_SECOND,
+            Relaxation.INTERVAL: self.steps * (SECONDS_PER_STEP + 2 * each),
             Relaxation.LINEAR: linear,
             Relaxation.LP: 1.5 * linear + 2 * self.state * self.steps * self.rows * SECONDS_PER_ROW,
         }

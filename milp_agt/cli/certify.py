@@ -116,12 +116,15 @@ def _certify(arguments: argparse.Namespace) -> int:
         before = 0
     folder = ResultFolder(place, header, run.dataset.notes, before)
     so_far: list[Result] = []
+    useful: dict[str, Result] = {}  # by the level that bounded it, the last one with useful boxes
     with progress("steps", arguments.quiet, before) as advance:
 
         def on_step(result: Result, _step: int, steps: int) -> None:
             so_far[:] = [result]
             folder.save_step(result)
             step = result.steps[-1]
+            if step.mean_width <= result.reachable.mean_size:
+                useful[step.relaxation] = result
             widths = f"width {step.mean_width:.3g} (max {step.max_width:.3g})"
             text = f"{step.relaxation}, {widths}, {step.seconds:.2f} s/step"
             advance(len(result.steps), steps, text)
@@ -144,8 +147,8 @@ def _certify(arguments: argparse.Namespace) -> int:
             result, verdicts = whole.judged(result)
             left = whole.for_certificate()
             found = _suspects(result, left) if arguments.suspects else None
-            advance(0, 0, "", "smaller threats")
-            result, smaller = whole.searched(result, verdicts)
+            advance(0, 0, "", "smaller threats and earlier steps")
+            result, smaller = whole.searched(result, verdicts, [*useful.values()])
             plain = None if smaller is None else smaller.plain()
             folder.save(result, verdicts, complete=True, suspects=found, smaller=plain)
         except KeyboardInterrupt:

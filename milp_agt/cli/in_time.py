@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic, process_time
@@ -100,9 +101,9 @@ class CommandTime:
         return result if self.limit is None else result.until(Deadline(self._until())), verdicts
 
     def searched(
-        self, result: Result, verdicts: list[Verdict]
+        self, result: Result, verdicts: list[Verdict], earlier: Sequence[Result] = ()
     ) -> tuple[Result, StillProved | None]:
-        """What smaller threats prove of what is open; then a box narrowed by the tree of `auto`.
+        """What smaller threats and ``earlier`` steps prove of what is open; then a box that a tree narrows.
 
         Both take what is left of a time limit; without one the search takes a share of the run, and no box
         is narrowed.
@@ -117,11 +118,11 @@ class CommandTime:
             seconds = self._until(CERTIFICATE_SHARE) - monotonic() - OVERRUN
         ends = monotonic() + seconds
 
-        def judged_in_time(smaller: Result) -> list[Verdict]:
-            late = smaller.until(Deadline(ends))
+        def judged_in_time(smaller: Result, within: float) -> list[Verdict]:
+            late = smaller.until(Deadline.within(max(0.0, within)))
             return [v for asked in run.properties for v in judge(late, run.dataset, asked)]
 
-        found = still_proved(run, result, verdicts, judged_in_time, seconds)
+        found = still_proved(run, result, verdicts, judged_in_time, seconds, earlier)
         if found is not None:
             result = replace(result, helps=(*result.helps, *found.words))
         left, tree = ends - monotonic(), result.models.tree

@@ -25,7 +25,12 @@ SMALLEST, FACTOR = 1e-4, 2.0
 # Seconds of a search without a time limit: this share of those of the run, within these bounds.
 SHARE, LEAST, MOST = 0.25, 0.5, 20.0
 EACH = 0.7  # of the time that is left, for one run
+EARLIER = 0.3  # the same, for the questions about the run after an earlier step
 BOXES = "boxes that are narrower than the parameters are large"
+
+
+# The verdicts of a result, within some seconds.
+Judged = Callable[[Result, float], Sequence[Verdict]]
 
 
 class _TimeIsOver(Exception):
@@ -40,17 +45,19 @@ class StillProved:
         relaxation: the level of the runs that were tried, a cheap one: others may prove more.
         budget, radius: a bracket for each statement; None where the threat has none that could be smaller,
             or where there was no time.
+        steps: the same for the model after an earlier step of the run itself.
     """
 
     relaxation: str
     budget: Largest | None
     radius: Largest | None
+    steps: Largest | None = None
 
     @property
     def words(self) -> Sequence[str]:
         """The settings that were found, one for each statement and number."""
         found = []
-        for search in filter(None, (self.budget, self.radius)):
+        for search in filter(None, (self.budget, self.radius, self.steps)):
             for name, bracket in search.brackets.items():
                 if bracket.proved:
                     value = format_number(bracket.proved)
@@ -72,7 +79,8 @@ class StillProved:
     def plain(self) -> dict[str, Any]:
         """For ``result.json``."""
         found: dict[str, Any] = {"relaxation": self.relaxation}
-        for what, search in (("budget", self.budget), ("radius", self.radius)):
+        for what in ("budget", "radius", "steps"):
+            search: Largest | None = getattr(self, what)
             found[what] = search and {
                 name: {"proved": bracket.proved, "unproved": bracket.unproved}
                 for name, bracket in search.brackets.items()
@@ -89,15 +97,17 @@ def still_proved(
     run: LoadedRun,
     result: Result,
     verdicts: Sequence[Verdict],
-    judged: Callable[[Result], Sequence[Verdict]],
+    judged: Judged,
     seconds: float,
+    earlier: Sequence[Result] = (),
 ) -> StillProved | None:
     """The largest budget and the largest radius that prove what the result leaves open; None if nothing is.
 
     Statements are that the boxes are useful (:attr:`Result.worth`), that each threshold holds, and of
     properties without one that their bounds say something. Runs are of the cheapest level that reached
     the last step: a zonotope if that did, else intervals; of a finite threat the list of all its data sets,
-    where there is time. Each run has a share of the time that is left as its limit.
+    where there is time. Each run has a share of the time that is left as its limit. ``earlier`` are results
+    of the run after some of its steps: what they prove of a model that is trained no longer is told as well.
     """
     wanted = [name for name, holds in _statements(result, verdicts).items() if not holds]
     if not wanted or seconds <= 0.0:
@@ -128,9 +138,10 @@ def still_proved(
     def holds(found: Result) -> dict[str, bool | str]:
         if len(found.steps) < found.total_steps:
             return dict.fromkeys(wanted, False)
-        known = _statements(found, judged(found))
+        known = _statements(found, judged(found, deadline.left))
         return {name: known[name] for name in wanted}
 
+    steps = _earlier(result, earlier, wanted, judged, deadline)
     budget = radius = None
     most, farthest = _size(run.threat)
     if isinstance(most, int) and most > 1:
@@ -140,9 +151,30 @@ def still_proved(
         radius = largest(
             certify, run.threat, holds, radii=radii, precision=FACTOR, within=deadline.left
         )
-    if budget is radius is None:
+    if budget is radius is steps is None:
         return None
-    return StillProved(level.value, budget, radius)
+    return StillProved(level.value, budget, radius, steps)
+
+
+def _earlier(
+    result: Result,
+    earlier: Sequence[Result],
+    wanted: Sequence[str],
+    judged: Judged,
+    deadline: Deadline,
+) -> Largest | None:
+    """After which earlier step, the latest first, each statement about test points was proved."""
+    known: dict[str, Bracket] = {}
+    asked = {len(each.steps): each for each in earlier if len(each.steps) < result.total_steps}
+    for step in sorted(asked, reverse=True):
+        left = [n for n in wanted if n != BOXES and not (n in known and known[n].proved)]
+        if not left or deadline.is_over():
+            break
+        held = _statements(asked[step], judged(asked[step], EARLIER * deadline.left))
+        for name in left:
+            before = known.get(name, Bracket(None, result.total_steps))
+            known[name] = Bracket(step, before.unproved) if held[name] else Bracket(None, step)
+    return Largest("steps", known, (), deadline.missed) if known else None
 
 
 def _size(threat: ThreatModel) -> tuple[Any, Any]:

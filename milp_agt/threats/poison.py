@@ -215,17 +215,6 @@ class Poison:
                 )
         return tuple(found)
 
-    def sample_selection(self, generator: torch.Generator, attacks: int) -> Tensor:
-        """Masks of poisoned samples, (attacks, N, quotas): up to the budget, drawn uniformly."""
-        masks = []
-        for quota in self.quotas:
-            may = quota.open.cpu()
-            scores = torch.rand(attacks, len(may), generator=generator, dtype=torch.float64)
-            scores = torch.where(may, scores, -1.0)
-            ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
-            masks.append((ranks < quota.budget) & may)
-        return torch.stack(masks, -1).to(self.features.device)
-
     def sample_moves(
         self, generator: torch.Generator, selection: Tensor, corners: bool
     ) -> tuple[Tensor, Tensor]:
@@ -234,7 +223,6 @@ class Poison:
         ``selection`` is (attacks, N, quotas). With ``corners`` moves are extreme, otherwise drawn from
         the whole set.
         """
-
         attacks = len(selection)
         features = self.features.expand(attacks, *self.features.shape)
         labels = self.labels.expand(attacks, *self.labels.shape)

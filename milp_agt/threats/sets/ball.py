@@ -147,11 +147,6 @@ class Ball(InBox):
         inside = torch.where(norms > 1.0, self.boxed(nearer * self.radius), boxed)
         return truncated(inside, self.whole)
 
-    def excess(self, moves: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(self._shares(moves), ord=self.order, dim=-1)
-        beyond = (norms - 1.0).clamp(min=0.0) * self.radius.amax(-1)
-        return torch.maximum(self.outside(moves).amax(-1), beyond)
-
     def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
         moves = exact_moves(nominal, given)
         pairs = list(zip(moves, exact(self.radius[sample]), strict=True))

@@ -63,9 +63,6 @@ class Box(InBox):
     def project(self, moves: Tensor) -> Tensor:
         return truncated(self.boxed(moves), self.whole)
 
-    def excess(self, moves: Tensor) -> Tensor:
-        return self.outside(moves).amax(-1)
-
     def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
         return all(self.inside(sample, exact_moves(nominal, given)))
 
@@ -123,9 +120,6 @@ class BoxOrFill(MoveSet):
         inside = self.box.project(moves)
         nearer = (moves - self.fill).abs() < (moves - inside).abs()
         return torch.where(nearer, self.fill, inside)
-
-    def excess(self, moves: Tensor) -> Tensor:
-        return torch.minimum(self.box.outside(moves), (moves - self.fill).abs()).amax(-1)
 
     def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
         fill, inside = self.fill[sample], self.box.inside(sample, exact_moves(nominal, given))

@@ -69,10 +69,6 @@ class Halfspaces(OnBase):
     def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
         return self._near(self.base.sample(generator, count, corners))
 
-    def excess(self, moves: Tensor) -> Tensor:
-        beyond = (self._activity(moves) - self.limits - self._rounding()).clamp(min=0.0)
-        return torch.maximum(self.base.excess(moves), beyond.amax(-1))
-
     def _activity(self, moves: Tensor) -> Tensor:
         return moves @ torch.from_numpy(self.matrix).to(moves).T
 

@@ -105,10 +105,6 @@ class MoveSet(ABC):
         """An admissible move near each given one, (..., N, size); admissible moves do not change."""
 
     @abstractmethod
-    def excess(self, moves: Tensor) -> Tensor:
-        """How far each move violates the conditions of the set, (..., N); 0 if it is admissible."""
-
-    @abstractmethod
     def admits(self, sample: int, nominal: Tensor, given: Tensor) -> bool:
         """Whether a sample (size,) of float64 may be ``given`` where it is ``nominal`` in the data as given.
 
@@ -210,11 +206,6 @@ class InBox(MoveSet):
     def boxed(self, moves: Tensor) -> Tensor:
         """The nearest moves in the box, fractions and all."""
         return torch.minimum(torch.maximum(moves, self.low), self.high)
-
-    def outside(self, moves: Tensor) -> Tensor:
-        """How far each coordinate is outside of the box, or from a whole number."""
-        beyond = torch.maximum(moves - self.high, self.low - moves).clamp(min=0.0)
-        return torch.maximum(beyond, (moves - truncated(moves, self.whole)).abs())
 
     def inside(self, sample: int, moves: Sequence[Fraction]) -> list[bool]:
         """Coordinate by coordinate, and exactly: whether the moves of a sample lie in the box."""

@@ -72,9 +72,6 @@ class Product(MoveSet):
     def project(self, moves: Tensor) -> Tensor:
         return self._joined([p.project(m) for p, m in self._split(moves)])
 
-    def excess(self, moves: Tensor) -> Tensor:
-        return torch.stack([p.excess(m) for p, m in self._split(moves)]).amax(0)
-
     def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
         return self._joined([p.sample(generator, count, corners) for p in self.parts])
 

@@ -50,12 +50,6 @@ class Sparse(OnBase):
         share = torch.where(reach > 0, near.abs() / reach.clamp(min=1e-300), 0.0)
         return torch.where(self._largest(self._by_block(share)), near, 0.0)
 
-    def excess(self, moves: Tensor) -> Tensor:
-        moved = self._by_block(moves.abs())
-        rest = moved.sort(dim=-1, descending=True).values[..., self.limit :]
-        beyond = rest.amax(-1) if rest.shape[-1] else torch.zeros_like(moved[..., 0])
-        return torch.maximum(self.base.excess(moves), beyond)
-
     def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
         moves = self.base.sample(generator, count, corners)
         scores = torch.rand(

@@ -60,10 +60,6 @@ class Vertices(MoveSet):
         picked = self._picked(index)
         return torch.where(stay[..., None], torch.zeros_like(picked), picked)
 
-    def excess(self, moves: Tensor) -> Tensor:
-        distances = (moves[..., None, :] - self.points).abs().amax(-1).amin(-1)
-        return torch.minimum(distances, moves.abs().amax(-1))
-
     def sample(self, generator: torch.Generator, count: int, corners: bool) -> Tensor:
         """Every move has the same probability, with or without ``corners``."""
         samples, moves, _ = self.points.shape
