@@ -137,8 +137,8 @@ class Sizes:
         told = 2 * min(budget, KEPT) + 8
         size = FLOAT * (told * self.state + LIVE_BOXES * self.made * self.batch + 4 * CHUNK)
         walked = self.batch * self.made
-        worked = [3 * self.boxes + self.batch * count + walked * TOLD_APART for count in met]
-        return [0.02 + each / BOUNDED_PER_SECOND for each in worked], size
+        worked = [self.boxes + 4 * self.batch * count + walked * TOLD_APART for count in met]
+        return [0.02 + self.stepped + each / BOUNDED_PER_SECOND for each in worked], size
 
     @property
     def pair(self) -> int:
@@ -173,12 +173,18 @@ class Sizes:
         return [each * count for count in self.walked_back]
 
     @property
+    def stepped(self) -> float:
+        """Predicted seconds of intervals in a step."""
+        made = self.made * self.batch
+        each = made / BOUNDED_PER_SECOND + (self.boxes - made) / SUMMED_PER_SECOND
+        return SECONDS_PER_STEP + 2 * each
+
+    @property
     def seconds(self) -> dict[Relaxation, float]:
         """Predicted seconds of all steps, jointly for all selections."""
-        linear, made = sum(self.linear), self.made * self.batch
-        each = made / BOUNDED_PER_SECOND + (self.boxes - made) / SUMMED_PER_SECOND
+        linear = sum(self.linear)
         return {
-            Relaxation.INTERVAL: self.steps * (SECONDS_PER_STEP + 2 * each),
+            Relaxation.INTERVAL: self.steps * self.stepped,
             Relaxation.LINEAR: linear,
             Relaxation.LP: 1.5 * linear + 2 * self.state * self.steps * self.rows * SECONDS_PER_ROW,
         }
