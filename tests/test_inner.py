@@ -152,19 +152,6 @@ OPTIONS = {
 }
 
 
-@every_pair(
-    options=OPTIONS, inner_bounds=["linear", "interval"], static={"static": True, "adaptive": False}
-)
-def test_attacked_runs_with_both_kinds_of_inner_bounds(options, inner_bounds, static) -> None:
-    scope = "batch" if "mini" in str(options) or "batches" in options else "dataset"
-    case, test, labels = problem(
-        "bce", "both", (3,), training=options, radius=0.05, static=static, scope=scope
-    )
-    assert_sound(
-        case, test, labels, attacks=24, iterations=2, relaxation="linear", inner_bounds=inner_bounds
-    )
-
-
 @pytest.mark.parametrize(
     ("kind", "scope"),
     [

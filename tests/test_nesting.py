@@ -112,29 +112,6 @@ def test_the_order_of_the_levels_is_partial() -> None:
             assert set(looser.chain()) < set(level.chain())
 
 
-@pytest.mark.parametrize(
-    ("hidden", "activation"),
-    [
-        ((), nn.ReLU),
-        ((3,), nn.LeakyReLU),
-        ((3,), nn.Tanh),
-        ((3, 2), nn.ReLU),
-        *[
-            pytest.param(hidden, activation, marks=pytest.mark.slow)
-            for hidden in ((3,), (3, 2))
-            for activation in (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh)
-        ],
-    ],
-)
-def test_linear_lies_in_interval_for_every_window(hidden, activation) -> None:
-    problem = case("cross_entropy", hidden=hidden, activation=activation, count=5)
-    _, outer = problem.certify(relaxation="interval")
-    for window in (1, 2, None):
-        _, inner = problem.certify(relaxation="linear", window=window)
-        for a, b in zip(inner, outer, strict=True):
-            assert_within(a, b)
-
-
 def one_step(
     problem: Problem, width: float
 ) -> tuple[Replay, linearized_step.LinearizedStep, State, State]:

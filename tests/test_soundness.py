@@ -78,13 +78,6 @@ def test_every_optimiser_option(options, relaxation, static) -> None:
     assert_sound(case, test, labels, relaxation=relaxation)
 
 
-@every_pair(static={"static": True, "adaptive": False}, window=[1, 2, None])
-def test_every_window(window, static) -> None:
-    run = {"batch_size": 2, "epochs": 2, "momentum": 0.5, "shuffle_seed": 4}
-    case, test, labels = problem("bce", "both", run, seed=4, radius=0.05, static=static)
-    assert_sound(case, test, labels, relaxation="linear", window=window)
-
-
 @pytest.mark.parametrize("options", [{"relaxation": "interval"}, {}, {"relaxation": "lp"}], ids=str)
 def test_a_box_of_initial_parameters(options) -> None:
     case, test, labels = problem("bce", "features", {"momentum": 0.5}, (2,), count=4, budget=1)
