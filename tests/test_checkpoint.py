@@ -29,11 +29,15 @@ TRAINING = agt.Training(
 THREAT = agt.FeaturePoisoning(budget=1, radius=0.005)
 
 
+def _all_files(patch: pytest.MonkeyPatch) -> None:
+    """These steps take less time than a checkpoint, and linear forms add little: write all levels after each."""
+    patch.setattr(checkpoint, "WRITING_SHARE", float("inf"))
+    patch.setattr(loop, "IDLE_STEPS", STEPS + 1)
+
+
 @pytest.fixture(autouse=True)
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These steps take less time than a checkpoint; write one after each all the same, of all levels."""
-    monkeypatch.setattr(checkpoint, "WRITING_SHARE", float("inf"))
-    monkeypatch.setattr(loop, "IDLE_STEPS", STEPS + 1)
+    _all_files(monkeypatch)
 
 
 class Stopped(Exception):
@@ -81,7 +85,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of that run after four of its steps."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "WRITING_SHARE", float("inf"))
+        _all_files(patch)
         cut_off(folder, 4, window=2)
     return folder
 
