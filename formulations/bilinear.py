@@ -12,7 +12,7 @@ from torch import Tensor
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Expressions, Index
 from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
-from milp_agt.core.interval import CLEAN, Boxes, Interval
+from milp_agt.core.interval import CLEAN, Boxes, Interval, as_array
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.einsum import (
@@ -27,7 +27,6 @@ from milp_agt.formulations.einsum import (
     terms,
 )
 from milp_agt.formulations.interval_products import box_of_products
-from milp_agt.formulations.linear_map import as_array
 from milp_agt.formulations.products import Products
 from milp_agt.formulations.registry import register
 from milp_agt.formulations.sum_samples import SumSamples

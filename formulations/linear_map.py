@@ -9,15 +9,14 @@ from functools import reduce
 from math import prod
 from typing import Protocol
 
-import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
-from milp_agt.core.expression import Array, Expression, Expressions
+from milp_agt.core.expression import Expression, Expressions
 from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
-from milp_agt.core.interval import Boxes, Interval
+from milp_agt.core.interval import Boxes, Interval, as_array
 from milp_agt.core.planes import LinearBounds, Tensors
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
@@ -191,9 +190,3 @@ class LinearPlanes:
 def total(terms: Iterable[Tensor]) -> Tensor:
     """The sum of some tensors, from the left."""
     return reduce(torch.add, terms)
-
-
-def as_array(scale: Scale) -> Array:
-    if isinstance(scale, float):
-        return np.asarray(scale, dtype=np.float64)
-    return np.asarray(scale.detach().cpu().numpy(), dtype=np.float64)

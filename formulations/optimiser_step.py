@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from milp_agt.core.expression import Array
-from milp_agt.core.interval import Boxes, Interval
+from milp_agt.core.interval import Boxes, Interval, as_array
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.linear import Combine
-from milp_agt.formulations.linear_map import LinearPlanes, as_array, total
+from milp_agt.formulations.linear_map import LinearPlanes, total
 from milp_agt.formulations.registry import register
 
 

@@ -82,8 +82,7 @@ class Softplus(_Softened):
 
     def slope_node(self, graph: Graph, node: Node) -> Node:
         (argument,) = graph.inputs(node)
-        slope = graph.add(SoftplusSlope(self.beta, self.threshold), argument)
-        return slope
+        return graph.add(SoftplusSlope(self.beta, self.threshold), argument)
 
 
 @register

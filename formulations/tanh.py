@@ -36,5 +36,4 @@ class Tanh(ClosedForm):
         return point, -point
 
     def slope_node(self, graph: Graph, node: Node) -> Node:
-        slope = graph.add(Quadratic(-1.0, 0.0, 1.0), node)
-        return slope
+        return graph.add(Quadratic(-1.0, 0.0, 1.0), node)

@@ -16,7 +16,7 @@ from attacks import Problem, Replay
 
 from milp_agt import certificates
 from milp_agt.certification.verdicts import judge
-from milp_agt.checker import affine, steps, training
+from milp_agt.checker import steps, training
 from milp_agt.checker.boxes import Box
 from milp_agt.checker.files import CLAIM, SEAL, Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Rule, Samples
@@ -239,11 +239,11 @@ def boxes_of(given: Problem, activation: str, method: str) -> dict[str, Box]:
     initial = {n: v.numpy() for n, v in replay.step_graph.initial.items()}
     if method == "interval":
         return dict(training.train(own, initial, samples, poisoned))
-    assert affine.covers(own)
     anew = not poison.static or poison.per_batch
-    return forms_of(own, initial, samples, poisoned, anew).boxes()
+    parts = 2 if method == "parts" else 0
+    return forms_of(own, initial, samples, poisoned, anew, at_once=parts).boxes()
 
 
-def forms_of(*run: Any, multipliers: Sequence[float] = ()) -> steps.Final:
+def forms_of(*run: Any, at_once: int = 0) -> steps.Final:
     """What a run of the checker ends with by forms."""
-    return steps.train(*run, steps.Stored(np.array(multipliers)))
+    return steps.train(*run, steps.Stored(np.zeros(0)), (), at_once)

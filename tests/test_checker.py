@@ -23,6 +23,7 @@ from milp_agt.checker import training
 from milp_agt.checker.__main__ import main
 from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.proof import all_choices, reached
+from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError
 from milp_agt.reports import coverage
 from milp_agt.runfile.run_file import load_config
@@ -87,7 +88,7 @@ RUNS = {
     "norm 1": {
         "relaxation": "linear",
         "threat": 'kind = "features"\nbudget = 1\nradius = 0.02\nnorm = 1',
-        "properties": SHARES,
+        "properties": SHARES + '\n[[property]]\nkind = "targeted"\nunsafe = 1\nat_most = 0.9\n',
     },
     "separate budgets": {
         "relaxation": "linear",
@@ -205,6 +206,8 @@ def test_the_command_line_says_what_was_checked(
     )
     assert shown.splitlines()[-1] == "PROVED"
     assert main([str(folders["relu"]), "--jobs", "2"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main([str(folders["relu"] / "nowhere")])
 
 
 def test_a_recorded_loop_has_a_certificate(tmp_path: Path) -> None:
@@ -313,6 +316,26 @@ def test_runs_without_rules_are_not_covered(
     shown = capsys.readouterr().out
     assert f"NOT COVERED  {said}" in shown
     assert shown.splitlines()[-1] == "NOT COVERED"
+
+
+ONE = np.array([[0.5, -0.5]])
+PARTS = {
+    "initial parameters in boxes": {"initial": {"0.weight": (ONE - 0.1, ONE + 0.1)}},
+    "a restriction to a part of the threat": {"restriction": Restriction(outside=frozenset({1}))},
+}
+
+
+@pytest.mark.parametrize("said", PARTS)
+def test_parts_of_a_threat_are_not_covered(said: str, tmp_path: Path) -> None:
+    """Nor a box of initial parameters: a certificate is about one point and the whole threat."""
+    model, training = nn.Sequential(nn.Linear(2, 1)).double(), Training("mse", 0.1)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.from_numpy(ONE))
+    data = X[:6, :2].double(), np.zeros((6, 1))
+    threat = agt.LabelPoisoning(1, radius=0.1)
+    result = agt.certify(model, data, training, threat, relaxation="interval", **PARTS[said])
+    certificates.write_result(tmp_path / "certificate", result, training)
+    assert [item.name for item in check(tmp_path / "certificate").items] == [said]
 
 
 def test_parameters_without_decay_are_covered(tmp_path: Path) -> None:

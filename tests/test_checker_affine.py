@@ -11,7 +11,7 @@ from certified import data_of, forms_of, run_of
 
 from milp_agt.checker import affine, forms, layers, training
 from milp_agt.checker.affine import Pass
-from milp_agt.checker.boxes import Box, Unbounded
+from milp_agt.checker.boxes import Box, Unbounded, largest
 from milp_agt.checker.forms import Form, Symbols
 
 SAMPLES, WIDTH, NOISE, FLIPS, BUDGET = 5, 2, 3, 3, 2
@@ -253,10 +253,12 @@ def line(budget: int, steps: int) -> tuple[Any, ...]:
     return own, {"w": np.array([[0.5, -0.5]]), "b": np.zeros(1)}, *data_of(x, y, budget, 0.0, 0.1)
 
 
-def test_lines_are_bounded_exactly() -> None:
-    """Some poisoned labels reach the ends of the box."""
-    own, initial, samples, poisoned = line(2, 6)
-    box = forms_of(own, initial, samples, poisoned, False).boxes()["w"]
+@pytest.mark.parametrize(("steps", "at_once"), [(6, 0), (1, 1), (1, 3)])
+def test_lines_are_bounded_exactly(steps: int, at_once: int) -> None:
+    """Some poisoned labels reach the ends of the box; by parts of the batch, those of one step."""
+    own, initial, samples, poisoned = line(2, steps)
+    found = forms_of(own, initial, samples, poisoned, at_once > 0, at_once=at_once)
+    box = found.boxes()["w"]
     reached = []
     for chosen in itertools.combinations(range(4), 2):
         for signs in itertools.product((-0.1, 0.1), repeat=2):
@@ -269,6 +271,12 @@ def test_lines_are_bounded_exactly() -> None:
     assert (np.abs(box.hi[0] - high) <= 1e-9).all()
     assert (box.lo[0] <= low + 1e-12).all()
     assert (high - 1e-12 <= box.hi[0]).all()
+
+
+def test_parts_that_are_too_tight_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milp_agt.checker.steps.largest", lambda *a: 0.99 * largest(*a))
+    with pytest.raises(AssertionError):
+        test_lines_are_bounded_exactly(1, 1)
 
 
 def test_questions_are_tighter_by_forms() -> None:

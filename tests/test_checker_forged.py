@@ -26,12 +26,16 @@ from certified import (
     statement_in,
 )
 
+from milp_agt.checker import steps
 from milp_agt.checker.__main__ import in_words
+from milp_agt.checker.affine import Pass
 from milp_agt.checker.check import Outcome, Report, check
 from milp_agt.checker.files import CLAIM, Rejected
-from milp_agt.checker.proof import all_choices
+from milp_agt.checker.forms import Form, Symbols
+from milp_agt.checker.proof import all_choices, reached
 
 HUGE = (10**400, -(10**400), 2**63, "1e999", "nan", "inf", float(10**300))
+BALL = 'kind = "features"\nbudget = 1\nradius = 0.02\nnorm = 2'
 RUNS: dict[str, dict[str, Any]] = {
     "regression": {  # batches, momentum, features and labels
         "training": "momentum = 0.5\nbatch_size = 120\nweight_decay = 0.01",
@@ -46,7 +50,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "asked": {},  # two questions
     "ball": {
-        "threat": 'kind = "features"\nbudget = 1\nradius = 0.02\nnorm = 2',
+        "threat": BALL,
         "relaxation": "linear",
         "properties": "",
     },
@@ -155,6 +159,7 @@ FORGERIES: dict[str, dict[str, Change]] = {
         "a threshold that is no number": put("questions/0/at_least", 0.5),
     },
     "ball": {
+        "parts of batches": put("at_once", 25),
         "radii one percent larger": arr("radius.npy", lambda v: 1.01 * v),
         "a radius of 0": at("radius.npy", (0, 0), lambda v: 0.0),
         "a radius below 0": arr("radius.npy", lambda v: -v),
@@ -170,6 +175,7 @@ FORGERIES: dict[str, dict[str, Change]] = {
         "a choice that is no class": arr("choices.npy", lambda v: v + 0.5),
         "choices for fewer samples": arr("choices.npy", lambda v: v[1:].copy()),
         "counted in every batch": put("threat/counted", "in every batch"),
+        "parts of batches": put("at_once", 2),
         "poisoned anew": put("threat/poisoned", "anew in every step"),
         "removed, with choices": put("threat/removed", True),
         "removed, if you like": put("threat/removed", "maybe"),
@@ -334,6 +340,53 @@ def test_factors_beyond_all_floats_are_rejected(
         arr("rates.npy", lambda v: np.full_like(v, 1e300)),
     )
     assert is_refused(check(forged(intact["regression"], tmp_path / method, *changes)))
+
+
+SMALL = {"epochs": 2, "relaxation": "linear", "properties": ""}
+ANEW = 'kind = "features"\nbudget = 2\nradius = 0.02\nstatic = false'
+RULES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "curved": (Pass, SMALL | {"activation": "tanh"}),
+    "times": (Pass, SMALL | {"activation": "sigmoid"}),
+    "kinked": (Pass, SMALL | {"loss": "hinge"}),
+    "support": (Symbols, SMALL | {"threat": BALL}),
+    "largest": (steps, SMALL | {"threat": ANEW}),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_engine_that_is_too_tight_is_rejected(
+    rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a checker with a rule one percent too tight would prove, and claims; what others prove."""
+    owner, run = RULES[rule]
+    original = getattr(owner, rule)
+
+    def tight(*given: Any) -> Any:
+        found = original(*given)
+        if isinstance(found, tuple):
+            return *found[:2], narrow(found[2])
+        return narrow(found) if isinstance(found, Form) else 0.99 * found
+
+    def narrow(form: Form) -> Form:
+        return replace(form, low=0.99 * form.low, high=0.99 * form.high)
+
+    base = certified(tmp_path / "run", **run)
+    parts = put("at_once", 7 if rule == "largest" else 0)
+    for is_tight in (False, True):
+        with monkeypatch.context() as patched:
+            if is_tight:
+                patched.setattr(owner, rule, tight)
+            given = replace(statement_in(base), method="affine", at_once=7 * (rule == "largest"))
+            boxes = reached(given)[0].boxes
+
+        def change(claim: Claim, arrays: Arrays, boxes: Any = boxes) -> None:
+            claim["method"] = "affine"
+            for number, key in enumerate(claim["model"]["parameters"]):
+                arrays[f"lower_{number}.npy"] = boxes[key].lo[0]
+                arrays[f"upper_{number}.npy"] = boxes[key].hi[0]
+
+        report = check(forged(base, tmp_path / "forged", change, parts))
+        assert report.outcome is (Outcome.REJECTED if is_tight else Outcome.PROVED), report.items
 
 
 def test_lists_beyond_counting_are_rejected(intact: dict[str, Path]) -> None:

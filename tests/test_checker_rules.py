@@ -156,6 +156,11 @@ def test_trained_models_lie_in_the_boxes_of_norms(norm: str) -> None:
     test_trained_models_lie_in_the_boxes("affine", "mse", "relu", norm)
 
 
+@pytest.mark.parametrize("threat", ["both, in every batch", "features, anew"])
+def test_trained_models_lie_in_the_boxes_by_parts_of_batches(threat: str) -> None:
+    test_trained_models_lie_in_the_boxes("parts", "bce", "relu", threat)
+
+
 @pytest.mark.parametrize("norm", [1, 2])
 def test_support_of_norms_is_exact(norm: int) -> None:
     rng = np.random.default_rng(0)
@@ -215,7 +220,7 @@ def test_fractions_agree_with_floats(activation: str, loss: str, method: str) ->
     rule = Rule(0.3, 0.5 if loss == "bce" else 0.0, 0.1)
     given = run_of(loss, *bent, batches=[range(4), range(1, 4)], rules=[rule])
     samples, poisoned = data_of(x, y, 1, moved_x=0.05)
-    rest: Any = samples, poisoned, None, method, (), (), (), np.zeros(0), None, False
+    rest: Any = samples, poisoned, None, method, (), (), (), np.zeros(0), None, False, 0
     floats = Statement(given, *rest, initial, {}, {}, {})
     near, true = (proof.reached(each)[0].boxes for each in (floats, exact(floats)))
     for name, box in true.items():

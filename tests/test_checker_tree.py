@@ -12,14 +12,13 @@ import pytest
 from certified import Change, arr, at, certified, data_of, forged, put, run_of, statement_in
 
 from milp_agt.certificates import growing
-from milp_agt.checker import affine, layers, training
+from milp_agt.checker import layers, training
 from milp_agt.checker.boxes import Box
 from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.forms import Symbols
 from milp_agt.checker.layers import Layer, Samples
-from milp_agt.checker.proof import reached
+from milp_agt.checker.proof import LEAF, PHASE, WHERE, WHO, leaves, reached
 from milp_agt.checker.statement import Statement
-from milp_agt.checker.tree import LEAF, PHASE, WHERE, WHO, leaves
 
 ENDS = LEAF, 0.0, 0.0
 AT = 2  # a step whose phases differ between runs
@@ -87,7 +86,7 @@ def runs() -> tuple[Statement, list[tuple[np.ndarray, dict[str, Box]]]]:
     initial = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     own = run_of("bce", one, Layer("relu"), Layer("dense", "c"), batches=[range(24)] * 4)
     samples, poisoned = data_of(x, y, 1, moved_x=1.0, open_=np.arange(24) == 0)
-    rest: Any = samples, poisoned, None, "affine", (), (), (), np.zeros(0), None, False
+    rest: Any = samples, poisoned, None, "affine", (), (), (), np.zeros(0), None, False, 0
     given = Statement(own, *rest, initial, {}, {}, {})
     found = []
     for _ in range(60):
@@ -234,4 +233,3 @@ def test_an_engine_that_is_too_tight_is_rejected(
 
     report = check(forged(grown, tmp_path / "forged", change))
     assert report.outcome is Outcome.REJECTED, report.items
-    assert affine.covers(given.problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations, product
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,8 @@ from attacks import Problem, Replay
 from torch import nn
 
 import milp_agt as agt
-from milp_agt.bounds.gathered import Gathered, first_layer, gathered, tally
+from milp_agt.bounds.gathered import Gathered, first_layer, gathered, joint, tally
 from milp_agt.bounds.gathered.first_layer import FirstLayer
-from milp_agt.bounds.gathered.joint import jointly
 from milp_agt.bounds.gathered.tally import Tally
 from milp_agt.certification import planning
 from milp_agt.core.graph import evaluate
@@ -23,6 +23,7 @@ from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.properties.models import OutputForms
 from milp_agt.training.tracing import FEATURES as FEATURES_
 from milp_agt.training.tracing import LABELS as LABELS_
+from milp_agt.training.tracing import LOSS_GRADIENT
 
 LABELS = np.arange(7) % 3
 FEATURES = np.random.default_rng(3).normal(size=(7, 3))
@@ -32,12 +33,15 @@ RUNS = [
     ("tanh", {"epochs": 2, "batch_size": 4}),
     ("deep", {"epochs": 1, "batch_size": 3}),
     ("plain", {"epochs": 3}),
+    ("relu", {"epochs": 1, "label_smoothing": 0.2, "batch_size": 4}),
 ]
 
 
 @pytest.fixture(autouse=True)
 def _nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_is_too_large", lambda *given: True)
+    monkeypatch.setattr(
+        planning, "_is_too_large", lambda options, *given: options.relaxation != "interval"
+    )
 
 
 def network(kind: str) -> nn.Module:
@@ -63,10 +67,11 @@ def trained(kind: str, options: dict[str, Any], labels: np.ndarray) -> nn.Module
     model = network(kind)
     decay = options.get("weight_decay", 0.0)
     optimiser = torch.optim.SGD(model.parameters(), 0.4, weight_decay=decay)
+    more = {"label_smoothing": options.get("label_smoothing", 0.0)}
     for batch in agt.Training("cross_entropy", 0.4, **options).batch_order(len(labels)):
         optimiser.zero_grad()
         outputs = model(torch.as_tensor(FEATURES[batch]))
-        nn.functional.cross_entropy(outputs, torch.as_tensor(labels[batch])).backward()
+        nn.functional.cross_entropy(outputs, torch.as_tensor(labels[batch]), **more).backward()
         optimiser.step()
     return model
 
@@ -142,10 +147,10 @@ def test_samples_that_are_not_told_apart_count_as_the_farthest_of_them(monkeypat
     error = torch.zeros(2, 3, dtype=torch.float64)
     apart = layer.outputs(layer.features, error, 1)
     monkeypatch.setattr(first_layer, "TOLD_APART", 2)
-    joint = layer.outputs(layer.features, error, 1)
-    assert (joint.upper >= apart.upper).all()
-    assert (joint.lower <= apart.lower).all()
-    assert bool((joint.upper > apart.upper).any())
+    wider = layer.outputs(layer.features, error, 1)
+    assert (wider.upper >= apart.upper).all()
+    assert (wider.lower <= apart.lower).all()
+    assert bool((wider.upper > apart.upper).any())
 
 
 def test_a_tally_counts_the_largest_charges_of_all_steps(monkeypatch: Any) -> None:
@@ -221,7 +226,7 @@ def test_sums_that_cancel_hold_for_drawn_states() -> None:
         if node.name not in boxes:
             plain[node.name] = node.op.interval(*(boxes[name] for name in node.inputs))
             boxes[node.name] = plain[node.name]
-            boxes[node.name] = jointly(parts, node, boxes, poison)
+            boxes[node.name] = joint.jointly(parts, node, boxes, poison)
     narrower = [n for n in plain if boxes[n].width.sum() < 0.98 * plain[n].width.sum()]
     assert any(name.startswith("affine/") for name in narrower)
     assert any(name.startswith("bilinear/loss_gradient") for name in narrower)
@@ -240,3 +245,50 @@ def test_sums_that_cancel_hold_for_drawn_states() -> None:
                 at = min(state_, len(box.lower) - 1)
                 assert (box.lower[at] <= values[name]).all(), name
                 assert (values[name] <= box.upper[at]).all(), name
+
+
+def test_softmax_through_weights_is_tight_for_small_boxes() -> None:
+    """One logit up and the others down move ``p w`` as far as the rule says, to first order."""
+    radius = 1e-5
+    logits = torch.tensor([[0.3, -0.2, 0.5]], dtype=torch.float64)
+    weights = torch.tensor([[1.0], [0.0], [0.0]], dtype=torch.float64)
+    pairs = torch.stack([logits[0, k] - logits[0, j] for j in range(3) for k in range(3) if k != j])
+    labels = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    found = torch.softmax(logits, -1) - labels
+    boxes = {
+        "f": Interval.point(logits[None]).widen(radius),
+        "affine/f": Interval.point(pairs[None, None]).widen(2.0 * radius),
+        LABELS_: Interval.point(labels[None]),
+        LOSS_GRADIENT: Interval.point(found[None]).widen(radius),
+        "w": Interval.point(weights[None]),
+    }
+    node: Any = SimpleNamespace(name="back", inputs=(LOSS_GRADIENT, "w"))
+    box = joint._through_softmax(
+        "f", node, boxes, Interval.point((found @ weights)[None]).widen(1.0)
+    )
+    for sign in (1.0, -1.0):
+        moved = logits + sign * radius * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+        value = float((torch.softmax(moved, -1) - labels) @ weights)
+        assert float(box.lower) <= value <= float(box.upper)
+        reached = abs(value - float(found @ weights))
+        assert reached >= 0.999 * 0.5 * float(box.width)
+
+
+@pytest.mark.parametrize("rule", ["budget", "labels"])
+def test_one_percent_less_is_noticed(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    if rule == "budget":
+        honest = Tally._worst
+        monkeypatch.setattr(Tally, "_worst", lambda self, charges: 0.99 * honest(self, charges))
+    else:
+        through = joint._through_labels
+
+        def shrunk(*given: Any) -> Interval:
+            box = through(*given)
+            lower, upper = box.lower.clone(), box.upper.clone()
+            lower[1:] += 0.01 * (box.lower[:1] - box.lower[1:])
+            upper[1:] -= 0.01 * (box.upper[1:] - box.upper[:1])
+            return Interval(lower, upper)
+
+        monkeypatch.setattr(joint, "_through_labels", shrunk)
+    with pytest.raises(AssertionError):
+        test_one_step_is_as_narrow_as_it_can_be()

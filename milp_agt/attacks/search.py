@@ -167,7 +167,7 @@ class Hunt:
             kept, worth = moved(self.unrolled, data), table.worth(part)
             worth = worth * self._noise(worth)
             self._try_exchange(data, table.at_best(part), kept, worth, 0, 0, 0)
-            one = self._in_one_span(self._leaving(kept, self._noise(kept), 0))
+            one = self._in_one_span(self._scores(kept, self._noise(kept), None, 0, 0) < 0)
             corner = table.drawn(len(part), self.generator).features
             self._evaluate(merged(one, replace(data, features=corner), data))
             self._evaluate(merged(one, turned(self.unrolled, data, self.generator), data))
@@ -286,10 +286,6 @@ class Hunt:
         masks = self.selector.choose(self._scores(kept, worth, entering, leaving, quota))
         mixed = merged(masks & ~kept, target, data)
         self._evaluate(merged(masks, mixed, self.unrolled.nominal(len(data))))
-
-    def _leaving(self, kept: Tensor, worth: Tensor, quota: int) -> Tensor:
-        """The kept sample of least worth, of each span."""
-        return self._scores(kept, worth, None, 0, quota) < 0
 
     def _scores(
         self, kept: Tensor, worth: Tensor, entering: int | None, leaving: int, quota: int

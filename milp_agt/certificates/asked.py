@@ -17,11 +17,12 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.properties.accuracy import AccuracyTable
 from milp_agt.properties.mean_loss import LossTable
 from milp_agt.properties.stable import StableTable
+from milp_agt.properties.targeted import TargetedTable
 from milp_agt.runfile.run_file import LoadedRun
 
 Array = npt.NDArray[Any]
 
-SHARES = ("accuracy", "stable")
+SHARES = ("accuracy", "stable", "targeted")
 
 
 class Files:
@@ -41,9 +42,9 @@ class Asked:
     """A question about a result, with its answer.
 
     Attributes:
-        kind: "accuracy" or "stable" (bounds are shares of the points), or "loss".
+        kind: "accuracy", "stable" or "targeted" (bounds are shares of the points), or "loss".
         on: "test", or "train" for the data of the run.
-        features, labels: the points; labels of "stable" are not read.
+        features, labels: the points; labels of "stable" are not read, those of "targeted" are unsafe.
         lower, upper: what was certified.
         at_least, at_most: thresholds that the verdict of a check tells of.
     """
@@ -60,7 +61,7 @@ class Asked:
     def __post_init__(self) -> None:
         if self.kind not in (*SHARES, "loss") or self.on not in ("test", "train"):
             raise InvalidInputError(
-                "A certificate states accuracy, stable predictions or a loss, on test or train",
+                "A certificate states accuracy, stable or targeted predictions or a loss, on test or train",
                 f"{self.kind!r:.40} on {self.on!r:.40}",
                 "leave the question out, or name it in not_covered",
             )
@@ -74,12 +75,12 @@ def questions_of(
     not_covered = [v.name for v in verdicts if v.group is not None]
     whole = [verdict for verdict in verdicts if verdict.group is None]
     for asked, verdict in zip(run.properties, whole, strict=True):
-        if not isinstance(asked, (AccuracyTable, StableTable, LossTable)):
+        points = _asked_for(asked, run)
+        if points is None:
             not_covered.append(verdict.name)
             continue
-        at = asked.pick(run.dataset)
         ends = verdict.lower, verdict.upper, verdict.on, verdict.at_least, verdict.at_most
-        one = Asked(verdict.kind, at.features, at.labels, *ends)
+        one = Asked(verdict.kind, points[0], points[1], *ends)
         if verdict.on == "train" and not _is_trained_on(result, one):
             not_covered.append(f"{verdict.name}, on other points than those of the run")
         else:
@@ -87,12 +88,27 @@ def questions_of(
     return found, not_covered
 
 
+def _asked_for(asked: Any, run: LoadedRun) -> tuple[Any, Any] | None:
+    """Points and labels that a question is about; None where the checker has no rules for it."""
+    if not isinstance(asked, (AccuracyTable, StableTable, LossTable, TargetedTable)):
+        return None
+    at = asked.pick(run.dataset)
+    if not isinstance(asked, TargetedTable):
+        return at.features, at.labels
+    unsafe = asked.targets_of(len(at.features))
+    if not isinstance(unsafe, list) or any(len(classes) != 1 for classes in unsafe):
+        return None
+    return at.features, np.array([classes[0] for classes in unsafe])
+
+
 def _is_trained_on(result: Result, asked: Asked) -> bool:
     """Whether points and labels of a question are the data of the run, to the bit."""
     poison = result.models.poison
     points, labels = _points(result, asked), _labels(result, asked)
     own = poison.features.cpu().numpy().reshape(len(poison.features), -1)
-    same = asked.kind == "stable" or np.array_equal(labels, poison.labels.cpu().numpy())
+    same = asked.kind in ("stable", "targeted") or np.array_equal(
+        labels, poison.labels.cpu().numpy()
+    )
     return same and np.array_equal(points.numpy().reshape(len(points), -1), own)
 
 

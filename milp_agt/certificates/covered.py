@@ -35,6 +35,7 @@ CHECKED = 20.0  # seconds that a check may take on one core
 # Products (of bounds or of coefficients) in a second of it.
 RATES = {"interval": 1e7, "listed": 1e7, "affine": 1.5e7}
 MOST_LEAVES = 1024
+PART = 25  # samples of a batch at once, where all of them are too many
 LOSSES = ("cross_entropy", "bce", "hinge", "mse")
 
 
@@ -106,7 +107,8 @@ def affordable(stated: Statement, method: str, seconds: float = CHECKED) -> bool
         runs = sum(1 for _ in all_choices(stated))
         calls = runs * steps * (50 if stated.choices is None else 1)  # one by one
         return runs * seen * count <= 10 * most and calls <= 5e4 * seconds
-    return of_forms(stated, seen if stated.anew else int(poisoned.open.sum())) <= most
+    slots = stated.at_once or (seen if stated.anew else int(poisoned.open.sum()))
+    return of_forms(stated, slots) <= most
 
 
 def of_forms(stated: Statement, slots: int) -> float:
@@ -116,7 +118,9 @@ def of_forms(stated: Statement, slots: int) -> float:
     seen, steps = sum(map(len, problem.batches)), len(problem.batches)
     moved = sum(int((part.lo < part.hi).any((0, 1)).sum()) for part in (box.x, box.y))
     states = 2 if any(rule.momentum for rule in problem.rules) else 1
-    symbols = moved * slots + states * count * steps * (1 + slots / 40)  # noise, by slots
+    # Noise, by slots; of parts of batches no slots stay, and half of it on average.
+    noise = states * count * steps * (0.5 if stated.at_once else 1 + slots / 40)
+    symbols = moved * slots + noise
     widths = [stated.initial[layer.weight].shape[0] for layer in problem.layers if layer.weight]
     return float((seen * max(*widths, widths[-1] ** 2, 1) + count * steps) * symbols)
 

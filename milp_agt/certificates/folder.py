@@ -19,6 +19,7 @@ from milp_agt.certificates.ascent import ascended
 from milp_agt.certificates.asked import Asked, Files, question, questions_of
 from milp_agt.certificates.covered import (
     CHECKED,
+    PART,
     affordable,
     layers_of,
     leaves_of,
@@ -182,7 +183,10 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
     files, result = Files(), given.result
     claim = _claim(files, given, method)
     stated = _stated(claim, files)
-    if not affordable(stated, method, given.seconds):
+    if method == "affine" and stated.anew and not affordable(stated, method, given.seconds):
+        claim["at_once"] = PART
+        stated = _stated(claim, files)
+    if (climb and stated.at_once) or not affordable(stated, method, given.seconds):
         raise Unbounded("a check that would take long")
     if climb:
         claim["multipliers"] = files.add("multipliers", ascended(stated, given.seconds), np.uint16)
@@ -269,6 +273,7 @@ def _claim(files: Files, given: _Given, method: str) -> dict[str, Any]:
         "training": _training(files, given.training, len(features), graph.parameters),
         "threat": _threat(files, result, method),
         "questions": questions,
+        "at_once": 0,
         "multipliers": None,
         "tree": None,
     }

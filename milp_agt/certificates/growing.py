@@ -13,10 +13,9 @@ import numpy.typing as npt
 from milp_agt.checker.affine import Flipped, Pass
 from milp_agt.checker.boxes import Unbounded
 from milp_agt.checker.forms import Form, Symbols
-from milp_agt.checker.proof import answer, reached
+from milp_agt.checker.proof import LEAF, PHASE, WHERE, WHO, answer, leaves, reached
 from milp_agt.checker.statement import Question, Statement
 from milp_agt.checker.steps import moving, train
-from milp_agt.checker.tree import LEAF, PHASE, WHERE, WHO, leaves
 
 Array = npt.NDArray[Any]
 Row = tuple[float, float, float]

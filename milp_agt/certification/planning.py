@@ -25,7 +25,7 @@ from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import Sizes
-from milp_agt.core.relaxation import STEP_RULES, Relaxation
+from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison, Whole
@@ -173,11 +173,8 @@ def make_plan(
     moved = _moved(poison)
     refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
     zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
-    solves = options.relaxation not in ("auto", *STEP_RULES) and (
-        Relaxation.parse(options.relaxation).uses_programs
-    )
     summed, in_place = None, Remarks()
-    if refused is None and not solves and _is_too_large(options, zonotope, budget, limit):
+    if refused is None and _is_too_large(options, zonotope, budget, limit):
         parts = gathered(step_graph, poison, restriction, training.update_rules(steps))
         line = f"the generators of a zonotope would take about {mib(zonotope[1])}"
         if isinstance(parts, Gathered):
@@ -269,7 +266,10 @@ def _is_too_large(
     if options.relaxation == "auto":
         allowed = AUTO_TIME if limit is None else limit
         return size > memory or STARTED * seconds > allowed
-    asked = options.relaxation == Relaxation.ZONOTOPE.value
+    level = Relaxation.parse(options.relaxation)
+    if Relaxation.ZONOTOPE not in level.chain() or level.uses_programs:
+        return False
+    asked = level is Relaxation.ZONOTOPE
     return size > (ZONOTOPE_OVER * memory if asked else memory // ZONOTOPE_SHARE)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from milp_agt.bounds.gathered.first_layer import TOLD_APART
 from milp_agt.bounds.gathered.passed import AT_ONCE as CHUNK
 from milp_agt.bounds.gathered.tally import KEPT
 from milp_agt.bounds.linear.intermediate import targets
@@ -49,6 +48,8 @@ DEARER_BOXES = 4.5
 LIVE_STATES = 4
 # Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9
+# The work on an element of a node beside a first layer that is a sum over samples.
+TOLD = 16
 # Coefficients of nodes on parameters that a zonotope deals with per second, with all that it does beside;
 # squares of coordinates beside its noise, and rows of flips.
 FORMED_PER_SECOND = 2e6
@@ -137,8 +138,8 @@ class Sizes:
         told = 2 * min(budget, KEPT) + 8
         size = FLOAT * (told * self.state + LIVE_BOXES * self.made * self.batch + 4 * CHUNK)
         walked = self.batch * self.made
-        worked = [3 * self.boxes + self.batch * count + walked * TOLD_APART for count in met]
-        return [0.02 + each / BOUNDED_PER_SECOND for each in worked], size
+        worked = [0.6 * self.boxes + 4 * self.batch * count + TOLD * walked for count in met]
+        return [0.02 + self.stepped + each / BOUNDED_PER_SECOND for each in worked], size
 
     @property
     def pair(self) -> int:
@@ -173,12 +174,18 @@ class Sizes:
         return [each * count for count in self.walked_back]
 
     @property
+    def stepped(self) -> float:
+        """Predicted seconds of intervals in a step."""
+        made = self.made * self.batch
+        each = made / BOUNDED_PER_SECOND + (self.boxes - made) / SUMMED_PER_SECOND
+        return SECONDS_PER_STEP + 2 * each
+
+    @property
     def seconds(self) -> dict[Relaxation, float]:
         """Predicted seconds of all steps, jointly for all selections."""
-        linear, made = sum(self.linear), self.made * self.batch
-        each = made / BOUNDED_PER_SECOND + (self.boxes - made) / SUMMED_PER_SECOND
+        linear = sum(self.linear)
         return {
-            Relaxation.INTERVAL: self.steps * (SECONDS_PER_STEP + 2 * each),
+            Relaxation.INTERVAL: self.steps * self.stepped,
             Relaxation.LINEAR: linear,
             Relaxation.LP: 1.5 * linear + 2 * self.state * self.steps * self.rows * SECONDS_PER_ROW,
         }

@@ -2,9 +2,9 @@
 
 Read it in this order: ``boxes`` (numbers and their rounding), ``functions`` (exp and its kin), ``layers``
 (the run), ``training`` (one step against the adversary), ``forms``, ``affine`` and ``steps`` (the same by
-affine forms), ``tree`` (by cells of who is poisoned and how), ``questions`` and ``proof`` (everything a run
-can end with, and what such models do), ``files`` and ``statement`` (what a certificate says),
-``check`` (the verdict). ``README.md`` beside them specifies the format and names what stays outside.
+affine forms), ``proof`` (everything a run can end with, and what such models do), ``files`` and
+``statement`` (what a certificate says), ``check`` (the verdict). ``README.md`` beside them specifies the
+format and names what stays outside.
 """
 
 from milp_agt.checker.check import Item as Item

@@ -30,9 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, for this module and for the command line of the whole package."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="result folder or certificate")
-    parser.add_argument(
-        "--jobs", metavar="N", type=_count, default=1, help="processes for runs that are listed"
-    )
+    told = "processes for listed runs and leaves of trees"
+    parser.add_argument("--jobs", metavar="N", type=_count, default=1, help=told)
     parser.add_argument("--exact", action="store_true", help="compute in fractions; for small runs")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from milp_agt.checker import forms, functions
 from milp_agt.checker.boxes import SPARE, TINY, Array, Box, allowance, down, up
 from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, plus, wide
-from milp_agt.checker.layers import VELOCITY, Layer, Problem, Rule
+from milp_agt.checker.layers import VELOCITY, Layer, Problem, Rule, curve
 
 
 def _split(weights: Array, low: Array, high: Array) -> tuple[Array, Array]:
@@ -34,11 +34,6 @@ def mixed(rows: Array, f: Form) -> Form:
     """``rows`` (n, r, width) times forms of samples, up to rounding."""
     low, high = _split(rows, f.low, f.high)
     return Form((rows @ f.c[..., None])[..., 0], rows @ f.s, low, high)
-
-
-def as_classes(f: Form) -> Form:
-    """One logit as two, of which the first is 0."""
-    return f if f.c.shape[1] > 1 else f[:, [0, 0]].scaled(np.array([0.0, 1.0]))
 
 
 @dataclass(frozen=True)
@@ -57,24 +52,6 @@ class Flipped:
 Slopes = list[tuple[Array, Flipped | Form] | None]
 
 
-def derivatives(layer: Layer, z: Box) -> tuple[Box, ...]:
-    """sigmoid or tanh and its first three derivatives.
-
-    With ``t = tanh(k z)``, where k is 1 for tanh and 1/2 for sigmoid, the value is t or ``(1 + t) / 2``, and
-    the derivatives are ``k^2 (1 - t^2)``, ``-2 k^3 t (1 - t^2)`` and ``-2 k^4 (1 - t^2) (1 - 3 t^2)``.
-    """
-    k = 1.0 if layer.kind == "tanh" else 0.5
-    value, t = (functions.tanh if k == 1.0 else functions.sigmoid)(z), functions.tanh(_by(k, z))
-    one = Box.point(np.ones(z.lo.shape))
-    slope = one - t.square()
-    last = slope * (one - _by(3.0, t.square()))
-    return value, _by(k**2, slope), _by(-2.0 * k**3, t * slope), _by(-2.0 * k**4, last)
-
-
-def _by(factor: float, box: Box) -> Box:
-    return Box.point(np.array(factor)) * box
-
-
 @dataclass
 class Pass:
     """One step: its rules, and the symbols, of which flips and noise become more on the way.
@@ -87,6 +64,7 @@ class Pass:
     own: Array  # slots of the samples, -1 for those that nobody poisons
     given: Mapping[str, Array]  # multipliers for the parameters, (2, *shape, flips)
     forced: Mapping[int, bool] = field(default_factory=dict)  # phases by number, in their order
+    batch: int = 0  # samples of the whole batch, where this is a part of one
     met: int = 0  # kinks so far
     known: dict[int, tuple[Form, Box, Array]] = field(default_factory=dict)
 
@@ -222,8 +200,8 @@ class Pass:
         of the next derivative times the square of the move. The run takes its derivative from its value,
         which is off by 16 units.
         """
-        around, far = derivatives(layer, self.box(z)), self.far(z)
-        centre = derivatives(layer, Box.point(z.c))
+        around, far = curve(layer, self.box(z)), self.far(z)
+        centre = curve(layer, Box.point(z.c))
         half, found = 0.5 * SPARE * far * far, list[Form]()
         for at, slope, bend, box in zip(centre, centre[1:], around[2:], around, strict=False):
             c, s = (0.5 * (each.lo + each.hi) for each in (at, slope))
@@ -289,6 +267,11 @@ class Pass:
     def loss(self, f: Form, y: Form) -> Form:
         """The derivative of the loss: ``p(f) - y``, ``2 (f - y) / outputs``, or that of hinge, which is
         ``(1 - y) [1 + f > 0] - y [1 - f > 0]``.
+
+        Of softmax ``p_j = 1 / sum_k exp(f_k - f_j)``, with every difference at most a gap D away from its
+        centre. Along a line ``p_j'' = p_j ((v_j - E v)^2 - Var v)``, where v_k are the moves of the logits,
+        with probability p_k: ``|v_j - E v| <= (1 - p_j) D`` and ``Var v <= min(1/4, 1 - p_j) D^2``. The last
+        error is what p at the centre and its Jacobian may be off by; then the run's own softmax.
         """
         count = f.c.shape[-1]
         size = magnitude(f, self.symbols) + magnitude(y, self.symbols)
@@ -298,22 +281,19 @@ class Pass:
             one = points(np.ones_like(f.c))
             below, above = self.kinked(one + f, one - y), self.kinked(one - f, y)
             return (below - above).widened(self.off(16, 6, size + 1.0))
-        f, size = as_classes(f), size.max(-1, keepdims=True)
+        size = size.max(-1, keepdims=True)
+        if count == 1:  # one logit as two, of which the first is 0
+            f = f[:, [0, 0]].scaled(np.array([0.0, 1.0]))
         centre = functions.softmax(Box.point(f.c))
         p = 0.5 * (centre.lo + centre.hi)
         first, second = np.triu_indices(f.c.shape[-1], 1)
         gap = self.far(f[:, first] - f[:, second]).max(-1, keepdims=True)
-        # p_j = 1 / sum_k exp(f_k - f_j), every difference at most gap away from its centre.
         grown = functions.exp(Box(-gap, gap))
         least, most = down(centre.lo * grown.lo), up(np.minimum(centre.hi * grown.hi, 1.0))
-        # Along a line p_j'' = p_j ((v_j - E v)^2 - Var v), where v_k are the moves of the logits, with
-        # probability p_k. With D = max |v_j - v_k|: |v_j - E v| <= (1 - p_j) D and
-        # Var v <= min(1/4, 1 - p_j) D^2.
         half = 0.5 * SPARE * gap * gap
         rise = np.minimum(most * (1.0 - least) * (1.0 - least), 4.0 / 27.0) * half
         fall = most * np.minimum(1.0 - least, 0.25) * half
         jacobian = p[:, :, None] * (np.eye(f.c.shape[-1]) - p[:, None])
-        # What p at the centre and its Jacobian may be off by; then the run's own softmax.
         spread = 2.0 * magnitude(f, self.symbols).max(-1, keepdims=True)
         unsure = up(centre.hi - centre.lo).max()
         share = 64.0 + 40.0 * count + 10.0 * spread
@@ -350,7 +330,7 @@ class Pass:
         more = np.maximum(np.maximum(low[0] - low[1], high[1] - high[0]), 0.0)[known]
         owned = np.zeros_like(more, shape=(*c.shape, len(symbols.low)))
         owned[..., self.own[known]] = np.moveaxis(up(more), 0, -1)
-        error = self.off(2 * n + 8, n + 2, 4.0 * size.sum(0))
+        error = self.off(2 * n + 8, max(n, self.batch) + 2, 4.0 * size.sum(0))
         return Form(c, s, low[0].sum(0) - error, high[0].sum(0) + error, owned)
 
     def forward(self, state: Mapping[str, Form], x: Form) -> tuple[list[Form], Slopes]:
@@ -403,11 +383,6 @@ class Pass:
             size = sum(forms.near(abs(factor), each) * each for factor, each in pairs)
             errors[kind] = up(errors[kind] + self.off(16, 0, np.asarray(size)))
         return rule.applied(name, state, sums, batch, errors)
-
-
-def covers(problem: Problem) -> bool:
-    """Whether there are rules for the optimiser."""
-    return not problem.rules[0].l1 and problem.rules[0].projection is None
 
 
 def points(values: Array, symbols: int = 0) -> Form:

@@ -27,7 +27,6 @@ U = 2.0**-53
 TINY = 2.0**-1000  # more than underflow adds to 2^70 operations
 # Covers 1 / (1 - k u) for k u <= 2^-10, and the rounding of the sizes that errors grow with.
 SPARE = 1.0 + 2.0**-8
-LONGEST = 2**40  # terms of a sum
 BITS = 320  # of the fractions that exact arithmetic keeps from one step to the next
 
 
@@ -203,13 +202,11 @@ def corners(a: Box, b: Box) -> tuple[Array, Array]:
 
 
 def allowance(terms: int, size: Array) -> Array:
-    """What ``terms`` roundings in a row do to a sum of numbers of this total size, in our own
-    arithmetic.
+    """What ``terms`` roundings in a row, of which no array has 2^40, do to a sum of numbers of this total
+    size, in our own arithmetic.
     """
     if is_exact(size):
         return size * 0
-    if terms > LONGEST:
-        raise Unbounded(f"a sum of {terms} terms")
     return (terms + 4) * U * SPARE * size + TINY
 
 

@@ -28,7 +28,7 @@ DEGREE, EXACT_DEGREE, EXACT_BITS = 16, 60, 320
 FARTHEST = 800.0  # exp(-800) is below, exp(800) above every float
 
 
-def _exp_end(x: Array, upper: bool) -> Array:
+def _exp(x: Array, upper: bool) -> Array:
     """A bound of exp(x) on one side.
 
     ``x = k log 2 + r`` with ``r`` enclosed by ``[r_lo, r_hi]``, ``|r| <= 0.36``; on our side r is the end
@@ -38,6 +38,8 @@ def _exp_end(x: Array, upper: bool) -> Array:
     at most 0.36, so that the value is off by less than ``4.5 u / (1 - 0.36) < 8 u``. We grant ``32 u =
     2^-48``. Scaling by 2^k is exact above the smallest normal number, and rounds once below it.
     """
+    if is_exact(x):
+        return np.asarray(np.frompyfunc(_exact_exp, 2, 1)(x, upper), dtype=object)
     inside = np.clip(x, -FARTHEST, FARTHEST)
     k = np.rint(inside / 0.6931471805599453)
     rest = inside - k * _HEAD  # k * _HEAD is exact
@@ -75,12 +77,6 @@ def _exact_exp(x: Fraction, upper: bool) -> Exact:
         value = 1 + r / n * value
     rest = abs(r) ** (EXACT_DEGREE + 1)  # > |r|^61 / 61! e^|r|
     return Exact(short((value + (rest if upper else -rest)) * Fraction(2) ** k))
-
-
-def _exp(x: Array, upper: bool) -> Array:
-    if is_exact(x):
-        return np.asarray(np.frompyfunc(_exact_exp, 2, 1)(x, upper), dtype=object)
-    return _exp_end(x, upper)
 
 
 def exp(x: Box) -> Box:

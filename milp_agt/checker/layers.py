@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from milp_agt.checker import boxes, functions
-from milp_agt.checker.boxes import Array, Box, Unbounded, down, scale_of, up
+from milp_agt.checker.boxes import Array, Box, Unbounded, scale_of
 
 AT_ONCE = 2**21  # products that are held at once
 T = TypeVar("T", bound=Any)
@@ -221,24 +221,41 @@ def activation(layer: Layer, z: Box, arithmetic: Arithmetic) -> Box:
         low, high = z * scale_of(layer.slope, z.lo), z
         found = Box(np.where(z.lo > 0, high.lo, low.lo), np.where(z.hi > 0, high.hi, low.hi))
         return arithmetic.rounded(found, 2, np.where(z.lo > 0, 0.0, z.size))  # slope may underflow
-    found = functions.tanh(z) if layer.kind == "tanh" else functions.sigmoid(z)
+    found = curve(layer, z)[0]
     return arithmetic.rounded(found, arithmetic.elementary, found.size)
 
 
+def curve(layer: Layer, z: Box) -> tuple[Box, ...]:
+    """sigmoid or tanh and its first three derivatives."""
+    value = functions.tanh(z) if layer.kind == "tanh" else functions.sigmoid(z)
+    return value, *derivatives(layer, value)
+
+
+def derivatives(layer: Layer, value: Box) -> tuple[Box, ...]:
+    """Of sigmoid or tanh, from its value.
+
+    ``k^2 (1 - t^2)``, ``-2 k^3 t (1 - t^2)`` and ``-2 k^4 (1 - t^2) (1 - 3 t^2)``, where for tanh t is the
+    value and k is 1, and for sigmoid, which is ``(1 + tanh(z / 2)) / 2``, t is twice the value less 1, k 1/2.
+    """
+    one, k, t = Box.point(np.ones(value.lo.shape)), 1.0, value
+    if layer.kind == "sigmoid":
+        k, t = 0.5, value + value - one
+    square = t.square()
+    slope = one - square
+    last = slope * (one - square.times(3.0))
+    return slope.times(k**2), (t * slope).times(-2.0 * k**3), last.times(-2.0 * k**4)
+
+
 def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic) -> Box:
-    """The cotangent before an activation: ``delta f'(z)``, with ``f'`` as torch takes it (relu'(0) = 0)."""
+    """The cotangent before an activation: ``delta f'(z)``, with ``f'`` as torch takes it (relu'(0) = 0). Of
+    a smooth one the run takes at most four operations on numbers no larger than ``|delta| (1 + h^2)``.
+    """
     if layer.kind in ("relu", "leaky_relu"):
         slope = layer.slope if layer.kind == "leaky_relu" else 0.0
         slopes = Box(np.where(z.lo > 0, 1.0, slope), np.where(z.hi > 0, 1.0, slope))
         found = delta * slopes
         return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
-    # 1 - h^2 for tanh; for sigmoid h (1 - h) = (1 - t^2) / 4 with t = 2 h - 1.
-    t, share = value, 1.0
-    if layer.kind == "sigmoid":
-        t, share = value + value - Box.point(np.ones(z.lo.shape)), 0.25
-    square = t.square()
-    slopes = Box(share * down(1.0 - square.hi), share * up(1.0 - square.lo))
-    # The run takes at most four operations on numbers that are no larger than |delta| (1 + |h|^2).
+    slopes = derivatives(layer, value)[0]
     return arithmetic.rounded(delta * slopes, 5, delta.size * (1.0 + value.size))
 
 
@@ -268,17 +285,12 @@ def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
         own = p.size * (32.0 + 4.0 * f.size)
     else:
         p = functions.softmax(f)
-        own = _softmax_size(p, f)
+        spread = f.hi.max(-1, keepdims=True) - f.lo.min(-1, keepdims=True)
+        top = f.size.max(-1, keepdims=True)
+        own = p.size * (64.0 + 40.0 * count + 8.0 * spread + 4.0 * top)
     size = (1.0 if loss == "bce" else p.size) + y.size
     error = arithmetic.off(1, own) + arithmetic.off(6, size)
     return (p - y).widened(error)
-
-
-def _softmax_size(p: Box, f: Box) -> Array:
-    spread = f.hi.max(-1, keepdims=True) - f.lo.min(-1, keepdims=True)
-    top = f.size.max(-1, keepdims=True)
-    found: Array = p.size * (64.0 + 40.0 * f.lo.shape[-1] + 8.0 * spread + 4.0 * top)
-    return found
 
 
 def _kinked(f: Box) -> Box:

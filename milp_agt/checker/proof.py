@@ -1,5 +1,20 @@
 """What is proved of a run: everything that it can end with, and what such models do. Claims are compared
 with it later.
+
+**Trees** over who is poisoned and how have leaves that together hold every run of a threat. They are for at
+most one poisoned sample, the same in the whole run. A node is a row (kind, what, value): a leaf; or two
+nodes, which follow it, the first with all below it first. Of a node that asks WHO, the children have
+the samples that may be poisoned with numbers below ``what``, and the others; of one that asks WHERE, which
+has one such sample, those values of its features and labels whose entry ``what`` is at most ``value``, and at
+least that; of one that asks for a PHASE, the runs in which the argument of an activation, number ``value``
+(in the order of layers, samples of the batch and units) of those of step ``what``, is at most 0, and the
+others. So the children of a node hold each of its runs, that on the data as given among them (it is one in
+which the sample, at its own values, is poisoned); by induction the leaves hold those of the root.
+In a leaf the run is bounded around the middle of its box: affine forms do not ask what was there before.
+
+**Questions.** The last layer is taken together with what is asked of it: ``sum_o c_o f_o(x) = sum_j (sum_o
+c_o W_oj) h_j + c . b``, so that outputs that share their hidden units are not bounded apart. With one hidden
+layer all numbers in this sum are independent of each other, and the bound is exact but for rounding.
 """
 
 from __future__ import annotations
@@ -7,22 +22,129 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from milp_agt.checker import questions, steps, training
-from milp_agt.checker.boxes import Array, Box, joined
+from milp_agt.checker import boxes, functions, steps, training
+from milp_agt.checker.boxes import Array, Box, down, joined, up
 from milp_agt.checker.files import Rejected
-from milp_agt.checker.layers import Problem, Samples
+from milp_agt.checker.layers import Problem, Samples, State, forward
 from milp_agt.checker.statement import Question, Statement
-from milp_agt.checker.tree import leaves
 
 AT_ONCE = 64  # listed runs that are bounded side by side, and test points
 MOST_LISTED = 1_000_000
+LEAF, WHO, WHERE, PHASE = range(4)
+
+
+def leaves(given: Statement) -> Iterator[Statement]:
+    """The statement for each leaf; itself without a tree.
+
+    Raises:
+        Rejected: no tree.
+    """
+    waiting, used, whole = [given], 0, len(given.multipliers)
+    for kind, what, value in [(LEAF, 0, whole)] if given.tree is None else given.tree.tolist():
+        if not waiting or kind not in (LEAF, WHO, WHERE, PHASE):
+            raise Rejected("claim.tree: a node that is none, or more nodes than a tree has")
+        one = waiting.pop()
+        if kind == LEAF:
+            used += int(value)
+            yield replace(one, multipliers=given.multipliers[used - int(value) : used])
+        else:
+            waiting += [_child(one, kind, int(what), value, side) for side in (True, False)]
+    if waiting or used != whole:
+        raise Rejected("claim.tree: a node without children, or multipliers that no leaf has")
+
+
+def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> Statement:
+    poisoned = one.poisoned
+    if kind == PHASE:
+        return replace(one, phases=(*one.phases, (what, int(value), above)))
+    if kind == WHO:
+        side = (np.arange(len(poisoned.open)) >= what) == above
+        return replace(one, poisoned=replace(poisoned, open=poisoned.open & side))
+    width, own = one.samples.x.lo.shape[2], np.flatnonzero(poisoned.open)
+    given, ranges = one.samples, poisoned.samples
+    low = np.concatenate([ranges.x.lo, ranges.y.lo], 2)
+    high = np.concatenate([ranges.x.hi, ranges.y.hi], 2)
+    middle = np.concatenate([given.x.lo, given.y.lo], 2)
+    inside = len(own) == 1 and 0 <= what < low.shape[2]
+    if not inside or not low[0, own[0], what] <= value <= high[0, own[0], what]:
+        raise Rejected("claim.tree: a box that is not there, or cut outside of itself")
+    (low if above else high)[0, own, what] = value
+    middle[0, own] = 0.5 * low[0, own] + 0.5 * high[0, own]
+    box, point = (
+        Samples(Box(a[..., :width], b[..., :width]), Box(a[..., width:], b[..., width:]))
+        for a, b in ((low, high), (middle, middle))
+    )
+    # Moves are now those from the middle, of which a norm says nothing.
+    return replace(one, samples=point, poisoned=replace(poisoned, samples=box, norm=0))
+
+
+def of_rows(problem: Problem, state: State, x: Array, rows: Array) -> Box:
+    """Some rows (n, r, outputs), of at most two numbers that are not 0, times the outputs of every model at
+    the points, (cases, n, r).
+    """
+    hidden, last = forward(problem, state, Box.point(x[None]))[-2], problem.layers[-1]
+    weight, c = state[last.weight], boxes.exact(rows) if boxes.is_exact(x) else rows
+    size = hidden.size @ weight.T.size
+    found = boxes.matmul(Box.point(c[None]), weight[:, None])
+    found = boxes.total(*boxes.corners(found, hidden[:, :, None]))
+    if last.bias:
+        bias = state[last.bias][:, None]
+        size = size + bias.size
+        found = found + boxes.matmul(Box.point(c[None]), bias[..., None])[..., 0]
+    error = problem.arithmetic.off(hidden.lo.shape[-1] + 1, size)[..., None]
+    return found.widened(up(abs(c) @ error)[..., 0])
+
+
+def differences(labels: Array, outputs: int) -> Array:
+    """Rows (n, r, outputs) that give the output of the label less each of the others; of one logit f: f, or
+    -f for label 0.
+    """
+    if outputs == 1:
+        return np.where(labels > 0, 1.0, -1.0)[:, None, None]
+    ends, own = np.eye(outputs), range(outputs)
+    found: Array = np.array([[ends[j] - ends[k] for k in own if k != j] for j in own])[labels]
+    return found
+
+
+def count_right(margin: Box) -> tuple[int, int]:
+    """At how many points all models of a case, and at how many some, predict the label: the worst case of
+    both.
+
+    ``margin`` (cases, n, others); a tie counts as wrong in the first number and as right in the second.
+    """
+    sure, possible = (margin.lo > 0).all(-1).sum(-1), (margin.hi >= 0).all(-1).sum(-1)
+    return int(sure.min()), int(possible.max())
+
+
+def mean(losses: Box) -> Box:
+    """The mean over the points, (cases,)."""
+    whole = boxes.total(losses.lo, losses.hi)
+    count = float(losses.lo.shape[-1])
+    return Box(down(whole.lo / count), up(whole.hi / count))
+
+
+def losses_of_margins(loss: str, margin: Box) -> Box:
+    """``log(1 + sum_k exp(-margin_k))`` of each point (cross_entropy, bce), or ``max(0, 1 - margin)``
+    (hinge).
+    """
+    if loss == "hinge":
+        low, high = down(1.0 - margin.hi[..., 0]), up(1.0 - margin.lo[..., 0])
+        return Box(np.maximum(low, 0.0), np.maximum(high, 0.0))
+    odds = functions.exp(-margin)
+    whole = boxes.total(odds.lo, odds.hi)
+    return functions.log(Box(np.maximum(down(1.0 + whole.lo), 1.0), up(1.0 + whole.hi)))
+
+
+def losses_of_outputs(found: Box, encoded: Array) -> Box:
+    """The mean square of ``f - y`` over the outputs of each point (mse)."""
+    square = (found - Box.point(encoded[None])).square()
+    return mean(square)
 
 
 @dataclass(frozen=True)
@@ -36,8 +158,8 @@ class Reached:
     forms: steps.Final | None = None
 
     def rows(self, x: Array, rows: Array) -> Box:
-        """See :func:`questions.of_rows`; by boxes and by forms."""
-        found = questions.of_rows(self.problem, self.boxes, x, rows)
+        """See :func:`of_rows`; by boxes and by forms."""
+        found = of_rows(self.problem, self.boxes, x, rows)
         return found if self.forms is None else found.met(self.forms.rows(x, rows))
 
 
@@ -62,7 +184,7 @@ def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
         stored = steps.Stored(given.multipliers)
         run = given.initial, given.samples, given.poisoned, given.anew
-        forms = steps.train(given.problem, *run, stored, given.phases)
+        forms = steps.train(given.problem, *run, stored, given.phases, given.at_once)
         stored.fits(stored.used == len(stored.values))
         return Reached(given.problem, forms.boxes(), forms)
 
@@ -72,6 +194,8 @@ def _each(work: Callable[[Any], Reached], parts: Iterable[Any], jobs: int) -> It
     if jobs == 1:
         yield from map(work, parts)
         return
+    from concurrent.futures import ProcessPoolExecutor  # a fifth of the time that all imports take
+
     with ProcessPoolExecutor(jobs) as pool:
         yield from pool.map(work, parts)
 
@@ -93,19 +217,19 @@ def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
     squares = asked.kind == "loss" and case.problem.loss == "mse"
     for start in range(0, len(asked.x), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        rows = questions.differences(asked.labels[part], count)
+        rows = differences(asked.labels[part], count)
         rows = np.broadcast_to(np.eye(count), (len(rows), count, count)) if squares else rows
         found = case.rows(asked.x[part], rows)
         if squares:
-            found = questions.losses_of_outputs(found, asked.encoded[part])
+            found = losses_of_outputs(found, asked.encoded[part])
         elif asked.kind == "loss":
-            found = questions.losses_of_margins(case.problem.loss, found)
+            found = losses_of_margins(case.problem.loss, found)
         pieces.append(found)
     whole = joined(pieces, 1)
     if asked.kind == "loss":
-        mean = questions.mean(whole)
-        return mean.lo.min(), mean.hi.max()
-    return questions.count_right(whole)
+        means = mean(whole)
+        return means.lo.min(), means.hi.max()
+    return count_right(whole)
 
 
 def all_choices(given: Statement) -> Iterator[dict[int, int]]:

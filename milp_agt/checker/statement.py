@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from milp_agt.checker import affine
 from milp_agt.checker.boxes import Array, Box
 from milp_agt.checker.files import Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Problem, Rule, Samples
@@ -76,8 +75,9 @@ class Statement:
     not_covered: tuple[str, ...]
     words: tuple[str, ...]
     multipliers: Array  # for affine, see forms.py
-    tree: Array | None  # nodes (kind, what, value), see tree.py
+    tree: Array | None  # nodes (kind, what, value), see proof.py
     anew: bool  # whether the budget is one of every step, and not of the run
+    at_once: int  # samples of a step that are taken at once, see steps.py; 0 for all
     initial: Mapping[str, Array]
     nominal: Mapping[str, Array]
     lower: Mapping[str, Array]
@@ -91,6 +91,7 @@ def words(given: Statement) -> tuple[str, ...]:
     rule, rates = problem.rules[0], [r.rate for r in problem.rules]
     count = sum(values.size for values in given.initial.values())
     sizes = [len(batch) for batch in problem.batches]
+    widths = [(given.upper[name] - low).reshape(-1) for name, low in given.lower.items()]
     run = (
         f"The run: {len(problem.batches)} steps of gradient descent on the mean {problem.loss} loss in "
         f"{problem.arithmetic.name}; {count} parameters, {len(poisoned.open)} samples, batches of "
@@ -108,12 +109,13 @@ def words(given: Statement) -> tuple[str, ...]:
         f"The adversary: at most {poisoned.budget} of {int(poisoned.open.sum())} samples poisoned "
         f"{when}: {_changes(given)}.",
         "The claim: every such run ends with all parameters inside the stored box, whose mean width is "
-        f"{_mean_width(given):.9g}.",
+        f"{np.concatenate(widths).mean():.9g}.",
     ]
     for q in given.questions:
         points = f"{len(q.x)} {q.on} points"
         what = {
             "accuracy": f"between {q.least:g} and {q.most:g} of {points} are classified right",
+            "targeted": f"between {q.least:g} and {q.most:g} of {points} get the class stored for them",
             "stable": f"at least {q.least:g} of {points} keep the class that is stored for them",
             "loss": f"the mean loss on {points} lies between {q.least:.9g} and {q.most:.9g}",
         }[q.kind]
@@ -151,11 +153,6 @@ def _reach(what: str, nominal: Box, box: Box, open_: Array) -> str:
     if least >= most * (1.0 - 1e-6):
         return f"every {what} moved by at most {most:.9g}"
     return f"{what}s moved by at most {least:.9g} to {most:.9g}, as stored for each"
-
-
-def _mean_width(given: Statement) -> float:
-    widths = [(given.upper[name] - given.lower[name]).reshape(-1) for name in given.lower]
-    return float(np.concatenate(widths).mean())
 
 
 def state(claim: Table) -> Statement | tuple[str, ...]:
@@ -201,11 +198,14 @@ def read(claim: Table) -> Statement | tuple[str, ...]:
     _encoded(data, loss, y)
     batches, rules = _training(claim.table("training"), len(x), parameters["initial"])
     problem = Problem(layers, loss, batches, rules, arithmetic)
-    covered = method != "affine" or affine.covers(problem)
-    claim.refuse(not covered, ".method: affine forms have no rules for this run")
+    more = method == "affine" and (rules[0].l1 != 0 or rules[0].projection is not None)
+    claim.refuse(more, ".method: affine forms have no rules for penalties and projections")
     threat = claim.table("threat")
     poisoned, choices = _threat(threat, x, y, method, loss)
     anew = (threat.text("counted"), threat.text("poisoned")) != ("once for the run", "once")
+    at_once = claim.whole("at_once")
+    wrong = at_once > 0 and (method != "affine" or not anew)
+    claim.refuse(wrong, ".at_once: not for affine forms of moves that are chosen anew")
     tree, given = None, np.zeros(0)
     if claim.has("tree"):
         tree = claim.array("tree")
@@ -220,7 +220,7 @@ def read(claim: Table) -> Statement | tuple[str, ...]:
     samples = Samples(Box.point(x[None]), Box.point(y[None]))
     what = samples, poisoned, choices, method, questions, not_covered
     # anew covers what is chosen once, with a budget for every batch
-    found = Statement(problem, *what, (), given, tree, anew, **parameters)
+    found = Statement(problem, *what, (), given, tree, anew, at_once, **parameters)
     return replace(found, words=words(found))
 
 
@@ -364,14 +364,14 @@ def _range(table: Table, key: str, values: Array) -> tuple[Array, Array]:
 
 def _question(table: Table, loss: str, train_x: Array, train_y: Array) -> Question:
     outputs = train_y.shape[1]
-    kind = table.word("kind", ("accuracy", "stable", "loss"))
+    kind = table.word("kind", ("accuracy", "stable", "targeted", "loss"))
     x = _points(table, "features", train_x.shape[1])
     encoded = table.array("labels", (len(x), outputs))
     _encoded(table, loss, encoded)
     table.refuse(loss not in CLASSES and kind != "loss", f": {kind} of a regression")
     labels = encoded.argmax(-1) if outputs > 1 else encoded[:, 0].astype(np.int64)
     on = table.word("on", ("train", "test"))
-    own = kind == "stable" or np.array_equal(encoded, train_y)
+    own = kind in ("stable", "targeted") or np.array_equal(encoded, train_y)
     other = on == "train" and not (own and np.array_equal(x, train_x))
     table.refuse(other, ": points that are not those of the training data")
     least, most = (

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
 from milp_agt.checker.affine import Pass, mixed, points
-from milp_agt.checker.boxes import BITS, Array, Box, Unbounded, allowance, coarse, down, up
+from milp_agt.checker.boxes import BITS, Array, Box, Unbounded, allowance, coarse, down, largest, up
 from milp_agt.checker.files import Rejected
-from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, wide
+from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, reach, wide
 from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples
 
 # Multipliers for the parameters of a state, (2, *shape, flips); of those that are not there there are none.
@@ -71,6 +72,40 @@ def moving(values: Array, symbols: Symbols, own: Array, columns: Array) -> Form:
     return form
 
 
+def folded(
+    sums: Mapping[str, Form], inner: Symbols, known: int
+) -> dict[str, tuple[Form, Array, Array]]:
+    """Sums over a part of a batch, of which only the first columns stay: what all others do to them goes
+    into the rest, whoever is poisoned, and into what the slots of this part add, (2, *shape, slots). And
+    magnitudes.
+    """
+    found = {}
+    for name, form in sums.items():
+        s = form.s.copy()
+        s[..., :known] = 0.0
+        own = replace(form, c=0.0 * form.c, s=s)
+        every = reach(own, inner)
+        rest, dev = min(every, key=lambda pair: float((pair[0] + inner.worst(pair[1])).sum()))
+        ends = Form(form.c, form.s[..., :known], form.low - rest[0], form.high + rest[1])
+        assert form.owned is not None
+        found[name] = ends, up(form.owned + dev), magnitude(form, inner)
+    return found
+
+
+def whole(parts: Sequence[Mapping[str, tuple[Form, Array, Array]]], budget: int) -> dict[str, Form]:
+    """The sums over a batch from those over its parts, none of whose slots are in any other step."""
+    found = {}
+    for name in parts[0]:
+        forms, owned, sizes = zip(*(part[name] for part in parts), strict=True)
+        both, total = np.concatenate(owned, -1), reduce(Form.__add__, forms)
+        fall, rise = largest(both, budget, -1).sum(-1) if budget else np.zeros((2, *total.c.shape))
+        error = allowance(2 * len(parts) + budget + 16, sum(sizes) + fall + rise)
+        none = np.zeros((*total.c.shape, 1))
+        total = replace(total, low=total.low - fall, high=total.high + rise, owned=none)
+        found[name] = total.widened(error)
+    return found
+
+
 def train(
     problem: Problem,
     initial: Mapping[str, Array],
@@ -79,14 +114,16 @@ def train(
     anew: bool,
     choose: Choice,
     phases: Sequence[tuple[int, int, bool]] = (),
+    at_once: int = 0,
 ) -> Final:
     """The forms that the run ends with.
 
     ``anew``: moves are chosen in every step; else once for the run, by at most ``budget`` samples. ``choose``
-    gives the multipliers for the parameters of each state, that at the end among them.
+    gives the multipliers for the parameters of each state, that at the end among them. ``at_once``: of moves
+    that are chosen anew so many samples of a batch are taken at once, and their symbols are left behind.
     """
-    x, y = samples.x.lo[0], samples.y.lo[0]
-    box = poisoned.samples
+    at_once = at_once if anew else 0  # else slots would be counted in every part
+    x, y, box = samples.x.lo[0], samples.y.lo[0], poisoned.samples
     low = np.concatenate([box.x.lo[0] - x, box.y.lo[0] - y], 1)
     high = np.concatenate([box.x.hi[0] - x, box.y.hi[0] - y], 1)
     low, high = np.where(low < 0, down(low), 0.0), np.where(high > 0, up(high), 0.0)
@@ -101,23 +138,27 @@ def train(
     symbols = symbols.with_slots(still, still, still)
     if not anew:
         symbols = symbols.with_slots(low[open_], high[open_], radius[open_])
-    zero = {n: np.zeros(v.shape) for n, v in initial.items()}
-    state = {n: Form(v, zero[n][..., None][..., :0], zero[n], zero[n]) for n, v in initial.items()}
+    state = {n: Form(v, np.zeros((*v.shape, 0)), 0.0 * v, 0.0 * v) for n, v in initial.items()}
     if any(rule.momentum for rule in problem.rules):
-        state |= {VELOCITY + n: replace(f, c=zero[n]) for n, f in state.items()}
+        state |= {VELOCITY + n: replace(form, c=form.low) for n, form in state.items()}
     for index, (batch, rule) in enumerate(zip(problem.batches, problem.rules, strict=True)):
-        own = np.where(open_, np.cumsum(open_), -1)[batch]
-        if anew:
-            own = np.where(open_[batch], len(symbols.low) + np.cumsum(open_[batch]) - 1, -1)
-            some = batch[open_[batch]]
-            symbols = symbols.with_slots(low[some], high[some], radius[some])
+        parts = np.array_split(batch, -(-len(batch) // at_once) if at_once else 1)
         try:
-            given = choose({n: state[n] for n in problem.parameters}, symbols)
-            forced = {number: on for at, number, on in phases if at == index}
-            step = Pass(problem, symbols, own, given, forced)
-            both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
-            width = x.shape[1]
-            sums = step.gradients(state, both[:, :width], both[:, width:])
+            done = []
+            for part in parts:
+                own, inner = np.where(open_, np.cumsum(open_), -1)[part], symbols
+                if anew:
+                    own = np.where(open_[part], len(symbols.low) + np.cumsum(open_[part]) - 1, -1)
+                    some = part[open_[part]]
+                    inner = symbols.with_slots(low[some], high[some], radius[some])
+                given = choose({n: state[n] for n in problem.parameters}, inner)
+                forced = {number: on for at, number, on in phases if at == index}
+                step = Pass(problem, inner, own, given, forced, len(batch))
+                both = moving(np.concatenate([x, y], 1)[part], inner, own, columns)
+                sums = step.gradients(state, both[:, : x.shape[1]], both[:, x.shape[1] :])
+                done += [folded(sums, step.symbols, symbols.count)] if at_once else []
+            if at_once:
+                sums, step = whole(done, poisoned.budget), Pass(problem, symbols, own, given)
             new: dict[str, Form] = {}
             for name, total in sums.items():
                 new |= step.updated(rule, name, state, total, len(batch))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -151,3 +153,9 @@ class Interval:
 
 
 Boxes = tuple[Interval, ...]
+
+
+def as_array(values: Tensor | float) -> npt.NDArray[np.float64]:
+    """Numbers on the host."""
+    host = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    return np.asarray(host, dtype=np.float64)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.listed import Poisoned
-from milp_agt.core.interval import Interval
+from milp_agt.core.interval import Interval, as_array
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import gamma
 from milp_agt.properties.witness import Witness
@@ -126,17 +126,14 @@ def summarise(
     outside its bounds, is a SoundnessError.
     """
 
-    def host(tensor: Tensor) -> Array:
-        return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
-
     points = Points(
         index=np.asarray(index.cpu().numpy(), dtype=np.int64),
-        lower=host(scores.value.lower.amin(0)),
-        nominal=host(nominal[0]),
-        upper=host(scores.value.upper.amax(0)),
-        score_lower=host(scores.score.lower.amin(0)),
-        score_nominal=host(nominal[1]),
-        score_upper=host(scores.score.upper.amax(0)),
+        lower=as_array(scores.value.lower.amin(0)),
+        nominal=as_array(nominal[0]),
+        upper=as_array(scores.value.upper.amax(0)),
+        score_lower=as_array(scores.score.lower.amin(0)),
+        score_nominal=as_array(nominal[1]),
+        score_upper=as_array(scores.score.upper.amax(0)),
         groups=groups,
     )
     whole = _mean(scores.value, nominal[0])

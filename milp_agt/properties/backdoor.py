@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.arguments import is_at_least
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.option_table import KIND, Index, NonNegative
@@ -107,9 +108,8 @@ class BackdoorQuestion(Question):
         return reached(margin).upper, margin.lower
 
 
-def _check_target(target: object, classes: int) -> None:
-    whole = isinstance(target, int) and not isinstance(target, bool)
-    if not whole or not 0 <= target < classes:  # type: ignore[operator]
+def _check_target(target: Any, classes: int) -> None:
+    if not is_at_least(target, 0, whole=True) or target >= classes:
         raise InvalidInputError(
             "The target of a backdoor is a class of the model",
             f"target {target!r} beside classes 0..{classes - 1}",

@@ -415,10 +415,7 @@ class ReachableModels:
 
     def _by_intervals(self, reached: Reached, forms: OutputForms) -> Interval:
         leaves = dict(reached.boxes) | {FEATURES: forms.inputs}
-        if reached.gathered is not None and forms.inputs.is_point:
-            boxes = reached.gathered.boxes(self.forward, leaves)
-        else:
-            boxes = boxes_of(self.forward, leaves)
+        boxes = boxes_of(self.forward, leaves)
         output = boxes[self.step_graph.output]
         low, high = output.lower[:, :, None], output.upper[:, :, None]
         positive = forms.coefficients.clamp(min=0.0)
@@ -428,7 +425,11 @@ class ReachableModels:
         largest = torch.maximum(low.abs(), high.abs())
         size = (forms.coefficients.abs() * largest).sum(-1) + forms.constant.abs()
         terms = 4 * forms.coefficients.shape[-1] + 16
-        return Interval(lower, upper).widen(size * gamma(terms) + TINY)
+        found = Interval(lower, upper).widen(size * gamma(terms) + TINY)
+        if reached.gathered is None or not forms.inputs.is_point:
+            return found
+        joint = reached.gathered.forms(self.forward, leaves, forms.coefficients, forms.constant)
+        return found.meet(joint, "a form of the outputs by boxes and by sums")
 
 
 def both_ends(low: Tensor, points: int) -> Interval:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.core.interval import as_array
 from milp_agt.properties.models import OutputForms, ReachableModels
 
 Array = npt.NDArray[np.float64]
@@ -29,13 +30,9 @@ class Predictions:
         """For test features (n, *shape)."""
         forms = OutputForms.of_outputs(features, models.step_graph.outputs)
         box, nominal = models.bound(forms).hull(), models.outputs(features)
-        return Predictions(_array(box.lower), _array(nominal), _array(box.upper))
+        return Predictions(as_array(box.lower), as_array(nominal), as_array(box.upper))
 
     def largest_error(self, targets: npt.ArrayLike) -> Array:
         """The largest distance of any reachable model from each target, (points, outputs)."""
         true = np.asarray(targets, dtype=np.float64).reshape(self.nominal.shape)
         return np.maximum(np.abs(self.upper - true), np.abs(self.lower - true))
-
-
-def _array(tensor: Tensor) -> Array:
-    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.arguments import is_at_least
 from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND, Index
 from milp_agt.errors import InvalidInputError, Problem
@@ -121,10 +122,8 @@ def unsafe_classes(targets: Targets, count: int, classes: int) -> Tensor:
             f"{len(sets)} sets of classes",
             "give one set for each point",
         )
-    chosen, whole = [c for own in sets for c in own], (int, np.integer)
-    bad = [
-        c for c in chosen if not isinstance(c, whole) or isinstance(c, bool) or not 0 <= c < classes
-    ]
+    chosen = [c for own in sets for c in own]
+    bad = [c for c in chosen if not is_at_least(c, 0, whole=True) or c >= classes]
     if bad:
         raise InvalidInputError(
             "Targets must be classes of the model",

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.arguments import is_at_least
 from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import Count, Index, Key
 from milp_agt.data.origin import Origin
@@ -33,8 +34,6 @@ from milp_agt.threats.units import (
     RadiusIn,
     Rows,
     Units,
-    is_number,
-    is_whole,
     norm_of,
     radii,
     radius_text,
@@ -191,7 +190,7 @@ class FeatureMoves:
 
     def _columns(self, what: str, given: Sequence[int], size: int) -> tuple[int, ...]:
         columns = list(given) if isinstance(given, Iterable) else [given]
-        bad = [c for c in columns if not is_whole(c) or not 0 <= c < size]
+        bad = [c for c in columns if not is_at_least(c, 0, whole=True) or c >= size]
         if bad or len(set(columns)) != len(columns):
             raise InvalidThreatModelError(
                 f"{self._name} needs distinct {what} columns out of 0..{size - 1}",
@@ -270,7 +269,7 @@ class FeatureMoves:
             self._columns("missing", list(fills), size)
         else:
             fills = {column: self.missing for column in range(size) if column not in grouped}
-        bad = [v for v in fills.values() if not is_number(v) or not math.isfinite(v)]
+        bad = [v for v in fills.values() if not is_at_least(v, -math.inf) or not math.isfinite(v)]
         if bad or grouped & set(fills):
             raise InvalidThreatModelError(
                 f"{self._name} needs a finite value for missing entries of numeric columns",
@@ -281,7 +280,7 @@ class FeatureMoves:
 
     def _sparse(self, moves: MoveSet) -> Sparse:
         count = self.coordinates
-        if not is_whole(count) or count is None or not 1 <= count <= moves.blocks:
+        if not is_at_least(count, 1, whole=True) or count is None or count > moves.blocks:
             raise InvalidThreatModelError(
                 f"{self._name} in norm 0 moves some of {moves.blocks} features",
                 f"coordinates = {count}",

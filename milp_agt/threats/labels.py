@@ -11,11 +11,12 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.arguments import is_at_least
 from milp_agt.core.option_table import Index, Key
 from milp_agt.errors import InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.sets import Ball, Box, MoveSet, Vertices
-from milp_agt.threats.units import Lengths, Radius, Units, is_whole, norm_of, radii, radius_text
+from milp_agt.threats.units import Lengths, Radius, Units, norm_of, radii, radius_text
 
 LabelRadius = Annotated[
     Radius | None,
@@ -106,7 +107,7 @@ class LabelMoves:
         given: Any = self.target
         several = isinstance(given, Iterable) and not isinstance(given, str)
         wanted: list[Any] = list(given) if several else [given]
-        bad = [t for t in wanted if not is_whole(t) or not 0 <= t < len(vertices)]
+        bad = [t for t in wanted if not is_at_least(t, 0, whole=True) or t >= len(vertices)]
         if bad or not wanted or len(set(wanted)) != len(wanted):
             raise InvalidThreatModelError(
                 f"{self.units.name} flips labels to classes out of 0..{len(vertices) - 1}",

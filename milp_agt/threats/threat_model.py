@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from milp_agt.core.arguments import is_at_least
 from milp_agt.core.option_table import WRONG, Index, Key, Kinds, NonNegative, Table
 from milp_agt.data.origin import Origin
 from milp_agt.errors import ConfigurationError, InvalidThreatModelError, Problem
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.poison import Poison
-from milp_agt.threats.units import is_whole
 
 SCOPES = ("dataset", "batch")
 
@@ -56,7 +56,7 @@ class Budgeted:
         return ("features", "targets")
 
     def _check_budget(self) -> int:
-        if not is_whole(self.budget) or self.budget < 0:
+        if not is_at_least(self.budget, 0, whole=True):
             raise InvalidThreatModelError(
                 f"{type(self).__name__} needs a whole budget >= 0",
                 f"budget = {self.budget}",
@@ -130,7 +130,7 @@ class Chosen(Budgeted):
             if way == "samples":
                 count, rows = origin.total, f"rows ({origin.where})"
         assert count is not None
-        bad = [s for s in chosen if not is_whole(s) or not 0 <= s < count]
+        bad = [s for s in chosen if not is_at_least(s, 0, whole=True) or s >= count]
         if not chosen or bad or len(set(chosen)) != len(chosen):
             mask = len(chosen) > 0 and all(isinstance(s, (bool, np.bool_)) for s in chosen)
             twice = [] if bad else [s for s in chosen if chosen.count(s) > 1]

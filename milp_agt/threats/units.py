@@ -256,16 +256,6 @@ def radii(
     return values.expand(like.shape)
 
 
-def is_whole(value: object) -> bool:
-    """Whether this is an integer, and not a bool."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> bool:
-    """Whether this is a real number, and not a bool."""
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
 def radius_text(radius: Radius) -> str:
     """A radius in words."""
     if np.ndim(radius) == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ def check_forward(step_graph: StepGraph, model: nn.Module, features: Tensor) -> 
         values = evaluate(nodes, {**leaves, FEATURES: x})
         return values[step_graph.output]
 
+    gradient: Callable[..., tuple[Tensor | None, ...]] = partial(
+        torch.autograd.grad, retain_graph=True, allow_unused=True
+    )
     generator = torch.Generator().manual_seed(0)
     parts = [*features.split(CHUNK), *features[:SINGLE].split(1)]
     with torch.enable_grad():
@@ -44,24 +48,12 @@ def check_forward(step_graph: StepGraph, model: nn.Module, features: Tensor) -> 
             _same("output", found, expected)
             weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
             for weight in (torch.ones_like(weights), weights):
-                _same_gradients(weight, expected, found, trained, leaves)
-
-
-def _same_gradients(
-    weight: Tensor,
-    expected: Tensor,
-    found: Tensor,
-    trained: dict[str, nn.Parameter],
-    leaves: dict[str, Tensor],
-) -> None:
-    names = sorted(leaves)
-    options = {"retain_graph": True, "allow_unused": True}
-    gradient: Callable[..., tuple[Tensor | None, ...]] = torch.autograd.grad
-    theirs = gradient((weight * expected).sum(), [trained[n] for n in names], **options)
-    ours = gradient((weight * found).sum(), [leaves[n] for n in names], **options)
-    for name, mine, other in zip(names, ours, theirs, strict=True):
-        zero = torch.zeros_like(leaves[name])
-        _same(f"gradient of '{name}'", *(zero if g is None else g for g in (mine, other)))
+                theirs = gradient((weight * expected).sum(), [trained[n] for n in leaves])
+                ours = gradient((weight * found).sum(), [*leaves.values()])
+                for name, mine, other in zip(leaves, ours, theirs, strict=True):
+                    zero = torch.zeros_like(leaves[name])
+                    both = (zero if g is None else g for g in (mine, other))
+                    _same(f"gradient of '{name}'", *both)
 
 
 def _same(what: str, found: Tensor, expected: Tensor) -> None:

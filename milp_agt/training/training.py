@@ -274,27 +274,21 @@ class Training:
             projection=None if box is None else (float(box[0]), float(box[1])),
             clip_total=_plain(self.clip_total),
         )
-        own = [(group, self._rates_of(group, rates, steps, epochs)) for group in self.groups]
+
+        def of_group(own: float | None) -> Sequence[float]:
+            if own is None:
+                return rates
+            if not isinstance(self.schedule, (Sequence, np.ndarray)):
+                return rates_of(self.schedule, float(own), steps, epochs)
+            base_rate = self.learning_rate
+            return [own if rate == base_rate else own / base_rate * rate for rate in rates]
+
+        own = [(group, of_group(group.learning_rate)) for group in self.groups]
         found = []
         for step, rate in enumerate(rates):
             groups = tuple((group, _in_group(base, group, each[step])) for group, each in own)
             found.append(replace(base, rate=float(rate), groups=groups))
         return tuple(found)
-
-    def _rates_of(
-        self,
-        group: ParameterGroup,
-        rates: Sequence[float],
-        steps: int,
-        epochs: int | Sequence[int] | None,
-    ) -> Sequence[float]:
-        """The learning rate of a group in every step."""
-        own, base = group.learning_rate, self.learning_rate
-        if own is None:
-            return rates
-        if not isinstance(self.schedule, (Sequence, np.ndarray)):
-            return rates_of(self.schedule, float(own), steps, epochs)
-        return [own if rate == base else own / base * rate for rate in rates]
 
 
 def _in_group(base: UpdateRule, group: ParameterGroup, rate: float) -> UpdateRule:

@@ -11,7 +11,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 
 # Samples whose charges are told apart for each unit, and numbers at once.
-TOLD_APART, AT_ONCE = 256, 2**22
+TOLD_APART, AT_ONCE = 256, 2**19
 
 
 @dataclass(frozen=True)

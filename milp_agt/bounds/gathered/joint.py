@@ -117,6 +117,33 @@ def _differences(
     return box.meet(joint.expand_states(len(box.lower)), f"'{node.name}' jointly")
 
 
+def forms_of_layer(
+    layer: tuple[str, str, str],
+    boxes: Mapping[str, Interval],
+    coefficients: Tensor,
+    constant: Tensor,
+) -> Interval:
+    """Boxes of forms ``c . (W h + b) + d`` of the outputs of a dense layer, from ``c W``, (1, n, forms).
+
+    Coefficients (n, forms, outputs), constants (n, forms).
+    """
+    weight, inputs, bias = layer
+    centre, radius = _ball(boxes[weight])
+    hidden = boxes[inputs].hull()
+    largest, sizes = hidden.magnitude, coefficients.abs()
+    rows = coefficients @ centre
+    value = (rows @ hidden.centre[..., None]).squeeze(-1) + constant
+    wide, size = largest @ radius.T, largest @ (centre.abs() + radius).T
+    if bias:
+        shift, spread = _ball(boxes[bias])
+        value = value + coefficients @ shift
+        wide, size = wide + spread, size + shift.abs() + spread
+    off = (rows.abs() @ (0.5 * hidden.width)[..., None] + sizes @ wide[..., None]).squeeze(-1)
+    total = (sizes @ size[..., None]).squeeze(-1) + constant.abs() + off
+    terms = centre.shape[1] + 2 * coefficients.shape[-1]
+    return Interval(value[None], value[None]).widen(off + gamma(8 * terms + 128) * total + TINY)
+
+
 def _ball(box: Interval) -> tuple[Tensor, Tensor]:
     hull = box.hull()
     centre = hull.centre

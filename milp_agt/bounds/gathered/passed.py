@@ -11,7 +11,7 @@ from torch import Tensor
 
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.gathered.first_layer import FirstLayer
-from milp_agt.bounds.gathered.joint import jointly
+from milp_agt.bounds.gathered.joint import forms_of_layer, jointly
 from milp_agt.bounds.gathered.supported import Gathered
 from milp_agt.bounds.gathered.tally import Tally
 from milp_agt.bounds.interval import bound_propagation
@@ -26,7 +26,7 @@ from milp_agt.training.tracing import FEATURES
 # Ranges beyond this prove nothing that intervals do not.
 WILD = 1e6
 # Numbers of the terms of a sum at once.
-AT_ONCE = 2**22
+AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,27 @@ class GatheredPass:
             return box.meet(outputs.expand_states(len(box.lower)), f"'{node.name}' by sums")
         return jointly(self.parts, node, boxes, poison)
 
-    def boxes(self, nodes: Sequence[Node], leaves: Mapping[str, Interval]) -> dict[str, Interval]:
-        """Boxes of nodes of the model at known features."""
-        boxes = dict(leaves)
-        outputs = self.outputs(leaves[FEATURES].of_clean.lower)
+    def forms(
+        self,
+        nodes: Sequence[Node],
+        leaves: Mapping[str, Interval],
+        coefficients: Tensor,
+        constant: Tensor,
+    ) -> Interval:
+        """Boxes of forms of the outputs of the model, the last of some nodes, at known features.
+
+        Coefficients (n, forms, outputs), constants (n, forms); found (1, n, forms). Nothing is known where
+        the last layer is not dense.
+        """
+        boxes, outputs = dict(leaves), self.outputs(leaves[FEATURES].of_clean.lower)
+        layer = self.parts.layers.get(nodes[-1].name)
+        if layer is None:
+            return Interval.point(constant[None]).forgotten()
         for node in nodes:
             if node.name not in boxes:
                 box = node.op.interval(*(boxes[name] for name in node.inputs))
                 boxes[node.name] = self._refined(node, boxes | {node.name: box}, outputs)
-        return boxes
+        return forms_of_layer(layer, boxes, coefficients, constant)
 
     def advanced(
         self, step: Step, state: State, adversary: AdversaryModel, samples: int | None

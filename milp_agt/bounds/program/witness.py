@@ -17,7 +17,7 @@ from torch import Tensor
 
 from milp_agt.bounds.step import is_velocity
 from milp_agt.core.expression import Array
-from milp_agt.core.interval import Interval
+from milp_agt.core.interval import Interval, as_array
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import SoundnessError
 
@@ -47,7 +47,7 @@ class Witness:
         Raises:
             SoundnessError: a run outside.
         """
-        values = _array(torch.cat([self.states[name].flatten(1) for name in names], 1))
+        values = as_array(torch.cat([self.states[name].flatten(1) for name in names], 1))
         low, high = np.split(bounds, 2)
         if self.projection is not None:
             sizes = [self.states[name][0].numel() for name in names]
@@ -77,9 +77,9 @@ class Witness:
         Raises:
             SoundnessError: a run outside.
         """
-        ends = np.concatenate([_array(bounds.lower.flatten()), -_array(bounds.upper.flatten())])
+        ends = np.concatenate([as_array(bounds.lower.flatten()), -as_array(bounds.upper.flatten())])
         value, error = value.flatten(1), error.flatten(1)
-        both, room = _array(torch.cat([value, -value], 1)), _array(torch.cat([error, error], 1))
+        both, room = as_array(torch.cat([value, -value], 1)), as_array(torch.cat([error, error], 1))
         count = len(ends) // 2
 
         def name(number: int) -> str:
@@ -148,7 +148,3 @@ def _violated(solver: str, found: str) -> SoundnessError:
         "please report this run; bounds of relaxation='lp' do not rest on what a solver claims, and "
         "another solver= may be right",
     )
-
-
-def _array(tensor: Tensor) -> Array:
-    return np.asarray(tensor.detach().cpu().numpy())

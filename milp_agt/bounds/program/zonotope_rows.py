@@ -33,6 +33,7 @@ from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import HybridZonotope
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Slack, add
+from milp_agt.core.interval import as_array
 from milp_agt.core.program import SHARED, Program
 from milp_agt.core.rounding import TINY, gamma
 
@@ -61,7 +62,7 @@ class Columns:
     @staticmethod
     def of(encoder: Encoder, samples: SampleGenerators, flips: Flips) -> Columns:
         """New columns with what limits them: budgets, sets of moves, C3 and the range of rho."""
-        known = array(samples.known.to(samples.reach))
+        known = as_array(samples.known.to(samples.reach))
         units = encoder.columns(known, np.ones_like(known), integer=encoder.exact_phases)
         members, count = samples.members.cpu().numpy(), len(known)
         group, place = np.nonzero(members < count)
@@ -73,7 +74,7 @@ class Columns:
         phase = encoder.columns(
             np.zeros(flips.count), np.ones(flips.count), integer=encoder.exact_phases
         )
-        largest = array(flips.largest)
+        largest = as_array(flips.largest)
         bend = encoder.columns(np.zeros(flips.count), largest)
         encoder.rows(add([bend, phase.scale(-largest)]), -np.inf, 0.0)
         columns = Columns(
@@ -89,17 +90,17 @@ class Columns:
         encoder.rows(add([phase.take(alone.cpu().numpy()), own.scale(-1.0)]), -np.inf, 0.0)
         admitted = columns.on_samples(-flips.threshold)
         limits = add([phase.take(flips.limited.cpu().numpy()), admitted])
-        encoder.rows(limits.plus_error(columns.rounding * array(flips.cover)), -np.inf, 0.0)
+        encoder.rows(limits.plus_error(columns.rounding * as_array(flips.cover)), -np.inf, 0.0)
         return columns
 
     def on_samples(self, charges: Tensor) -> Expression:
         """``charges . s`` with numbers for each sample generator, (rows, m)."""
-        return self.units.apply(sp.csr_matrix(array(charges) @ self.on_units), (len(charges),))
+        return self.units.apply(sp.csr_matrix(as_array(charges) @ self.on_units), (len(charges),))
 
     def form(self, moves: Tensor, phase: Tensor, bend: Tensor) -> Expression:
         """A form with coefficients (rows, m, width) and (rows, f) twice."""
         parts = ((self.moves, moves.flatten(1)), (self.phase, phase), (self.bend, bend))
-        return add([x.apply(sp.csr_matrix(array(on)), (len(on),)) for x, on in parts])
+        return add([x.apply(sp.csr_matrix(as_array(on)), (len(on),)) for x, on in parts])
 
 
 @dataclass(frozen=True)
@@ -126,18 +127,18 @@ class ZonotopeRows:
         columns = Columns.of(encoder, samples, flips)
         first = flips.column.cpu().numpy()
         own, rho = columns.phase.take(first), columns.bend.take(first)
-        least = array(flips.least)
-        error = array(flips.size + flips.quiet + flips.least + flips.beyond)
+        least = as_array(flips.least)
+        error = as_array(flips.size + flips.quiet + flips.least + flips.beyond)
         error = columns.rounding * error + TINY
         missing = (0, flips.count - flips.on_phase.shape[1])  # of flips after the newest row
         read = (functional.pad(part, missing) for part in (flips.on_phase, flips.on_bend))
         y = columns.form(flips.on_moves, *read)
-        charge = own.apply(sp.csr_matrix(array(-flips.charge)), rho.shape)
+        charge = own.apply(sp.csr_matrix(as_array(-flips.charge)), rho.shape)
         crossed = [own.scale(least), rho, y.scale(-1.0), charge, columns.on_samples(-flips.up)]
-        offset = array(flips.quiet - flips.margin + flips.above)
+        offset = as_array(flips.quiet - flips.margin + flips.above)
         encoder.rows(add(crossed).plus_error(error), -np.inf, offset)
         reached = [y, rho.scale(-1.0), charge, columns.on_samples(-flips.down)]
-        beyond = array(flips.margin + flips.below)
+        beyond = as_array(flips.margin + flips.below)
         encoder.rows(add(reached).plus_error(error), -np.inf, beyond)
         return ZonotopeRows(
             zonotope,
@@ -155,11 +156,13 @@ class ZonotopeRows:
         exact = self.columns.form(spread.on_moves, spread.on_phase, spread.on_bend)
         centre = zonotope.centre[: rows.shape[1]]
         noise = [self._noise(spread.charge, by) for by in (spread.down, spread.up)]
-        slack = Slack(-noise[0], noise[1], -array(spread.below), array(spread.above))
+        slack = Slack(-noise[0], noise[1], -as_array(spread.below), as_array(spread.above))
         operations = 2.0 * spread.operations + 8.0 * flips.count + FEW
         error = gamma(operations) * spread.size + self.columns.rounding * spread.size
         error = error + gamma(8.0 * zonotope.size + FEW) * (rows.abs() @ centre.abs()) + TINY
-        return Expression(exact.matrix, array(rows @ centre), array(error), exact.shape, slack)
+        return Expression(
+            exact.matrix, as_array(rows @ centre), as_array(error), exact.shape, slack
+        )
 
     def window(self) -> EncodedWindow:
         """The program with the whole state."""
@@ -176,13 +179,9 @@ class ZonotopeRows:
         """What flips with rows and poisoned samples add to noise, over the columns."""
         first = self.zonotope.flips.column.cpu().numpy()
         by_flips = self.columns.phase.take(first).apply(
-            sp.csr_matrix(array(charge)), (len(charge),)
+            sp.csr_matrix(as_array(charge)), (len(charge),)
         )
         return add([by_flips, self.columns.on_samples(samples)]).matrix
-
-
-def array(tensor: Tensor) -> npt.NDArray[np.float64]:
-    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
 
 
 def _one_of(index: npt.NDArray[np.int64], count: int) -> sp.csr_matrix:
@@ -214,9 +213,9 @@ def _batches(columns: Columns, samples: SampleGenerators) -> tuple[EncodedBatch,
     every = np.arange(samples.count * samples.width).reshape(samples.count, samples.width)
     inner = every[:, : samples.on_features], every[:, samples.on_features :]
     features, labels = (
-        add([Expression.of(array(data)), columns.moves.take(part).reshape(tuple(data.shape))])
+        add([Expression.of(as_array(data)), columns.moves.take(part).reshape(tuple(data.shape))])
         if part.shape[1]
-        else Expression.of(array(data))
+        else Expression.of(as_array(data))
         for data, part in zip((poison.features, poison.labels), inner, strict=True)
     )
     return (EncodedBatch(0, index, (gates,), features, labels),)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.interval import as_array
 from milp_agt.core.rounding import gamma
 from milp_agt.threats.sets.move_set import (
     InBox,
     Rules,
-    as_array,
     exact,
     exact_moves,
     extent,

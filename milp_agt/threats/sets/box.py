@@ -12,11 +12,11 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
+from milp_agt.core.interval import as_array
 from milp_agt.threats.sets.move_set import (
     InBox,
     MoveSet,
     Rules,
-    as_array,
     exact_moves,
     extent,
     gated_columns,

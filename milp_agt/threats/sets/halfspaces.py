@@ -14,8 +14,9 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add
+from milp_agt.core.interval import as_array
 from milp_agt.core.rounding import gamma
-from milp_agt.threats.sets.move_set import OnBase, Rules, as_array, exact, exact_moves, spread
+from milp_agt.threats.sets.move_set import OnBase, Rules, exact, exact_moves, spread
 
 # Rounds of alternating projections on the rows and on the set below them.
 ROUNDS = 20

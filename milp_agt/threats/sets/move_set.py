@@ -268,10 +268,6 @@ def truncated(moves: Tensor, whole: tuple[int, ...]) -> Tensor:
     return rounded
 
 
-def as_array(tensor: Tensor) -> Array:
-    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
-
-
 def gated_columns(
     encoder: Encoder, lower: Array, upper: Array, gates: Expression, whole: tuple[int, ...] = ()
 ) -> Expression:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, add
-from milp_agt.threats.sets.move_set import MoveSet, Rules, as_array, one_block
+from milp_agt.core.interval import as_array
+from milp_agt.threats.sets.move_set import MoveSet, Rules, one_block
 
 
 @dataclass(frozen=True)
