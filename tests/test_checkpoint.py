@@ -17,7 +17,7 @@ import torch
 from refusals import refused
 
 import milp_agt as agt
-from milp_agt.certification import checkpoint
+from milp_agt.certification import checkpoint, loop
 from milp_agt.certification.checkpoint import MANIFEST, Checkpoint
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.certification.result import Result
@@ -31,8 +31,9 @@ THREAT = agt.FeaturePoisoning(budget=1, radius=0.005)
 
 @pytest.fixture(autouse=True)
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These steps take less time than a checkpoint; write one after each all the same."""
+    """These steps take less time than a checkpoint; write one after each all the same, of all levels."""
     monkeypatch.setattr(checkpoint, "WRITING_SHARE", float("inf"))
+    monkeypatch.setattr(loop, "IDLE_STEPS", STEPS + 1)
 
 
 class Stopped(Exception):

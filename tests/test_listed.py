@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt.bounds.listed import count_choices, dense, list_choices, runs
-from milp_agt.bounds.listed.growth import ErrorNorm
+from milp_agt.bounds.listed.dense import ErrorNorm
 from milp_agt.certification import listing
 from milp_agt.core.restriction import Restriction
 from milp_agt.formulations.loss import get_loss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import functools
 import io
 import itertools
@@ -177,19 +176,6 @@ def test_a_larger_threat_helps_a_smaller_one_and_saves_runs() -> None:
     tight = agt.sweep(run, THREAT, lambda r: {"q": fake(0.5, 0.5)}, budgets=[1, 2], radii=[1, 2])
     assert runs == [(2, 2)]
     assert [c.seconds is None for c in tight.cells] == [True, True, True, False]
-
-
-def test_two_budgets_are_replaced_together() -> None:
-    threat = agt.SeparatePoisoning(agt.FeaturePoisoning(1, 0.1), agt.LabelPoisoning(2))
-    for budget, radius, expected in ((3, None, (3, 0.1, 3)), (None, 0.2, (1, 0.2, 2))):
-        found = resized(threat, budget, radius)
-        assert isinstance(found, agt.SeparatePoisoning)
-        assert (found.features.budget, found.features.radius, found.labels.budget) == expected
-    labels_only = dataclasses.replace(threat, features=agt.FeaturePoisoning(0, 0.1))
-    assert resized(labels_only, 3, None).budget == 3
-    run: Any = lambda threat: threat  # noqa: E731
-    asked = agt.sweep(run, threat, lambda t: {"q": fake(0.0, 1.0)}, radii=[1])
-    assert [(c.budget, c.radius) for c in asked.cells] == [(3, 1)]
 
 
 def test_a_contradiction_between_threats_is_an_error() -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from run_texts import certified, run_text, write_run
 
+import milp_agt as agt
 from milp_agt.certification.verdicts import Verdict
 from milp_agt.certification.worth import LISTED, BoxWorth, Worth
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import StepRecord
 from milp_agt.experiments import still_proved
+from milp_agt.experiments.sweep import resized
 from milp_agt.reports import page, write_page
 from milp_agt.runfile.run_file import LoadedRun
 
@@ -166,3 +169,35 @@ def test_the_largest_smaller_threat_that_still_proves(
     tried = f"by 'linear': budget = 1 does not prove {still_proved.BOXES}, {name} either"
     assert tried in capsys.readouterr().out
     assert seen[-1] == 1
+
+
+def test_the_latest_step_after_which_something_was_proved() -> None:
+    least = {2: 0.9, 4: 0.85, 8: 0.1}
+
+    def judged(result: Any, _seconds: float) -> list[Verdict]:
+        low = least[len(result.steps)]
+        status: Any = "PROVED" if low >= 0.9 else "OPEN"
+        return [Verdict("accuracy", "test", low, 0.95, 0.95, 0.9, None, status)]
+
+    box = SimpleNamespace(worth=Worth.USEFUL)
+    earlier: Any = [SimpleNamespace(steps=[0] * n, worth=box, total_steps=9) for n in least]
+    asked = ["accuracy on test >= 0.9"], {"accuracy on test"}, judged, Deadline.within(None)
+    found = still_proved._earlier(earlier[0], earlier, *asked)
+    assert found is not None
+    assert {name: (b.proved, b.unproved) for name, b in found.brackets.items()} == {
+        "accuracy on test >= 0.9": (2, 4),
+        "accuracy on test in [0.85, 0.95]": (4, 9),
+    }
+
+
+def test_two_budgets_are_replaced_together() -> None:
+    threat = agt.SeparatePoisoning(agt.FeaturePoisoning(1, 0.1), agt.LabelPoisoning(2))
+    for budget, radius, expected in ((3, None, (3, 0.1, 3)), (None, 0.2, (1, 0.2, 2))):
+        found = resized(threat, budget, radius)
+        assert isinstance(found, agt.SeparatePoisoning)
+        assert (found.features.budget, found.features.radius, found.labels.budget) == expected
+    labels_only = dataclasses.replace(threat, features=agt.FeaturePoisoning(0, 0.1))
+    assert resized(labels_only, 3, None).budget == 3
+    run: Any = lambda threat: threat  # noqa: E731
+    asked = agt.sweep(run, threat, lambda t: {"q": agt.Bounds(0.0, 0.5, 1.0)}, radii=[1])
+    assert [(c.budget, c.radius) for c in asked.cells] == [(3, 1)]

@@ -30,9 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, for this module and for the command line of the whole package."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="result folder or certificate")
-    told, most = "processes for listed runs and leaves of trees", range(1, 1025)
-    parser.add_argument("--jobs", metavar="N", type=int, choices=most, default=1, help=told)
+    told = "processes for listed runs and leaves of trees"
+    parser.add_argument("--jobs", metavar="N", type=_count, default=1, help=told)
     parser.add_argument("--exact", action="store_true", help="compute in fractions; for small runs")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of processes")
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

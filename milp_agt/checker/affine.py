@@ -267,6 +267,11 @@ class Pass:
     def loss(self, f: Form, y: Form) -> Form:
         """The derivative of the loss: ``p(f) - y``, ``2 (f - y) / outputs``, or that of hinge, which is
         ``(1 - y) [1 + f > 0] - y [1 - f > 0]``.
+
+        Of softmax ``p_j = 1 / sum_k exp(f_k - f_j)``, with every difference at most a gap D away from its
+        centre. Along a line ``p_j'' = p_j ((v_j - E v)^2 - Var v)``, where v_k are the moves of the logits,
+        with probability p_k: ``|v_j - E v| <= (1 - p_j) D`` and ``Var v <= min(1/4, 1 - p_j) D^2``. The last
+        error is what p at the centre and its Jacobian may be off by; then the run's own softmax.
         """
         count = f.c.shape[-1]
         size = magnitude(f, self.symbols) + magnitude(y, self.symbols)
@@ -283,17 +288,12 @@ class Pass:
         p = 0.5 * (centre.lo + centre.hi)
         first, second = np.triu_indices(f.c.shape[-1], 1)
         gap = self.far(f[:, first] - f[:, second]).max(-1, keepdims=True)
-        # p_j = 1 / sum_k exp(f_k - f_j), every difference at most gap away from its centre.
         grown = functions.exp(Box(-gap, gap))
         least, most = down(centre.lo * grown.lo), up(np.minimum(centre.hi * grown.hi, 1.0))
-        # Along a line p_j'' = p_j ((v_j - E v)^2 - Var v), where v_k are the moves of the logits, with
-        # probability p_k. With D = max |v_j - v_k|: |v_j - E v| <= (1 - p_j) D and
-        # Var v <= min(1/4, 1 - p_j) D^2.
         half = 0.5 * SPARE * gap * gap
         rise = np.minimum(most * (1.0 - least) * (1.0 - least), 4.0 / 27.0) * half
         fall = most * np.minimum(1.0 - least, 0.25) * half
         jacobian = p[:, :, None] * (np.eye(f.c.shape[-1]) - p[:, None])
-        # What p at the centre and its Jacobian may be off by; then the run's own softmax.
         spread = 2.0 * magnitude(f, self.symbols).max(-1, keepdims=True)
         unsure = up(centre.hi - centre.lo).max()
         share = 64.0 + 40.0 * count + 10.0 * spread

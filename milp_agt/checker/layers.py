@@ -247,14 +247,15 @@ def derivatives(layer: Layer, value: Box) -> tuple[Box, ...]:
 
 
 def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic) -> Box:
-    """The cotangent before an activation: ``delta f'(z)``, with ``f'`` as torch takes it (relu'(0) = 0)."""
+    """The cotangent before an activation: ``delta f'(z)``, with ``f'`` as torch takes it (relu'(0) = 0). Of
+    a smooth one the run takes at most four operations on numbers no larger than ``|delta| (1 + h^2)``.
+    """
     if layer.kind in ("relu", "leaky_relu"):
         slope = layer.slope if layer.kind == "leaky_relu" else 0.0
         slopes = Box(np.where(z.lo > 0, 1.0, slope), np.where(z.hi > 0, 1.0, slope))
         found = delta * slopes
         return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
     slopes = derivatives(layer, value)[0]
-    # The run takes at most four operations on numbers that are no larger than |delta| (1 + |h|^2).
     return arithmetic.rounded(delta * slopes, 5, delta.size * (1.0 + value.size))
 
 

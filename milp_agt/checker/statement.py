@@ -91,6 +91,7 @@ def words(given: Statement) -> tuple[str, ...]:
     rule, rates = problem.rules[0], [r.rate for r in problem.rules]
     count = sum(values.size for values in given.initial.values())
     sizes = [len(batch) for batch in problem.batches]
+    widths = [(given.upper[name] - low).reshape(-1) for name, low in given.lower.items()]
     run = (
         f"The run: {len(problem.batches)} steps of gradient descent on the mean {problem.loss} loss in "
         f"{problem.arithmetic.name}; {count} parameters, {len(poisoned.open)} samples, batches of "
@@ -108,7 +109,7 @@ def words(given: Statement) -> tuple[str, ...]:
         f"The adversary: at most {poisoned.budget} of {int(poisoned.open.sum())} samples poisoned "
         f"{when}: {_changes(given)}.",
         "The claim: every such run ends with all parameters inside the stored box, whose mean width is "
-        f"{_mean_width(given):.9g}.",
+        f"{np.concatenate(widths).mean():.9g}.",
     ]
     for q in given.questions:
         points = f"{len(q.x)} {q.on} points"
@@ -152,11 +153,6 @@ def _reach(what: str, nominal: Box, box: Box, open_: Array) -> str:
     if least >= most * (1.0 - 1e-6):
         return f"every {what} moved by at most {most:.9g}"
     return f"{what}s moved by at most {least:.9g} to {most:.9g}, as stored for each"
-
-
-def _mean_width(given: Statement) -> float:
-    widths = [(given.upper[name] - given.lower[name]).reshape(-1) for name in given.lower]
-    return float(np.concatenate(widths).mean())
 
 
 def state(claim: Table) -> Statement | tuple[str, ...]:

@@ -122,8 +122,8 @@ def train(
     gives the multipliers for the parameters of each state, that at the end among them. ``at_once``: of moves
     that are chosen anew so many samples of a batch are taken at once, and their symbols are left behind.
     """
-    x, y = samples.x.lo[0], samples.y.lo[0]
-    box = poisoned.samples
+    at_once = at_once if anew else 0  # else slots would be counted in every part
+    x, y, box = samples.x.lo[0], samples.y.lo[0], poisoned.samples
     low = np.concatenate([box.x.lo[0] - x, box.y.lo[0] - y], 1)
     high = np.concatenate([box.x.hi[0] - x, box.y.hi[0] - y], 1)
     low, high = np.where(low < 0, down(low), 0.0), np.where(high > 0, up(high), 0.0)

@@ -62,7 +62,9 @@ def _outer(pair: tuple[Box, Box | None], part: slice) -> tuple[Array, Array]:
 def _worst(
     clean: tuple[Array, Array], poisoned: tuple[Array, Array], places: Array, budget: int
 ) -> tuple[Array, Array, Array]:
-    """Lower and upper end of the sum over axis 1, and the sum of sizes."""
+    """Lower and upper end of the sum over axis 1, and the sum of sizes. Every term is a product that was
+    rounded; a difference of terms is no larger than both together.
+    """
     low, high = clean
     falls = np.maximum(up(low[:, places] - poisoned[0]), 0.0)
     rises = np.maximum(up(poisoned[1] - high[:, places]), 0.0)
@@ -70,7 +72,6 @@ def _worst(
     reach = np.maximum(abs(poisoned[0]), abs(poisoned[1]))
     size = size.sum(1) + np.maximum(reach - size[:, places], 0.0).sum(1)
     fall, rise = (largest(h, budget, 1).sum(1) if budget else 0.0 for h in (falls, rises))
-    # Every term is a product that was rounded; a difference of terms is no larger than both together.
     error = boxes.allowance(low.shape[1] + len(places) + 8, size * 4.0)
     return down(low.sum(1) - fall - error), up(high.sum(1) + rise + error), size
 

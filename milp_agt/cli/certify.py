@@ -96,6 +96,8 @@ def _job(arguments: argparse.Namespace) -> tuple[Path, Path, dict[str, Any]]:
 def _certify(arguments: argparse.Namespace) -> int:
     from milp_agt import certificates
     from milp_agt.certification.checkpoint import Checkpoint
+    from milp_agt.certification.worth import LISTED
+    from milp_agt.experiments.still_proved import in_boxes
     from milp_agt.reports.result_folder import ResultFolder, check_same_run, run_header
     from milp_agt.runfile.run_file import load_config
 
@@ -116,7 +118,8 @@ def _certify(arguments: argparse.Namespace) -> int:
         before = 0
     folder = ResultFolder(place, header, run.dataset.notes, before)
     so_far: list[Result] = []
-    useful: dict[str, Result] = {}  # by the level that bounded it, the last one with useful boxes
+    # The last result with useful boxes of each level; with boxes alone after about 2, 4, 8, ... steps.
+    useful: dict[str, Result] = {}
     with progress("steps", arguments.quiet, before) as advance:
 
         def on_step(result: Result, _step: int, steps: int) -> None:
@@ -124,7 +127,9 @@ def _certify(arguments: argparse.Namespace) -> int:
             folder.save_step(result)
             step = result.steps[-1]
             if step.mean_width <= result.reachable.mean_size:
-                useful[step.relaxation] = result
+                if step.relaxation != LISTED:  # all its runs would take memory
+                    useful[step.relaxation] = result
+                useful[f"{len(result.steps).bit_length()} bits"] = in_boxes(result)
             widths = f"width {step.mean_width:.3g} (max {step.max_width:.3g})"
             text = f"{step.relaxation}, {widths}, {step.seconds:.2f} s/step"
             advance(len(result.steps), steps, text)

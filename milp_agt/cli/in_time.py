@@ -88,7 +88,7 @@ class CommandTime:
             if self.limit is not None:
                 left = self._until(SMALLER_SHARE, CERTIFICATE_SHARE) - monotonic()
                 left = max(0.0, left) / (len(run.properties) - number)
-                result = result.until(Deadline.within(left))
+                result = result.within(Deadline.within(left))
             verdicts += judge(result, run.dataset, asked)
             missed |= result.models.deadline is not None and result.models.deadline.missed
         if missed:
@@ -98,7 +98,7 @@ class CommandTime:
                 "test points"
             )
             result = replace(result, fallbacks=(*result.fallbacks, line), limit_reached=True)
-        return result if self.limit is None else result.until(Deadline(self._until())), verdicts
+        return result if self.limit is None else result.within(Deadline(self._until())), verdicts
 
     def searched(
         self, result: Result, verdicts: list[Verdict], earlier: Sequence[Result] = ()
@@ -119,7 +119,7 @@ class CommandTime:
         ends = monotonic() + seconds
 
         def judged_in_time(smaller: Result, within: float) -> list[Verdict]:
-            late = smaller.until(Deadline.within(max(0.0, within)))
+            late = smaller.within(Deadline.within(max(0.0, within)))
             return [v for asked in run.properties for v in judge(late, run.dataset, asked)]
 
         found = still_proved(run, result, verdicts, judged_in_time, seconds, earlier)

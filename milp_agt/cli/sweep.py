@@ -179,7 +179,7 @@ def _certifier(
         )
         share.missed |= result.limit_reached
         limits.append(share)
-        return result if math.isinf(share.at) else result.until(share)
+        return result.within(share)
 
     return at
 

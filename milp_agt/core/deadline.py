@@ -43,6 +43,11 @@ class Deadline:
         return over
 
     @property
+    def ends(self) -> bool:
+        """Whether there is an end at all."""
+        return math.isfinite(self.at)
+
+    @property
     def left(self) -> float:
         """Seconds that are left, at least 0; infinite for never."""
         return max(0.0, self.at - monotonic())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
+from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.certification.result import Result
 from milp_agt.certification.verdicts import Verdict
 from milp_agt.certification.worth import Worth
@@ -15,6 +16,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.experiments.largest import Bracket, Largest, Trial, largest
 from milp_agt.experiments.sweep import resized
 from milp_agt.io.tables import format_number
+from milp_agt.properties.models import Reached
 from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.threats import SeparatePoisoning, ThreatModel
 from milp_agt.threats.poison import Whole
@@ -26,6 +28,7 @@ SMALLEST, FACTOR = 1e-4, 2.0
 SHARE, LEAST, MOST = 0.25, 0.5, 20.0
 EACH = 0.7  # of the time that is left, for one run
 EARLIER = 0.3  # the same, for the questions about the run after an earlier step
+NARROW = 0.1  # width of bounds that say something, beside the number itself or 1
 BOXES = "boxes that are narrower than the parameters are large"
 
 
@@ -141,7 +144,8 @@ def still_proved(
         known = _statements(found, judged(found, deadline.left))
         return {name: known[name] for name in wanted}
 
-    steps = _earlier(result, earlier, wanted, judged, deadline)
+    vacuous = {verdict.name for verdict in verdicts if verdict.is_vacuous}
+    steps = _earlier(result, earlier, wanted, vacuous, judged, deadline)
     budget = radius = None
     most, farthest = _size(run.threat)
     if isinstance(most, int) and most > 1:
@@ -160,21 +164,40 @@ def _earlier(
     result: Result,
     earlier: Sequence[Result],
     wanted: Sequence[str],
+    vacuous: set[str],
     judged: Judged,
     deadline: Deadline,
 ) -> Largest | None:
-    """After which earlier step, the latest first, each statement about test points was proved."""
+    """After which earlier step, the latest first, each statement about test points was proved, and properties
+    that are ``vacuous`` at the end had narrow bounds."""
     known: dict[str, Bracket] = {}
-    asked = {len(each.steps): each for each in earlier if len(each.steps) < result.total_steps}
+    # Of two after one step the first knows most.
+    asked = {
+        len(each.steps): each for each in reversed(earlier) if len(each.steps) < result.total_steps
+    }
     for step in sorted(asked, reverse=True):
         left = [n for n in wanted if n != BOXES and not (n in known and known[n].proved)]
-        if not left or deadline.is_over():
+        if not (left or vacuous) or deadline.is_over():
             break
-        held = _statements(asked[step], judged(asked[step], EARLIER * deadline.left))
+        verdicts = judged(asked[step], EARLIER * deadline.left)
+        held = _statements(asked[step], verdicts)
+        for verdict in (each for each in verdicts if each.name in vacuous):
+            if verdict.upper - verdict.lower <= NARROW * max(1.0, abs(verdict.nominal)):
+                vacuous = vacuous - {verdict.name}
+                ends = f"[{format_number(verdict.lower)}, {format_number(verdict.upper)}]"
+                known[f"{verdict.name} in {ends}"] = Bracket(step, result.total_steps)
         for name in left:
             before = known.get(name, Bracket(None, result.total_steps))
             known[name] = Bracket(step, before.unproved) if held[name] else Bracket(None, step)
     return Largest("steps", known, (), deadline.missed) if known else None
+
+
+def in_boxes(result: Result) -> Result:
+    """The same with one box of the parameters alone, which takes little memory."""
+    known = result.models
+    reached = Reached(known.state, (), Joint(known.poison))
+    models = replace(known, reached=(reached,), beside=None, program=None, box=None)
+    return replace(result, models=models)
 
 
 def _size(threat: ThreatModel) -> tuple[Any, Any]:

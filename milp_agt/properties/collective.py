@@ -13,7 +13,7 @@ from torch import Tensor
 
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.two_budgets import worst_sum
-from milp_agt.bounds.linear.window_bounds import bound_by_sample, forms_of_outputs
+from milp_agt.bounds.linear.window_bounds import bound_by_sample
 from milp_agt.bounds.passes import in_passes
 from milp_agt.bounds.program.counts import most_by_selection
 from milp_agt.core.interval import Interval
@@ -124,24 +124,16 @@ def sample_influences(models: ReachableModels, forms: OutputForms) -> tuple[Tens
 
 
 def _piece(models: ReachableModels, reached: Reached, forms: OutputForms) -> tuple[Tensor, Tensor]:
-    turned = forms.coefficients.transpose(0, 1)
-    own = forms_of_outputs(models.step_graph, models.forward, reached.state, forms.inputs, turned)
-    own.constant = own.constant + forms.constant.T.unsqueeze(-1)
-    own.magnitude = own.magnitude + forms.constant.T.abs()
+    rows = models.rows_of(reached, forms)
 
-    def bound(rows: Tensor) -> tuple[Tensor, Tensor]:
+    def bound(part: Tensor) -> tuple[Tensor, Tensor]:
+        some = rows.part(part.to(rows.constant.device))
         if reached.forward is not None:
-            some = own.rows(rows.to(turned.device), reached.state)
             return by_sample_of_forms(reached.forward, some, reached.state)
-        return bound_by_sample(
-            models.schedule,
-            reached.window,
-            own.rows(rows.to(turned.device), reached.state),
-            reached.adversary,
-        )
+        return bound_by_sample(models.schedule, reached.window, some, reached.adversary)
 
     size = models.rows_at_once(reached.window)
-    found = in_passes(own.magnitude.numel(), size, bound)
+    found = in_passes(rows.rows // 2, size, bound)  # the other half are opposites
     base, dev = torch.cat([b for b, _ in found]), torch.cat([d for _, d in found])
     points = len(forms)
     return base.reshape(-1, points).T, dev.reshape(-1, points, dev.shape[1]).transpose(0, 1)

@@ -55,24 +55,19 @@ class Questions(QuestionsAboutParameters):
         decider: attacks test points that bounds leave open; None where nobody does.
     """
 
-    def within(self, seconds: float | None) -> Self:
+    def within(self, seconds: float | Deadline | None) -> Self:
         """A copy each of whose questions takes at most so many seconds; None for no limit.
+
+        All of them end by a :class:`Deadline` that is given; one without an end changes nothing.
 
         Raises:
             InvalidInputError: a negative number, or none at all.
         """
-        Deadline.within(seconds)
-        models = replace(self.models, deadline=None, seconds=seconds)
-        return replace(self, models=models)  # type: ignore[type-var]
-
-    def until(self, ends: Deadline) -> Self:
-        """A copy all of whose questions end by a common deadline, which is told where it was missed.
-
-        Raises:
-            InvalidInputError: no deadline.
-        """
-        inputs.of_kind(ends, Deadline, "When questions end", "give a Deadline")
-        models = replace(self.models, deadline=ends)
+        if not isinstance(seconds, Deadline):
+            Deadline.within(seconds)
+            models = replace(self.models, deadline=None, seconds=seconds)
+        else:
+            models = replace(self.models, deadline=seconds) if seconds.ends else self.models
         return replace(self, models=models)  # type: ignore[type-var]
 
     @own_modes()
@@ -267,8 +262,7 @@ class Questions(QuestionsAboutParameters):
         remedy = "give radii=(0.01, 0.05)"
         kinds = (int, float, np.integer, np.floating)
         inputs.listed(radii, kinds, "radii of a backdoor curve", remedy)
-        rising = sorted(set(radii))
-        if not rising:
+        if not (rising := sorted(set(radii))):
             raise InvalidInputError("A backdoor curve", "no radii", remedy)
         answers = [self.backdoor(features, labels, r, target=target, groups=groups) for r in rising]
         return dict(zip(rising, nested(answers), strict=True))
@@ -365,8 +359,8 @@ class Questions(QuestionsAboutParameters):
         answer = question.answer(models, groups)
         is_open = not answer.points.judged or not bool((answer.points.score_lower > 0).all())
         if self.decider is not None and is_open and not models.is_late():
-            if models.watch is not None:
-                models.watch(len(answer.points.index), len(answer.points.index))
+            if models.watch is not None:  # all are bounded
+                models.watch(*[len(answer.points.index)] * 2)
             answer = self._attacked(self.decider, models, question, answer)
         missed = models.deadline is not None and models.deadline.missed
         return replace(answer, limit_reached=True) if missed else answer

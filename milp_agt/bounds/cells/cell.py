@@ -103,14 +103,6 @@ class Cell:
         vertices = torch.stack([points, between], 1).flatten(0, 1)[kept]
         return Cell(vertices.amin(0), vertices.amax(0), vertices, self.normals, self.offsets)
 
-    def halves(self, coordinate: int) -> tuple[Cell, ...]:
-        """The parts below and above the middle of a coordinate."""
-        normal = torch.zeros_like(self.lower)
-        normal[coordinate] = 1.0
-        middle = float(self.centre[coordinate])
-        both = (self.cut(normal, middle), self.cut(-normal, -middle))
-        return tuple(cell for cell in both if cell is not None)
-
     def points(self, towards: Tensor) -> Tensor:
         """Moves to try: the centre, then the vertices of a polygon or a corner of the box, (points, K)."""
         if self.vertices is not None:

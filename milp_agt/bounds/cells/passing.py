@@ -71,13 +71,8 @@ class Run:
             Step.of_run(step_graph, poison, index, batch, update, has_velocity)
             for index, (batch, update) in enumerate(zip(batches, updates, strict=True))
         )
-        shapes = {name: tuple(box.lower.shape[1:]) for name, box in start.items()}
-        lower, upper = (
-            torch.cat([getattr(box, end)[0].flatten() for box in start.values()])
-            for end in ("lower", "upper")
-        )
-        layout = Layout.of(shapes, step_graph.parameters)
-        box, moves = Interval(lower, upper), Moves.of(poison)
+        layout, box = Layout.of(start, step_graph.parameters), Layout.box(start.values())
+        moves = Moves.of(poison)
         return Run(step_graph, schedule, layout, poison, moves, steps, box)
 
     @cached_property

@@ -15,6 +15,7 @@ from milp_agt.bounds.cells.plan import Cover
 from milp_agt.bounds.cells.search import Decided, Limits, Search
 from milp_agt.bounds.cells.tree import Branch
 from milp_agt.bounds.step import State
+from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.core.interval import Interval
 from milp_agt.core.workers import on_workers
 
@@ -122,11 +123,8 @@ def box_of_parameters(plan: Cover, limits: Limits, known: State, workers: int = 
     # Parameters that nothing moves are measured by the others.
     scale = span.clamp(min=max(1e-12, 0.2 * float(span.mean())))
     goal = Ends(torch.cat([eye, -eye]), scale.repeat(2), GAP)
-    boxes = [known[name] for name in run.step_graph.parameters]
-    lower, upper = (
-        torch.cat([getattr(box, end)[0].flatten() for box in boxes]) for end in ("lower", "upper")
-    )
-    ends = torch.cat([lower, -upper])[:, None]
+    box = Layout.box(known[name] for name in run.step_graph.parameters)
+    ends = torch.cat([box.lower, -box.upper])[:, None]
     start = Interval(ends, torch.full_like(ends, torch.inf))
     limits = replace(limits, seconds=limits.seconds - (time.monotonic() - begun))
     decided = searched(plan, goal, limits, workers, start, torch.cat([least, -largest]))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +36,8 @@ class Intercepts:
         batched: whether the node has a sample axis.
         lower, upper: (cases or states, [n], *shape); None if the planes have no intercepts.
         charged: whether the leading axis of ``lower`` and ``upper`` holds the states of a sample.
+        charges: of sums over samples, see :meth:`over_samples`: the two terms of the charges of single
+            samples, (states - 1, n, *shape).
     """
 
     size: Tensor
@@ -44,6 +45,7 @@ class Intercepts:
     lower: Tensor | None = None
     upper: Tensor | None = None
     charged: bool = False
+    charges: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def of(planes: LinearBounds, batched: bool, cases: int) -> Intercepts:
@@ -54,16 +56,31 @@ class Intercepts:
         full = (max(len(lower), len(upper)) if charged else -1, *size.shape)
         return Intercepts(size, batched, lower.expand(full), upper.expand(full), charged)
 
+    def over_samples(self) -> Intercepts:
+        """Those of products of single samples that only a sum over the samples reads.
+
+        Each sample would have as many as there are parameters. All share one coefficient, so only the sums
+        over the samples are kept, and the terms of the charges of single samples.
+        """
+        size, lower, upper = self.uniform
+        return Intercepts(size, False, lower, upper, self.charged, self._charged())
+
     def narrow(self, axis: int, index: Tensor) -> Intercepts:
         """The intercepts of some indices of one axis, counted from the right."""
-        return _picked(self, axis, index)
+
+        def some(part: Tensor) -> Tensor:
+            return part.index_select(axis, index)
+
+        lower, upper = (None if end is None else some(end) for end in (self.lower, self.upper))
+        charges = None if self.charges is None else (some(self.charges[0]), some(self.charges[1]))
+        return replace(self, size=some(self.size), lower=lower, upper=upper, charges=charges)
 
     @cached_property
-    def uniform(self) -> tuple[Tensor, Tensor, Tensor]:
+    def uniform(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Sums over the samples, for coefficients that are equal for all samples."""
         ends = self._ends
         if ends is None:
-            return self.size.sum(0), self.size, self.size
+            return self.size.sum(0), None, None
         return self.size.sum(0), ends[0].sum(1), ends[1].sum(1)
 
     @property
@@ -73,17 +90,34 @@ class Intercepts:
             return None
         return (self.lower[:1], self.upper[:1]) if self.charged else (self.lower, self.upper)
 
+    def _charged(self) -> tuple[Tensor, Tensor] | None:
+        """The charge to a sample per positive coefficient, and per coefficient of any sign, by state."""
+        if self.charges is not None or not self.charged:
+            return self.charges
+        assert self.lower is not None
+        assert self.upper is not None
+        everywhere = self.upper[:1] - self.upper[1:]
+        return self.lower[:1] - self.lower[1:] - everywhere, everywhere
+
     def apply(self, coefficients: Tensor) -> Applied:
         """Constant (rows, cases), magnitude (rows,) and charges (rows, n, states - 1) of rows."""
         one = self.batched and coefficients.shape[1] == 1 and self.size.shape[0] != 1
-        size, ends = (self.uniform[0], self.uniform[1:]) if one else (self.size, self._ends)
+        ends = self._ends
+        size, *ends_of_one = self.uniform if one else (self.size, None, None)
+        flat = coefficients.flatten(1)
+        magnitude = flat.abs() @ size.flatten()
+        if ends is None:
+            return None, magnitude, None
+        lower, upper = ends_of_one if one else ends
+        assert lower is not None
+        assert upper is not None
         positive = coefficients.clamp(min=0.0)
-        if self.lower is None or ends is None:
-            return None, coefficients.flatten(1).abs() @ size.flatten(), None
-        constant, magnitude = _constant_and_magnitude(coefficients, positive, size, *ends)
+        above = positive.flatten(1)
+        constant = above @ lower.flatten(1).T + (flat - above) @ upper.flatten(1).T
         if not self.charged:
             return constant, magnitude, None
-        return constant, magnitude, self._charges(coefficients, positive, one)
+        alike = one or self.charges is not None
+        return constant, magnitude, self._charges(coefficients, positive, alike)
 
     def apply_diagonal(self, coefficients: Tensor) -> Applied:
         """The same for one row per pair (form, sample): (forms, n, cases), (forms, n), (forms, n, ...)."""
@@ -96,104 +130,22 @@ class Intercepts:
             return constant, magnitude, None
         return constant, magnitude, self._charges(coefficients, positive, False)
 
-    def _charges(self, coefficients: Tensor, positive: Tensor, one: bool) -> Tensor:
-        """``p . above + c . everywhere`` for each state in which a sample is poisoned."""
-        assert self.lower is not None
-        assert self.upper is not None
-        charges = []
-        for above, everywhere in zip(*_charged(self.lower, self.upper), strict=True):
-            if one:
-                charges.append(_uniform_charge(coefficients, positive, above, everywhere))
+    def _charges(self, coefficients: Tensor, positive: Tensor, alike: bool) -> Tensor:
+        """``p . above + c . everywhere`` for each state in which a sample is poisoned; ``alike``: all samples
+        share one coefficient."""
+        known, charges = self._charged(), []
+        assert known is not None
+        for above, everywhere in zip(*known, strict=True):
+            if alike:
+                on_above = positive.flatten(1) @ above.flatten(1).T
+                charges.append(on_above + coefficients.flatten(1) @ everywhere.flatten(1).T)
             else:
                 terms = (positive * above).addcmul_(coefficients, everywhere)
                 charges.append(terms.flatten(2).sum(-1))
         return torch.stack(charges, -1)
 
 
-@dataclass(frozen=True)
-class SummedIntercepts:
-    """Intercepts of products of single samples that only a sum over the samples reads.
-
-    Each sample would have as many as there are parameters. All samples share one coefficient, so only
-    the sums over the samples are kept, and the terms of the charges of single samples.
-
-    Attributes:
-        size: sum over the samples, (*shape).
-        lower, upper: sums over the samples, (cases, *shape).
-        above, everywhere: as in :meth:`Intercepts._charges`, (states - 1, n, *shape); None if no state
-            is charged.
-    """
-
-    size: Tensor
-    lower: Tensor
-    upper: Tensor
-    above: Tensor | None = None
-    everywhere: Tensor | None = None
-
-    @staticmethod
-    def of(planes: LinearBounds, cases: int) -> SummedIntercepts:
-        full = Intercepts.of(planes, True, cases)
-        if not full.charged:
-            return SummedIntercepts(*full.uniform)
-        assert full.lower is not None
-        assert full.upper is not None
-        return SummedIntercepts(*full.uniform, *_charged(full.lower, full.upper))
-
-    def narrow(self, axis: int, index: Tensor) -> SummedIntercepts:
-        """The intercepts of some indices of one axis, counted from the right."""
-        return _picked(self, axis, index)
-
-    def apply(self, coefficients: Tensor) -> Applied:
-        """As :meth:`Intercepts.apply`, for coefficients (rows, 1, *shape)."""
-        positive = coefficients.clamp(min=0.0)
-        constant, magnitude = _constant_and_magnitude(
-            coefficients, positive, self.size, self.lower, self.upper
-        )
-        if self.above is None or self.everywhere is None:
-            return constant, magnitude, None
-        charges = [
-            _uniform_charge(coefficients, positive, *pair)
-            for pair in zip(self.above, self.everywhere, strict=True)
-        ]
-        return constant, magnitude, torch.stack(charges, -1)
-
-    def apply_diagonal(self, coefficients: Tensor) -> Applied:
-        raise AssertionError("no form of a single sample stands on what only a sum reads")
-
-
-HasIntercepts = Intercepts | SummedIntercepts | EndPlanes
-Kind = TypeVar("Kind", Intercepts, SummedIntercepts)
-
-
-def _picked(own: Kind, axis: int, index: Tensor) -> Kind:
-    held = ((each.name, getattr(own, each.name)) for each in fields(own))
-    picked: dict[str, Any] = {
-        name: t.index_select(axis, index) for name, t in held if isinstance(t, Tensor)
-    }
-    return replace(own, **picked)
-
-
-def _constant_and_magnitude(
-    coefficients: Tensor, positive: Tensor, size: Tensor, lower: Tensor, upper: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Constants (rows, cases) and magnitudes (rows,) of rows."""
-    flat, above = coefficients.flatten(1), positive.flatten(1)
-    constant = above @ lower.flatten(1).T + (flat - above) @ upper.flatten(1).T
-    return constant, flat.abs() @ size.flatten()
-
-
-def _charged(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """The charge to a sample per positive coefficient, and per coefficient of any sign, by state."""
-    everywhere = upper[:1] - upper[1:]
-    return lower[:1] - lower[1:] - everywhere, everywhere
-
-
-def _uniform_charge(
-    coefficients: Tensor, positive: Tensor, above: Tensor, everywhere: Tensor
-) -> Tensor:
-    """The charge of each sample if all samples share one coefficient, (rows, n)."""
-    on_above = positive.flatten(1) @ above.flatten(1).T
-    return on_above + coefficients.flatten(1) @ everywhere.flatten(1).T
+HasIntercepts = Intercepts | EndPlanes
 
 
 def per_sample(coefficients: Tensor, values: Tensor) -> Tensor:
@@ -334,7 +286,7 @@ def _linearize_chunk(
             found = node.op.relax(*inputs)
             if node.name in summed and type(found) is BilinearPlanes:
                 planes[node.name] = found.without_offsets()
-                offsets[node.name] = SummedIntercepts.of(found, adversary.cases)
+                offsets[node.name] = Intercepts.of(found, True, adversary.cases).over_samples()
             else:
                 planes[node.name] = found
                 offsets[node.name] = Intercepts.of(found, True, adversary.cases)

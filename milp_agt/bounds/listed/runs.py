@@ -2,7 +2,7 @@
 
 The run of the user on one of the data sets differs from the one computed here by rounding alone: both
 compute the same steps in float64, each with sums in an order of its own. Dense networks carry a radius that
-holds both (:mod:`milp_agt.bounds.listed.dense`, :mod:`milp_agt.bounds.listed.growth`); others a box, by the
+holds both (:mod:`milp_agt.bounds.listed.dense`); others a box, by the
 interval rules of their operations.
 """
 
@@ -19,8 +19,7 @@ from torch import Tensor
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.listed.choices import ListedChoices, ListedData
-from milp_agt.bounds.listed.dense import DenseNet, GradientBounds, Reference
-from milp_agt.bounds.listed.growth import ROUNDED, ErrorNorm
+from milp_agt.bounds.listed.dense import ROUNDED, DenseNet, ErrorNorm, GradientBounds, Reference
 from milp_agt.bounds.step import NodeOrder, State, Step, is_velocity, updated_points, velocity_of
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import Interval

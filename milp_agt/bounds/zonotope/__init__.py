@@ -8,8 +8,7 @@ for the rows, ``transformer.py`` for the steps in between, and ``state.py`` for 
 """
 
 from milp_agt.bounds.zonotope.bounds import Effort
-from milp_agt.bounds.zonotope.engine import WILD, ZonotopePass
-from milp_agt.bounds.zonotope.keeping import pack_forward, unpack_forward
+from milp_agt.bounds.zonotope.engine import WILD, ZonotopePass, pack_forward, unpack_forward
 from milp_agt.bounds.zonotope.questions import (
     Cause,
     Charges,

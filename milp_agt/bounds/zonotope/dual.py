@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -65,7 +65,7 @@ class Multipliers(Stacked):
 
 
 @dataclass(frozen=True)
-class Directions:
+class Directions(Stacked):
     """Linear forms on the generators, to be bounded from above.
 
     Attributes:
@@ -302,14 +302,6 @@ class Spread(Stacked):
 
     def both(self, supports: tuple[Tensor, Tensor] | None = None) -> Directions:
         """All directions, then their opposites; with the ``supports`` of both, (r, m), if they are known."""
-        return Directions(
-            torch.cat([self.on_moves, -self.on_moves]),
-            torch.cat([self.on_phase, -self.on_phase]),
-            torch.cat([self.on_bend, -self.on_bend]),
-            torch.cat([self.charge, self.charge]),
-            torch.cat([self.up, self.down]),
-            torch.cat([self.above, self.below]),
-            torch.cat([self.size, self.size]),
-            self.operations,
-            None if supports is None else torch.cat(supports),
-        )
+        one = torch.ones_like(self.size)
+        found = Directions.cat([self.towards(one), self.towards(-one)])
+        return found if supports is None else replace(found, supports=torch.cat(supports))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.bounds.zonotope.bounds import MEMORY, Carried, Effort, StateBounds
+from milp_agt.bounds.zonotope.dual import Multipliers
 from milp_agt.bounds.zonotope.exchanges import unless_emptied
-from milp_agt.bounds.zonotope.flips import widened
+from milp_agt.bounds.zonotope.flips import Flips, widened
 from milp_agt.bounds.zonotope.folding import most_flips, projected, sign_of, with_flips
 from milp_agt.bounds.zonotope.gradients import Gradient, shortened
 from milp_agt.bounds.zonotope.layout import AffineRule, Layout
@@ -51,15 +53,10 @@ class ZonotopePass(Carried):
             batches, restriction: see :meth:`SampleGenerators.of`.
             memory: bytes; samples share a piece of a step, and have generators, as far as these fit in.
         """
-        shapes = {name: tuple(box.lower.shape[1:]) for name, box in state.items()}
-        layout = Layout.of(shapes, parameters)
-        lower, upper = (
-            torch.cat([getattr(box, end)[0].flatten() for box in state.values()])
-            for end in ("lower", "upper")
-        )
+        layout, box = Layout.of(state, parameters), Layout.box(state.values())
         samples = SampleGenerators.of(poison, batches, restriction)
-        folded = not fit_in(samples.count * samples.width * len(lower), memory)
-        zonotope = HybridZonotope.of_box(samples.until(0), lower, upper, folded)
+        folded = not fit_in(samples.count * samples.width * len(box.lower), memory)
+        zonotope = HybridZonotope.of_box(samples.until(0), box.lower, box.upper, folded)
         effort = effort or Effort()
         bounds = StateBounds.of(zonotope, None, effort.state)
         return ZonotopePass(schedule, layout, zonotope, bounds, effort, samples, memory)
@@ -198,3 +195,38 @@ def _on_new(scale: Tensor, on_flips: Tensor, before: int) -> Tensor:
     """Coefficients on the flips of this step, (P, f), behind zeros for those before it."""
     zero = on_flips.new_zeros(len(on_flips), before)
     return torch.cat([zero, scale[:, None] * on_flips], 1)
+
+
+OWN = ("centre", "on_moves", "on_phase", "on_bend")
+PROVED = ("below", "above", "clean", "poisoned", "terms")
+
+
+def pack_forward(forward: ZonotopePass) -> dict[str, Any]:
+    """Plain values; what follows from the run itself is left out."""
+    zonotope = forward.zonotope
+    return {
+        "zonotope": {name: getattr(zonotope, name) for name in OWN},
+        "flips": _plain(zonotope.flips),
+        "noise": _plain(zonotope.noise),
+        "bounds": {name: getattr(forward.bounds, name) for name in PROVED},
+        "alpha": _plain(forward.bounds.alpha),
+    }
+
+
+def unpack_forward(begun: ZonotopePass, plain: Mapping[str, Any]) -> ZonotopePass:
+    """What :func:`pack_forward` packed, of a run that has just begun."""
+    flips = Flips(**plain["flips"])
+    samples = begun.samples.first(plain["zonotope"]["on_moves"].shape[1])
+    zonotope = replace(
+        begun.zonotope,
+        samples=samples,
+        flips=flips,
+        noise=Noise(**plain["noise"]),
+        **plain["zonotope"],
+    )
+    bounds = StateBounds(flips, Multipliers(**plain["alpha"]), **plain["bounds"])
+    return replace(begun, zonotope=zonotope, bounds=bounds)
+
+
+def _plain(parts: Any) -> dict[str, Any]:
+    return {field.name: getattr(parts, field.name) for field in fields(parts)}

@@ -54,8 +54,8 @@ def exchanged(
         shift = torch.stack([torch.zeros_like(middle), middle])
         offsets = Interval(offsets.lower - shift, offsets.upper - shift)
     error = gamma(32) * size + TINY
-    rest = Interval(form.rest.lower + offsets.lower, form.rest.upper + offsets.upper)
-    return replace(form, rest=holding_zero(rest.widen(error)), size=size, on_moves=on_moves)
+    rest = holding_zero(form.rest.plus(offsets).widen(error))
+    return replace(form, rest=rest, size=size, on_moves=on_moves)
 
 
 def unless_emptied(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +13,8 @@ from torch import Tensor
 from milp_agt.bounds.zonotope.local import OnState, mapped
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
+
+Image = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,15 @@ class Form:
             self,
             rest=Interval(torch.minimum(low, high), torch.maximum(low, high)),
             on_state=mapped(self.on_state, lambda part: part * factor),
-            on_moves=times(self.on_moves, factor),
-            on_phase=times(self.on_phase, factor),
-            on_bend=times(self.on_bend, factor),
-            charge=times(self.charge, factor.abs()),
+            **self.images(lambda part: part * factor, lambda part: part * factor.abs()),
         )
+
+    def images(self, linear: Image, grown: Image) -> dict[str, Any]:
+        """Coefficients but those on the state after a map that is linear in the node, and the charge after
+        the one that its size takes."""
+        maps = {"on_moves": linear, "on_phase": linear, "on_bend": linear, "charge": grown}
+        parts = ((name, image, getattr(self, name)) for name, image in maps.items())
+        return {name: None if part is None else image(part) for name, image, part in parts}
 
 
 @dataclass(frozen=True)
@@ -179,16 +188,17 @@ def data_form(
     return Form(nominal, Interval(-error, error), size, on_moves=on_moves)
 
 
-def times(coefficients: Tensor | None, factor: Tensor) -> Tensor | None:
-    return None if coefficients is None else coefficients * factor
-
-
 def plus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     """The sum of two coefficients, None being 0."""
     if first is None or second is None:
         return second if first is None else first
     count = max(len(first), len(second))
     return led(first, count) + led(second, count)
+
+
+def added_images(*images: dict[str, Any]) -> dict[str, Any]:
+    """The sums of :meth:`Form.images` of several forms."""
+    return {name: reduce(plus, (each[name] for each in images)) for name in images[0]}
 
 
 def shaped(at_slots: Tensor | None, centre: Tensor) -> Tensor | None:

@@ -29,7 +29,9 @@ class Layout:
         return sum(int(torch.Size(shape).numel()) for shape in self.shapes.values())
 
     @staticmethod
-    def of(shapes: Mapping[str, tuple[int, ...]], parameters: Sequence[str]) -> Layout:
+    def of(state: State, parameters: Sequence[str]) -> Layout:
+        """That of boxes (1, *shape), parameters before velocities."""
+        shapes = {name: tuple(box.lower.shape[1:]) for name, box in state.items()}
         slices, at, inner = {}, 0, 0
         for name, shape in shapes.items():
             size = int(torch.Size(shape).numel())
@@ -37,7 +39,15 @@ class Layout:
             at += size
             if name in parameters:
                 inner = at
-        return Layout(slices, dict(shapes), inner)
+        return Layout(slices, shapes, inner)
+
+    @staticmethod
+    def box(tensors: Iterable[Interval]) -> Interval:
+        """The inverse of :meth:`boxes`: all coordinates of these boxes, one after the other."""
+        lows, highs = zip(
+            *((b.lower[0].flatten(), b.upper[0].flatten()) for b in tensors), strict=True
+        )
+        return Interval(torch.cat(lows), torch.cat(highs))
 
     def boxes(self, box: Interval) -> State:
         """A box of all coordinates as boxes of tensors, (1, *shape)."""

@@ -137,7 +137,7 @@ def _sum(first: Form, second: Form, sign: float) -> Form:
     assert on_state is not None
     return Form(
         first.centre,
-        Interval(first.rest.lower + rest.lower, first.rest.upper + rest.upper),
+        first.rest.plus(rest),
         first.size + second.size,
         Local({PLAIN: on_state}, len(on_state)),
         *(both(name) for name in ("on_moves", "on_phase", "on_bend", "charge")),

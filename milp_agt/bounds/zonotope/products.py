@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.form import Form, holding_zero, plus
+from milp_agt.bounds.zonotope.form import Form, Image, added_images, holding_zero, plus
 from milp_agt.bounds.zonotope.local import Local, OnState, added, mapped
 from milp_agt.bounds.zonotope.pairs import Factor
 from milp_agt.bounds.zonotope.rows import Slots
@@ -55,23 +55,16 @@ def multiplied(
     letters = op.letters
     size = op.value(a.size, b.size)
 
-    def image(name: str) -> Tensor | None:
-        left, right = getattr(a, name), getattr(b, name)
-        return plus(
-            None if left is None else op.value(left, b.centre),
-            None if right is None else op.value(a.centre, right),
-        )
-
-    charge = plus(
-        None if a.charge is None else op.value(a.charge, b.centre.abs()),
-        None if b.charge is None else op.value(a.centre.abs(), b.charge),
+    images = added_images(
+        a.images(lambda p: op.value(p, b.centre), lambda p: op.value(p, b.centre.abs())),
+        b.images(lambda p: op.value(a.centre, p), lambda p: op.value(a.centre.abs(), p)),
     )
     swapped: Letters = (letters[1], letters[0], letters[2])
-    rest = _sum(_times_centre(letters, a.rest, b.centre), _times_centre(swapped, b.rest, a.centre))
+    rest = _times_centre(letters, a.rest, b.centre).plus(_times_centre(swapped, b.rest, a.centre))
     if first.away is not None and second.away is not None:
         more, charged = _second_order(op, first, second, slots, by_pairs)
-        rest = rest if more is None else _sum(rest, more)
-        charge = plus(charge, charged)
+        rest = rest if more is None else rest.plus(more)
+        images["charge"] = plus(images["charge"], charged)
     error = gamma(16.0 * terms(letters, a.centre, b.centre) + 256.0) * 4.0 * size + TINY
     rest = holding_zero(rest.widen(error))
     states = max(len(part.lower) for part in (rest, a.rest, b.rest))
@@ -80,10 +73,7 @@ def multiplied(
         rest.expand_states(states) if letters[2].startswith("n") else rest,
         size,
         _on_state(op, a, b, summed),
-        image("on_moves"),
-        image("on_phase"),
-        image("on_bend"),
-        charge,
+        **images,
     )
 
 
@@ -174,7 +164,7 @@ def _times_flips(
         ]
     )
     rest = box_of_products(letters, phase.form.rest, other.away)  # what is no flip
-    return _sum(rest, Interval(-more, more)), (anyway + alone) * grow
+    return rest.plus(Interval(-more, more)), (anyway + alone) * grow
 
 
 def _by_sample(letters: Letters, first: Operand, second: Operand) -> Letters:
@@ -196,24 +186,12 @@ def _times_centre(letters: Letters, rest: Interval, centre: Tensor) -> Interval:
     return box_of_products(letters, rest, Interval(point, point))
 
 
-def _sum(first: Interval, second: Interval) -> Interval:
-    return Interval(first.lower + second.lower, first.upper + second.upper)
-
-
 def squared(op: SquaredNorm, operands: Sequence[Operand]) -> Form:
     """``sum u^2 = sum c^2 + 2 c (u - c) + (u - c)^2``, the last term between 0 and its largest value.
 
     All operands have a sample axis; the result is (n, 1).
     """
     forms = [operand.form for operand in operands]
-
-    def image(name: str) -> Tensor | None:
-        total: Tensor | None = None
-        for form in forms:
-            part = getattr(form, name)
-            factor = form.centre.abs() if name == "charge" else form.centre
-            total = plus(total, None if part is None else _summed(2.0 * factor * part, 2))
-        return total
 
     on_state: OnState = None
     for form in forms:
@@ -238,10 +216,15 @@ def squared(op: SquaredNorm, operands: Sequence[Operand]) -> Form:
         holding_zero(Interval(low, high).widen(error)).expand_states(len(forms[0].rest.lower)),
         size,
         on_state,
-        image("on_moves"),
-        image("on_phase"),
-        image("on_bend"),
-        image("charge"),
+        **added_images(*(form.images(*_doubled(form.centre)) for form in forms)),
+    )
+
+
+def _doubled(centre: Tensor) -> tuple[Image, Image]:
+    """Twice the centre times coefficients, summed over the node, and the same for their sizes."""
+    return (
+        lambda part: _summed(2.0 * centre * part, 2),
+        lambda part: _summed(2.0 * centre.abs() * part, 2),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ CACHED, FEWEST = 2**20, 32
 
 
 @dataclass
-class Slots:
+class Slots(Stacked):
     """The flips of a step by sample of the batch, while the step is taken.
 
     Few units of a sample flip: its flips take slots 0, 1, ... in the order in which they are found. Forms
@@ -35,6 +36,8 @@ class Slots:
         possible: whether it gets there, as numbers, (states, slots, n).
     """
 
+    AXES: ClassVar = {"number": 1, "unit": 1, "largest": 2, "possible": 2}
+
     number: Tensor
     unit: Tensor
     largest: Tensor
@@ -45,11 +48,6 @@ class Slots:
         none = torch.full((0, samples), -1, dtype=torch.int64, device=like.device)
         zero = like.new_zeros(states, 0, samples)
         return Slots(none, none, zero, zero)
-
-    def take(self, samples: Tensor) -> Slots:
-        """Those of some samples."""
-        parts = (self.number, self.unit, self.largest, self.possible)
-        return Slots(*(part[..., samples] for part in parts))
 
     def add(
         self, first: int, units: Tensor, samples: Tensor, largest: Tensor, possible: Tensor

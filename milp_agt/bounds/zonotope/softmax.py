@@ -105,9 +105,6 @@ def softmax_form(logits: Form, away: Interval) -> Form:
     def image(part: Tensor, matrix: Tensor) -> Tensor:
         return torch.einsum("...nk,njk->...nj", part, matrix)
 
-    def coefficient(part: Tensor | None) -> Tensor | None:
-        return None if part is None else image(part, jacobian)
-
     lower = image(logits.rest.lower, positive) - image(logits.rest.upper, negative)
     upper = image(logits.rest.upper, positive) - image(logits.rest.lower, negative)
     size = centre + image(logits.size, jacobian.abs()) + torch.maximum(up, down).amax(0)
@@ -122,10 +119,7 @@ def softmax_form(logits: Form, away: Interval) -> Form:
         rest,
         size,
         mapped(logits.on_state, lambda part: image(part, jacobian)),
-        coefficient(logits.on_moves),
-        coefficient(logits.on_phase),
-        coefficient(logits.on_bend),
-        None if logits.charge is None else image(logits.charge, jacobian.abs()),
+        **logits.images(lambda p: image(p, jacobian), lambda p: image(p, jacobian.abs())),
     )
 
 

@@ -13,6 +13,7 @@ from milp_agt.bounds.zonotope.dual import Spread
 from milp_agt.bounds.zonotope.flips import Flips, more_samples, widened
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.rounding import TINY, gamma
+from milp_agt.core.stacked import Stacked
 
 # Groups of noise that are carried apart at most and at least, how many of the newest are not merged while
 # there are more, and the share of the memory that they may take.
@@ -38,7 +39,7 @@ def fit_in(numbers: int, memory: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Stacked):
     """What steps could not express in generators, each group with the Jacobian of all that came after it.
 
     Group g adds ``Phi_g nu_g`` to the state; for every admissible set S of poisoned samples
@@ -114,16 +115,7 @@ class Noise:
 
     def joined(self, new: Noise) -> Noise:
         """These groups and further ones, the newest last."""
-        flips = new.charge.shape[-1]
-        pairs = (
-            (self.onto, new.onto),
-            (self.below, new.below),
-            (self.above, new.above),
-            (self.down, new.down),
-            (self.up, new.up),
-            (widened(self.charge, flips), new.charge),
-        )
-        return Noise(*(torch.cat(pair) for pair in pairs))
+        return Noise.cat([replace(self, charge=widened(self.charge, new.charge.shape[-1])), new])
 
     def merged(self) -> Noise:
         """One group less: of two neighbours the older one takes the Jacobian of the younger one.

@@ -330,7 +330,7 @@ class Transformer:
         residual = Interval(planes.lower - at_centre, planes.upper - at_centre).widen(error)
         residual = holding_zero(residual)
         form = replace(argument.scaled(slope), centre=value)
-        rest = Interval(form.rest.lower + residual.lower, form.rest.upper + residual.upper)
+        rest = form.rest.plus(residual)
         return replace(form, rest=rest, size=size + rest.magnitude.amax(0))
 
     def _kinked(self, node: Node, argument: Form) -> Form:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -144,8 +143,7 @@ def compare(
         own = options.within(share.share(1, STEPS_SHARE)).changed(case.options())
         try:
             result = certify(model, data, training, threat, options=own)
-            if not math.isinf(share.at):
-                result = result.until(share)
+            result = result.within(share)
             if case.relaxation == TREE:
                 result = result.narrowed(min(options.tree, share.left))
         except SolverUnavailableError as error:
