@@ -36,6 +36,7 @@ from milp_agt.training.tracing import FEATURES, StepGraph
 
 # Test points, forms of the parameters, and numbers of all their coefficients that share one pass.
 POINTS_AT_ONCE, ROWS_AT_ONCE = 64, 256
+LATE = 256  # points by intervals alone
 NUMBERS_AT_ONCE = 2**23
 # Seconds after the end of its time that a question may spend on the boxes of the parameters.
 GRACE = 0.5
@@ -248,9 +249,11 @@ class ReachableModels:
         walked = any(reached.keeps_forms for reached in where)
         for part in self.parts(forms):
             some = forms.part(part)
-            if self.is_late(grace):
-                found.append(_joined([self._by_intervals(r, some) for r in where], 0))
-                continue
+            if self.is_late(grace):  # many at once: no form holds numbers of all parameters
+                for rest in torch.arange(int(part[0]), len(forms), device=part.device).split(LATE):
+                    own = forms.part(rest)
+                    found.append(_joined([self._by_intervals(r, own) for r in where], 0))
+                break
             box = _joined([self._bound_piece(reached, some) for reached in where], 0)
             if beside is not None:
                 wider = self._bound_piece(beside, some).expand_states(len(box.lower))
