@@ -20,7 +20,7 @@ from milp_agt.certification import planning
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
-from milp_agt.properties.models import OutputForms
+from milp_agt.properties.reached import OutputForms
 from milp_agt.training.tracing import FEATURES as FEATURES_
 from milp_agt.training.tracing import LABELS as LABELS_
 from milp_agt.training.tracing import LOSS_GRADIENT
