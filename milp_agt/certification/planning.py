@@ -25,7 +25,7 @@ from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
 from milp_agt.certification.sizes import Sizes
-from milp_agt.core.relaxation import STEP_RULES, Relaxation
+from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison, Whole
@@ -173,11 +173,8 @@ def make_plan(
     moved = _moved(poison)
     refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
     zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
-    solves = options.relaxation not in ("auto", *STEP_RULES) and (
-        Relaxation.parse(options.relaxation).uses_programs
-    )
     summed, in_place = None, Remarks()
-    if refused is None and not solves and _is_too_large(options, zonotope, budget, limit):
+    if refused is None and _is_too_large(options, zonotope, budget, limit):
         parts = gathered(step_graph, poison, restriction, training.update_rules(steps))
         line = f"the generators of a zonotope would take about {mib(zonotope[1])}"
         if isinstance(parts, Gathered):
@@ -203,7 +200,8 @@ def make_plan(
     levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
     carried = Relaxation.ZONOTOPE in levels and poison.whole is None
-    remarks = remarks + in_place + more
+    named = options.relaxation == Relaxation.ZONOTOPE.value if summed is None else carried
+    remarks = remarks + (in_place if named else Remarks()) + more
     told_apart, more = selections_of(sizes, level, options, poison, restriction, cheap, carried)
     if carried and options.inner_bounds is None and not level.uses_programs:
         # Beside a zonotope linear forms gain little by them, but for labels that flip jointly.
@@ -269,7 +267,10 @@ def _is_too_large(
     if options.relaxation == "auto":
         allowed = AUTO_TIME if limit is None else limit
         return size > memory or STARTED * seconds > allowed
-    asked = options.relaxation == Relaxation.ZONOTOPE.value
+    level = Relaxation.parse(options.relaxation)
+    if Relaxation.ZONOTOPE not in level.chain() or level.uses_programs:
+        return False
+    asked = level is Relaxation.ZONOTOPE
     return size > (ZONOTOPE_OVER * memory if asked else memory // ZONOTOPE_SHARE)
 
 

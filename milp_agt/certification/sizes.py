@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from milp_agt.bounds.gathered.first_layer import TOLD_APART
 from milp_agt.bounds.gathered.passed import AT_ONCE as CHUNK
 from milp_agt.bounds.gathered.tally import KEPT
 from milp_agt.bounds.linear.intermediate import targets
@@ -49,6 +48,8 @@ DEARER_BOXES = 4.5
 LIVE_STATES = 4
 # Multiply-adds of matrix products per second of one core.
 MULTIPLIED_PER_SECOND = 5e9
+# The work on an element of a node beside a first layer that is a sum over samples.
+TOLD = 16
 # Coefficients of nodes on parameters that a zonotope deals with per second, with all that it does beside;
 # squares of coordinates beside its noise, and rows of flips.
 FORMED_PER_SECOND = 2e6
@@ -137,7 +138,7 @@ class Sizes:
         told = 2 * min(budget, KEPT) + 8
         size = FLOAT * (told * self.state + LIVE_BOXES * self.made * self.batch + 4 * CHUNK)
         walked = self.batch * self.made
-        worked = [self.boxes + 4 * self.batch * count + walked * TOLD_APART for count in met]
+        worked = [0.6 * self.boxes + 4 * self.batch * count + TOLD * walked for count in met]
         return [0.02 + self.stepped + each / BOUNDED_PER_SECOND for each in worked], size
 
     @property

@@ -87,6 +87,7 @@ def gathered(
         found = _first_layer(node, order, terms, letters, updates)
         if found is not None:
             plain = step_graph.loss.key == "cross_entropy" and not step_graph.loss.options
+            plain = plain and f"affine/{step_graph.output}" in step_graph.graph
             softmax = step_graph.output if plain and step_graph.outputs > 2 else ""
             layers = dict(_dense_layers(order))
             scale = _on_labels(step_graph)
@@ -130,15 +131,15 @@ def _dense_layers(order: NodeOrder) -> Iterator[tuple[str, tuple[str, str, str]]
 
 
 def _on_labels(step_graph: StepGraph) -> float:
-    gradient = step_graph.graph[LOSS_GRADIENT]
+    """The derivative of the loss's gradient by a label where it is one number whatever the outputs, or 0."""
+    graph = step_graph.graph
+    gradient = graph[LOSS_GRADIENT]
     op = gradient.op
-    if (
-        not isinstance(op, Combine)
-        or gradient.inputs[1:] != (LABELS,)
-        or gradient.inputs[0] == LABELS
-    ):
+    if not isinstance(op, Combine) or gradient.inputs[1:] != (LABELS,):
         return 0.0
-    return float(op.scales[1])
+    meets = any(node.name == LABELS for node in graph.needed_for(gradient.inputs[:1]))
+    scale = op.scales[1]
+    return 0.0 if meets or not isinstance(scale, float) else scale
 
 
 def _adds_a_bias(node: Node) -> bool:
