@@ -255,3 +255,27 @@ def test_noise_in_place_of_moves_is_no_larger_than_they_are(monkeypatch) -> None
     assert first == [0, 0]
     for name, box in kept.sets[1].state().items():
         torch.testing.assert_close(found.sets[1].state()[name].width, box.width, rtol=1e-6, atol=0)
+
+
+class Tied(nn.Module):
+    """A layer that is used twice; what it makes of the data is cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 1)
+        nn.init.constant_(self.first.bias, -9.0)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(torch.tanh(self.first(torch.relu(self.first(x)))))
+
+
+def test_a_layer_used_twice_of_which_one_use_moves_nothing() -> None:
+    torch.manual_seed(0)
+    model, data = Tied().double(), (torch.randn(2, 2).double(), torch.arange(2))
+    training = agt.Training("hinge", 0.1, batches=[[0], [1]])
+    threat = agt.FeaturePoisoning(1, 0.01)
+    found, boxed = (
+        agt.certify(model, data, training, threat, relaxation=level).reachable
+        for level in ("zonotope", "interval")
+    )
+    assert found.mean_width <= boxed.mean_width

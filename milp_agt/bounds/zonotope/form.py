@@ -126,7 +126,7 @@ class SummedForm:
         moves = None
         if self.on_moves is not None or other.on_moves is not None:
             # Where all units are off, say, the samples of one part move nothing.
-            moves = torch.cat([self._on_moves(other), other._on_moves(self)], 1)
+            moves = torch.cat([self.moves_like(other), other.moves_like(self)], 1)
         return SummedForm(
             self.centre + other.centre,
             size,
@@ -139,7 +139,7 @@ class SummedForm:
             Interval(*(torch.cat([getattr(c, e) for c in charges]) for e in ("lower", "upper"))),
         )
 
-    def _on_moves(self, like: SummedForm) -> Tensor:
+    def moves_like(self, like: SummedForm) -> Tensor:
         """The coefficients on moves, zeros where there are none, as many as those of ``like``."""
         if self.on_moves is not None:
             return self.on_moves

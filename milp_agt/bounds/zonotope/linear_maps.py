@@ -64,6 +64,8 @@ def of_sums(op: LinearMap, inputs: Sequence[SummedForm]) -> SummedForm:
     def image(name: str) -> Tensor | None:
         return image_of(linear, [(getattr(form, name), form.centre) for form in inputs])
 
+    moved = [form for form in inputs if form.on_moves is not None]
+    moves = linear.value(*(form.moves_like(moved[0]) for form in inputs)) if moved else None
     phase, bend = image("on_phase"), image("on_bend")
     assert phase is not None
     assert bend is not None
@@ -71,7 +73,7 @@ def of_sums(op: LinearMap, inputs: Sequence[SummedForm]) -> SummedForm:
         op.value(*(form.centre for form in inputs)),
         size,
         image("on_state"),
-        image("on_moves"),
+        moves,
         phase,
         bend,
         linear.interval(*(Interval(-form.charge, form.charge) for form in inputs)).upper,
