@@ -200,7 +200,8 @@ def make_plan(
     levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
     carried = Relaxation.ZONOTOPE in levels and poison.whole is None
-    remarks = remarks + in_place + more
+    named = options.relaxation == Relaxation.ZONOTOPE.value if summed is None else carried
+    remarks = remarks + (in_place if named else Remarks()) + more
     told_apart, more = selections_of(sizes, level, options, poison, restriction, cheap, carried)
     if carried and options.inner_bounds is None and not level.uses_programs:
         # Beside a zonotope linear forms gain little by them, but for labels that flip jointly.
