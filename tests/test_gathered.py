@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, product
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from milp_agt.certification import planning
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
-from milp_agt.properties.models import OutputForms
+from milp_agt.properties.reached import OutputForms
 from milp_agt.training.tracing import FEATURES as FEATURES_
 from milp_agt.training.tracing import LABELS as LABELS_
 from milp_agt.training.tracing import LOSS_GRADIENT
@@ -103,6 +104,28 @@ def test_every_poisoned_run_is_inside_and_intervals_are_wider(kind: str, options
         assert (box.upper[name] <= boxed.reachable.upper[name]).all()
     if len(result.steps) > 1:
         assert box.mean_width < 0.96 * boxed.reachable.mean_width
+
+
+def test_some_pieces_of_a_batch_are_out_of_reach(monkeypatch: Any) -> None:
+    """Samples that cannot be poisoned have one state, also where intervals bound them by themselves."""
+    training = agt.Training("cross_entropy", 0.4, epochs=1, batch_size=4)
+    threat = agt.LabelPoisoning(1, samples=[1, 6])
+
+    def run() -> Any:
+        data = (FEATURES, LABELS)
+        found = agt.certify(network("relu"), data, training, threat, relaxation="zonotope")
+        return found.reachable
+
+    whole, pieces_of = run(), planning.Pieces.of
+
+    def one_by_one(*given: Any) -> planning.Pieces:
+        return replace(pieces_of(*given), samples=1)
+
+    monkeypatch.setattr(planning.Pieces, "of", one_by_one)
+    found = run()
+    for name in whole.lower:
+        assert np.allclose(found.lower[name], whole.lower[name], rtol=0.0, atol=1e-12)
+        assert np.allclose(found.upper[name], whole.upper[name], rtol=0.0, atol=1e-12)
 
 
 def test_outputs_of_a_first_layer_are_attained() -> None:

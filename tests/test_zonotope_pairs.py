@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,6 +124,33 @@ def test_only_the_largest_are_bounded_so(monkeypatch: pytest.MonkeyPatch) -> Non
     assert product(letters, first, second, 0, reach) is None
     constant = Factor(Form.constant(torch.ones(SAMPLES, 2).double(), 2), second.away, "nb")
     assert product(letters, first, constant, 9, reach) is None
+
+
+def test_noise_may_depend_on_who_is_poisoned_where_ranges_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As that of flips that are no symbols any more, in a node whose range is one for both."""
+    everywhere(monkeypatch)
+    generator = torch.Generator().manual_seed(2)
+    corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=STATE)), dtype=torch.float64)
+    factors, values = [], []
+    for letters, size in (("na", 3), ("nb", 4)):
+        on_state = torch.randn(STATE, SAMPLES, size, generator=generator, dtype=torch.float64)
+        plain = factor(on_state, letters)
+        noise = torch.stack([torch.zeros_like(on_state[0]), torch.ones_like(on_state[0])])
+        form = replace(plain.form, rest=Interval(-noise, noise))
+        factors.append(Factor(form, plain.away.widen(noise).each(lambda end: end[1:]), letters))
+        values.append(torch.einsum("cp,pna->cna", corners, on_state))
+
+    def wider(form: Form, at: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(end + form.rest.upper for end in reach(form, at))
+
+    found = product(("na", "nb", "nab"), *factors, 10**6, wider)
+    assert found is not None
+    assert found.lower.shape == (2, SAMPLES, 3, 4)
+    for state, noise in ((0, 0.0), (1, -1.0), (1, 1.0)):
+        true = torch.einsum("cna,cnb->cnab", values[0] + noise, values[1] + noise)
+        assert ((found.lower[state] <= true) & (true <= found.upper[state])).all()
 
 
 @pytest.mark.parametrize("run", RUNS)

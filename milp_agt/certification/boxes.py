@@ -17,7 +17,8 @@ from milp_agt.bounds.zonotope import least_by_branching
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import ReachableSet
 from milp_agt.errors import InvalidInputError
-from milp_agt.properties.models import ReachableModels, Reached
+from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.reached import Reached
 from milp_agt.training.tracing import StepGraph
 
 # Of the time, for branching on a zonotope where cells are searched, too.

@@ -25,7 +25,7 @@ from milp_agt.certification.checkpoint import pack, unpack
 from milp_agt.certification.planning import Plan
 from milp_agt.core.relaxation import STEP_RULES, Relaxation
 from milp_agt.core.restriction import Restriction
-from milp_agt.properties.models import Reached
+from milp_agt.properties.reached import Reached
 from milp_agt.threats.poison import Poison
 
 ENUMERATED, ZONOTOPE = "linear, each selection", Relaxation.ZONOTOPE.value

@@ -19,7 +19,8 @@ from milp_agt.certification.worth import LISTED
 from milp_agt.core.interval import Interval
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.rounding import FLOAT64
-from milp_agt.properties.models import ReachableModels, Reached
+from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.reached import Reached
 from milp_agt.training.inputs import bytes_of
 
 # Without a time limit listing is a default where it is predicted to take at most this many seconds.

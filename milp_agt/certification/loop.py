@@ -30,7 +30,8 @@ from milp_agt.certification.witnesses import Witnesses
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import UNRESTRICTED
-from milp_agt.properties.models import ReachableModels, Reached
+from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.reached import Reached
 from milp_agt.solvers.solver import Solver
 
 # Rounding is charged to the largest case, so one diverged case would loosen all. Stop above this magnitude.

@@ -175,7 +175,9 @@ def state(claim: Table) -> Statement | tuple[str, ...]:
 
 def read(claim: Table) -> Statement | tuple[str, ...]:
     """The same without a look at the words."""
-    claim.word("format", (FORMAT,))
+    form = claim.text("format")
+    other = f": its format is {form!r:.60}, this checker reads '{FORMAT}'; certify the run again"
+    claim.refuse(form != FORMAT, other)
     versions = claim.table("versions")
     for key in versions.values:
         versions.text(key)

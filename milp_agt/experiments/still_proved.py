@@ -16,7 +16,7 @@ from milp_agt.core.relaxation import Relaxation
 from milp_agt.experiments.largest import Bracket, Largest, Trial, largest
 from milp_agt.experiments.sweep import resized
 from milp_agt.io.tables import format_number
-from milp_agt.properties.models import Reached
+from milp_agt.properties.reached import Reached
 from milp_agt.runfile.run_file import LoadedRun
 from milp_agt.threats import SeparatePoisoning, ThreatModel
 from milp_agt.threats.poison import Whole

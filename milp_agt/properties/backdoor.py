@@ -17,9 +17,10 @@ from milp_agt.core.option_table import KIND, Index, NonNegative
 from milp_agt.errors import InvalidInputError, Problem
 from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import Decision, classes_of, only, reached
-from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfShares
 from milp_agt.properties.question import Question, index_of
+from milp_agt.properties.reached import OutputForms
 from milp_agt.properties.triggers import (
     BallTrigger,
     FreeTrigger,

@@ -23,9 +23,10 @@ from milp_agt.core.restriction import UNRESTRICTED
 from milp_agt.properties.accuracy import AccuracyQuestion
 from milp_agt.properties.answer import Answer, GroupName
 from milp_agt.properties.last_forms import by_sample_of_forms
-from milp_agt.properties.models import OutputForms, ReachableModels, Reached
+from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfShares
 from milp_agt.properties.question import Question
+from milp_agt.properties.reached import OutputForms, Reached
 
 
 @dataclass(frozen=True)

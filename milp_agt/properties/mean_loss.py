@@ -19,9 +19,10 @@ from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import InvalidInputError
 from milp_agt.formulations.loss import LossFunction, LossPlanes
 from milp_agt.properties.answer import Answer, Scores
-from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
 from milp_agt.properties.question import Question, index_of
+from milp_agt.properties.reached import OutputForms
 
 
 @dataclass(frozen=True)

@@ -10,27 +10,24 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.adversary.joint import Joint
-from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.cells.plan import TreePlan
 from milp_agt.bounds.forms import Forms
-from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.linear.window_bounds import (
-    PastStep,
     bound_forms,
     forms_of_outputs,
     rows_at_once,
 )
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.program import FinalWindow, FinalZonotope, OutputObjectives
+from milp_agt.bounds.program import FinalWindow, OutputObjectives
 from milp_agt.bounds.step import NodeOrder, State, union
-from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.graph import Node, boxes_of, evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.einsum import Ends
 from milp_agt.properties.last_forms import least_of_forms, on_state
+from milp_agt.properties.reached import OutputForms, Reached
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
@@ -41,69 +38,6 @@ NUMBERS_AT_ONCE = 2**23
 # Seconds after the end of its time that a question may spend on the boxes of the parameters.
 GRACE = 0.5
 Watch = Callable[[int, int], None]  # told how many test points of how many are bounded
-
-
-@dataclass(frozen=True)
-class OutputForms:
-    """Forms ``coefficients . f(x) + constant`` of outputs f at test inputs: (n, forms, outputs), (n, forms).
-
-    ``inputs`` is the box of each test input, (1, n, *shape); a point where nobody touches it.
-    """
-
-    inputs: Interval
-    coefficients: Tensor
-    constant: Tensor
-
-    def __len__(self) -> int:
-        return len(self.coefficients)
-
-    @staticmethod
-    def of_outputs(features: Tensor, outputs: int) -> OutputForms:
-        """The outputs themselves at features (n, *shape)."""
-        eye = torch.eye(outputs, dtype=torch.float64, device=features.device)
-        inputs, none = Interval.point(features.unsqueeze(0)), features.new_zeros(1, outputs)
-        return OutputForms(
-            inputs, eye.expand(len(features), -1, -1), none.expand(len(features), -1)
-        )
-
-    def part(self, points: Tensor) -> OutputForms:
-        """The forms of some of the test points."""
-        box = Interval(self.inputs.lower[:, points], self.inputs.upper[:, points])
-        return OutputForms(box, self.coefficients[points], self.constant[points])
-
-
-@dataclass(frozen=True)
-class Reached:
-    """Boxes of parameters, one for each case, and the steps that led to them.
-
-    ``window`` may be empty (a loaded result): then only the boxes count. ``outer`` is one box, (1, *shape),
-    that holds all of them, too. ``past`` is what the steps before the window have proved. ``forward`` is the
-    set as a hybrid zonotope, where the run was bounded by one, and ``rows`` are programs on its rows, where
-    it was bounded by programs; ``gathered`` is the set as sums over samples. Of ``single_runs`` case c is
-    choice c of a listed threat: one run with its rounding.
-    """
-
-    state: State
-    window: Sequence[LinearizedStep]
-    adversary: AdversaryModel
-    outer: State | None = None
-    past: Sequence[PastStep] = ()
-    forward: ZonotopePass | None = None
-    rows: FinalZonotope | None = None
-    single_runs: bool = False
-    gathered: GatheredPass | None = None
-
-    @property
-    def keeps_forms(self) -> bool:
-        """Whether more than boxes is known."""
-        return bool(self.window) or self.forward is not None
-
-    @property
-    def boxes(self) -> State:
-        """The boxes of the parameters, each of which holds by itself."""
-        if self.outer is None:
-            return self.state
-        return {n: b.meet(self.outer[n], f"'{n}' of two chains") for n, b in self.state.items()}
 
 
 @dataclass(frozen=True)

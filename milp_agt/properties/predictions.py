@@ -9,7 +9,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from milp_agt.core.interval import as_array
-from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.reached import OutputForms
 
 Array = npt.NDArray[np.float64]
 

@@ -18,7 +18,8 @@ from milp_agt.bounds.zonotope import Cause, Charges, charges
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
-from milp_agt.properties.models import OutputForms, ReachableModels, Reached
+from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.reached import OutputForms, Reached
 
 
 @dataclass(frozen=True)

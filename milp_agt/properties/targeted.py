@@ -17,9 +17,10 @@ from milp_agt.core.option_table import KIND, Index
 from milp_agt.errors import InvalidInputError, Problem
 from milp_agt.properties.answer import Scores
 from milp_agt.properties.decision import DecisionQuestion
-from milp_agt.properties.models import OutputForms, ReachableModels
+from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
 from milp_agt.properties.question import Question, index_of
+from milp_agt.properties.reached import OutputForms
 from milp_agt.training.inputs import ArrayLike
 
 Targets = int | ArrayLike | Sequence[Collection[int]]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from milp_agt.core.interval import Interval
-from milp_agt.properties.models import OutputForms, ReachableModels, Reached
+from milp_agt.properties.models import ReachableModels
+from milp_agt.properties.reached import OutputForms, Reached
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def report(
     properties: Sequence[Mapping[str, Any]] | None = None,
     suspects: bool = False,
 ) -> Path:
-    """Write what ``milp-agt certify`` writes, and return the path of ``report.html``.
+    """Write what ``milp-agt certify`` writes but for the certificate, and return ``report.html``.
 
     ``result.json`` (claim, verdicts, widths, provenance), ``reachable.npz`` (the boxes of the
     parameters), ``evidence.npz`` (bounds of each test point), ``report.html`` and ``figures/``. Files

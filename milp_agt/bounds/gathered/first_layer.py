@@ -85,7 +85,7 @@ class FirstLayer:
         upper = middle + above.T @ high - below.T @ low
         less = self._worst(above, below, down, up)
         more = self._worst(above, below, up, down)
-        reach = torch.maximum(torch.maximum(low.abs(), high.abs()) + down, up)
+        reach = torch.maximum(low.abs(), high.abs()) + torch.maximum(down, up)
         sizes = own.abs() @ x.abs().T
         size = abs(self.share) * (x.abs() @ self.start.magnitude.T) + sizes.T @ reach
         rounded = gamma(4 * x.shape[1] + 2 * len(met) + 8 * steps + 128) * (size + less + more)

@@ -145,6 +145,9 @@ def propagate(
     ranges.boxes = fixed
     for name in list(pieces):
         parts = pieces.pop(name)  # freed one by one
+        # Chunks that no poison reaches have one state.
+        states = max(len(piece.lower) for piece in parts)
+        parts = [piece.expand_states(states) for piece in parts]
         ranges.boxes[name] = parts[0] if len(parts) == 1 else Interval.joined(parts, 1)
         del parts
     for node in schedule.sums:

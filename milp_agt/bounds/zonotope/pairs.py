@@ -51,6 +51,11 @@ class Factor:
         return self.form.centre.dim() < len(self.letters)
 
     @property
+    def states(self) -> int:
+        """More than of the range where noise that stands for flips depends on who is poisoned."""
+        return max(len(self.away.lower), len(self.form.rest.lower))
+
+    @property
     def is_moved(self) -> bool:
         """Whether the state moves it, in a range of its own for each sample."""
         return self.form.on_state is not None and self.letters.startswith("n")
@@ -83,7 +88,7 @@ class Factor:
         parts = (form.on_moves, form.on_phase, form.on_bend, form.charge)
         return Form(
             torch.zeros_like(by),
-            Interval(low, high).expand_states(len(self.away.lower)),
+            Interval(low, high).expand_states(self.states),
             taken(form.size, 0) * by,
             rows * by,
             *(None if part is None else taken(part) * by for part in parts),
@@ -99,7 +104,8 @@ def product(
     if not (a.is_moved and b.is_moved and full.startswith("n")):
         return None
     ends = [
-        f.away.each(partial(aligned, own, full)) for own, f in zip(letters, (a, b), strict=False)
+        f.away.expand_states(f.states).each(partial(aligned, own, full))
+        for own, f in zip(letters, (a, b), strict=False)
     ]
     shape = torch.Size(np.broadcast_shapes(*(end.lower.shape for end in ends)))
     if shape.numel() > MOST_PAIRS:
