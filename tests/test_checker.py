@@ -190,6 +190,15 @@ def test_fractions_agree(folders: dict[str, Path], name: str) -> None:
     assert [i.outcome for i in fractions.items] == [i.outcome for i in floats.items]
 
 
+def test_fractions_say_first_that_they_are_slow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), "--exact"]) == 3
+    assert "a thousand times as slow" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 3
+    assert not capsys.readouterr().err
+
+
 def test_listed_runs_by_processes_agree(folders: dict[str, Path]) -> None:
     folder = folders["labels, listed"]
     assert check(folder, jobs=2).items == check(folder).items

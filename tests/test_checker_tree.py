@@ -126,6 +126,22 @@ def test_forced_phases_hold_their_runs(runs: Any) -> None:
             assert inside(cases[1 if signs[number] else 0], final)
 
 
+@pytest.mark.parametrize("first", ["relu", "leaky_relu"])
+def test_a_forced_phase_may_have_the_centre_of_a_tangent_outside_of_it(first: str) -> None:
+    """sigmoid right behind a relu whose phase is forced: every run, most of which have the other phase."""
+    x, y = np.array([[-1.8]]), np.array([[0.6]])
+    initial = {"a": np.ones((1, 1)), "c": np.array([[-8.3]])}
+    hidden = Layer(first, slope=0.01), Layer("sigmoid")
+    own = run_of("mse", Layer("dense", "a"), *hidden, Layer("dense", "c"), batches=[[0]])
+    samples, poisoned = data_of(x, y, 1, moved_x=2.1)
+    tree = np.array([(PHASE, 0, 0), ENDS, ENDS])
+    rest: Any = samples, poisoned, None, "affine", (), (), (), np.zeros(0), tree, False, 0
+    cases = [case.boxes for case in reached(Statement(own, *rest, initial, {}, {}, {}))]
+    for moved in np.linspace(-3.9, 0.3, 43):
+        data = Samples(Box.point(np.full((1, 1, 1), moved)), samples.y)
+        assert inside(cases[int(moved > 0)], training.train(own, initial, data))
+
+
 def test_writers_know_which_phases_flip_first(runs: Any) -> None:
     """In the first step in which some runs have them on and others off; then another one."""
     given, found = runs

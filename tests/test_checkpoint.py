@@ -17,7 +17,7 @@ import torch
 from refusals import refused
 
 import milp_agt as agt
-from milp_agt.certification import checkpoint
+from milp_agt.certification import checkpoint, planning
 from milp_agt.certification.checkpoint import MANIFEST, Checkpoint
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.certification.result import Result
@@ -123,6 +123,15 @@ RESUMED: dict[str, dict[str, Any]] = {
         "window": 3,
     },
 }
+
+
+def test_a_machine_that_is_slower_now_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run is predicted to take under a time limit is no part of what it is."""
+    cut_off(tmp_path, 2, time_limit=1e6, **WINDOW)
+    monkeypatch.setattr(planning, "slowness", lambda: 64.0)
+    same(certify(tmp_path, time_limit=1e6, **WINDOW), certify(None, time_limit=1e6, **WINDOW))
 
 
 @pytest.mark.parametrize("name", RESUMED)

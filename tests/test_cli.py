@@ -433,8 +433,23 @@ def test_a_full_disk_is_no_traceback(
     assert "What to do: make room" in err
 
 
-def test_a_reader_that_leaves_is_no_failure() -> None:
-    code = "import sys; from milp_agt.cli import main; sys.exit(main(['solvers']))"
+@pytest.mark.parametrize(("asked", "found"), [("'solvers'", 0), ("'check', '.'", 2)])
+def test_a_reader_that_leaves_is_no_failure(tmp_path: Path, asked: str, found: int) -> None:
+    """And no verdict: 0 would say of ``check`` that all is proved."""
+    write(tmp_path / "claim.json", "{}")
+    code = f"import sys; from milp_agt.cli import main; sys.exit(main([{asked}]))"
     command = f'"{sys.executable}" -u -c "{code}" | true; exit "${{PIPESTATUS[0]}}"'
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (found, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_stderr_that_takes_nothing_ends_no_command(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milp_agt.cli.progress.FIRST_LINE", 0.0)
+    with contextlib.suppress(OSError), open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert main(["certify", str(run), "--out", str(run.parent / "out"), "--no-report"]) == 0

@@ -46,6 +46,18 @@ def run(relaxation: str = "linear", radius: float = 0.05, **options: object) -> 
     )  # type: ignore[arg-type]
 
 
+def test_a_tree_over_a_zonotope_that_the_limit_leaves_out_is_left_out() -> None:
+    """Whether a run is refused does not hang on how fast a machine is."""
+    threat = agt.FeaturePoisoning(budget=5, radius=0.01)  # of too many selections for a list
+    training = agt.Training(loss="bce", learning_rate=0.3, epochs=4)
+    result = agt.certify(
+        network((2, 8, 1)), (X, Y), training, threat, tree=30.0, time_limit=1e-3, refute="none"
+    )
+    assert result.limit_reached
+    assert any(line.startswith("no tree: ") for line in result.fallbacks)
+    assert result.accuracy(X[:9], Y[:9]).lower <= 1.0
+
+
 def at(result: agt.Result, seconds: float) -> agt.Result:
     deadline = Deadline(monotonic() + seconds)
     return replace(result, models=replace(result.models, deadline=deadline))

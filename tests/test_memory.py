@@ -122,6 +122,16 @@ def test_hashes_are_those_of_whole_arrays(monkeypatch: pytest.MonkeyPatch) -> No
     assert fingerprint.digest(np.zeros((0, 3))) != fingerprint.digest(np.zeros((3, 0)))
 
 
+def test_passes_that_are_carried_out_fit_into_half_of_the_room() -> None:
+    """The rows of the run's own passes, not of those over fewer samples; the rest is for the allocator."""
+    graph = trace(network((9, 48, 1), seed=0), "mse", (9,))
+    sizes = Sizes(graph, 8000, 8000, False, 2, 1, 1, 768 * 2**20)
+    for room in (2**26, 2**27, 2**28):
+        pieces = planning.Pieces.of(sizes, 1, False, room)
+        assert 1 < pieces.chunk <= pieces.rows
+        assert pieces.chunk * sizes.form(pieces.walked_samples) <= room // 2
+
+
 PEAK = """
 import resource
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -18,6 +18,7 @@ from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.certification import planning
 from milp_agt.certification.chains import Chain, ChainPart
+from milp_agt.certification.machine import free_at_once
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.witnesses import Witnesses
@@ -51,6 +52,10 @@ class Bounder:
     inner_passes: Passes = field(default_factory=Passes)
     incumbents: tuple[Sequence[program.Incumbents], ...] = ()  # of the newest programs
     final: program.FinalZonotope | None = None  # the newest
+
+    def __post_init__(self) -> None:
+        if self.plan.scarce and any(level.walks for level in self.plan.levels):
+            free_at_once()
 
     def bound(
         self, chain: Chain, part: ChainPart, step: Step, until: float | None

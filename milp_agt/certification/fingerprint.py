@@ -41,7 +41,8 @@ def fingerprint(task: Task, plan: Plan, solver: Solver | None) -> dict[str, str]
         constants = {name: value for name, value in vars(n.op).items() if isinstance(value, plain)}
         nodes.append((n.name, n.op.key, n.inputs, n.shape, constants))
     planned = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    for name in ("remarks", "first_walk", "seconds"):  # words about other fields, and predictions
+    # Words about other fields, and predictions.
+    for name in ("remarks", "first_walk", "seconds", "whole", "zonotope"):
         del planned[name]
     return {
         "model": digest(nodes, graph.initial, graph.frozen),

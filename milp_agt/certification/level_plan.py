@@ -136,14 +136,20 @@ def _on_rows(asked: Relaxation, refused: str | None, carried: str) -> Sequence[R
     return tuple(level for level in asked.chain() if not level.uses_programs)
 
 
-def tree_of(options: CertifyOptions, of: Callable[[float], TreePlan]) -> TreePlan | None:
-    """The tree that was asked for; by `auto` one for what other bounds leave open, where there is a rule."""
-    if options.tree or options.relaxation != "auto":
-        return of(options.tree) if options.tree else None
-    limit = options.time_limit
+def tree_of(
+    options: CertifyOptions, of: Callable[[float], TreePlan], *, late: bool
+) -> TreePlan | None:
+    """The tree that was asked for; by `auto` one for what other bounds leave open, where there is a rule.
+    ``late``: a time limit left out the zonotope, so that there is none where selections are too many.
+    """
+    wanted, limit = options.tree, options.time_limit
+    if not wanted and options.relaxation != "auto":
+        return None
     try:
-        return of(AUTO_TREE if limit is None else TREE_SHARE * limit)
+        return of(wanted or (AUTO_TREE if limit is None else TREE_SHARE * limit))
     except UnsupportedOperationError:
+        if wanted and not late:
+            raise
         return None
 
 

@@ -74,7 +74,11 @@ class BoundedRun(RunInProgress):
                 any(part.forward is not None for part in self.chains.parts),
                 task.options.workers,
             ),
+            late=task.options.time_limit is not None and plan.zonotope > 0.0,
         )
+        if task.options.tree and self.tree is None:
+            line = "no tree: the zonotope that it would be over does not fit in the time limit"
+            self.notes.fall_back(line, limit=True)
         self.time_limit = TimeLimit(
             self.deadline,
             plan.steps,

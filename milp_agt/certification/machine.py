@@ -1,8 +1,10 @@
-"""How fast this machine is, beside the one that the predictions of the plan were measured on."""
+"""How fast this machine is, beside the one of the predictions, and how it frees memory."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from functools import cache
 from time import perf_counter
 
@@ -13,6 +15,8 @@ from milp_agt.core.torch_modes import threads
 # Seconds of the work below on one core of the machine on which the speeds in ``sizes`` were measured.
 REFERENCE = 1.85e-3
 REPEATED = 5
+# Of glibc: larger blocks are handed back to the system when they are freed. Number of the option, and bytes.
+MAPPED, FROM = -3, 2**17
 
 
 @cache
@@ -42,3 +46,15 @@ def _work() -> float:
             torch.maximum(high * high, high.clamp(min=0)),
         )
     return perf_counter() - begun
+
+
+@cache
+def free_at_once() -> None:
+    """Have freed tensors handed back to the system at once, in this process, from here on.
+
+    By default glibc learns from the first large tensor that is freed to keep all later ones, and between
+    tensors that live on it then holds as much again as is in use. That is faster, so only runs whose memory
+    is scarce do without. Nothing happens with other libraries of C.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):
+        library.mallopt(MAPPED, FROM)

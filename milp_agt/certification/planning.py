@@ -80,22 +80,23 @@ class Pieces:
         boxed = max(1, sizes.per_sample if tells_apart else sizes.made)
         at_once = CACHED_ELEMENTS if tells_apart else BOXED_ELEMENTS
         fewest = max(whole, FEWEST_SAMPLES)
-        chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, room // sizes.form(fewest)))
+        # The other half is for what the allocator still holds of what was freed before.
+        half = room // 2
+        chunk = max(1, min(2 * sizes.state, ROWS_AT_ONCE, half // sizes.form(fewest)))
         walked = max(fewest, CACHED_ELEMENTS // (chunk * sizes.widest))
         form = sizes.form(walked)
+        rows = max(1, half // form)
         cached = max(32, 4 * CACHED_ELEMENTS // max(sizes.walked, 1))
         return Pieces(
-            rows=max(1, room // form),
-            chunk=chunk,
+            rows=rows,
+            chunk=min(chunk, rows),
             samples=max(
                 whole,
-                min(
-                    room // (2 * rates.FLOAT * rates.LIVE_BOXES * boxed), max(64, at_once // boxed)
-                ),
+                min(half // (rates.FLOAT * rates.LIVE_BOXES * boxed), max(64, at_once // boxed)),
             ),
             walked_samples=walked,
-            inner_chunk=max(1, min(INNER_ROWS, cached, room // (2 * form))),
-            inner_pairs=max(1, room // (2 * sizes.pair)),
+            inner_chunk=min(INNER_ROWS, cached, rows),
+            inner_pairs=max(1, half // sizes.pair),
         )
 
 
@@ -108,7 +109,8 @@ class Plan:
     predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
     where predictions were measured; not a number where nothing is known. ``whole``: those of this
     machine, under a time limit, of the level that was taken although they may be more than allowed;
-    ``zonotope``: of one that is left out because of them; not a number where it is not.
+    ``zonotope``: of one that is left out because of them; not a number where it is not. ``scarce``:
+    whether memory, not speed, says how many rows share a backward pass.
     """
 
     asked: str
@@ -128,6 +130,7 @@ class Plan:
     seconds: float
     whole: float
     zonotope: float
+    scarce: bool
     remarks: Remarks
     gathered: Gathered | None = None
 
@@ -225,9 +228,12 @@ def make_plan(
         return replace(found, remarks=Remarks(notes=(line,)) + found.remarks)
     kept = walked * sizes.kept(poison.states) if level.walks else 0
     data = stored([*poison.tensors, *given])
+    if level.walks and Relaxation.ZONOTOPE in levels:
+        kept += carry[1]
     room, told = _room(budget, data, kept + told_apart.kept)
     # The mean of the remaining samples needs the whole batch.
     whole = batch if poison.whole is Whole.REMOVED else 1
+    pieces = Pieces.of(sizes, whole, told_apart.groups > 0, room)
     large = sizes.walked >= THREADED_ELEMENTS
     total = told_apart.seconds + seconds * linear_inner
     total += carry[0] if Relaxation.ZONOTOPE in levels else 0.0
@@ -241,7 +247,7 @@ def make_plan(
         steps=steps,
         window=walked,
         program_window=0 if on_rows else solved,
-        pieces=Pieces.of(sizes, whole, told_apart.groups > 0, room),
+        pieces=pieces,
         linear_inner=linear_inner,
         inner_of_programs=linear_inner
         and options.inner_bounds is None
@@ -254,6 +260,7 @@ def make_plan(
         seconds=total,
         whole=slow * (total if math.isnan(begun) else begun),
         zonotope=slow * carry[0] if no_time else math.nan,
+        scarce=pieces.chunk < min(2 * sizes.state, ROWS_AT_ONCE),
         remarks=remarks + more + told,
         gathered=summed if Relaxation.ZONOTOPE in levels else None,
     )
@@ -292,7 +299,8 @@ def _room(budget: int, data: int, kept: int) -> tuple[int, Remarks]:
         return budget - fixed, Remarks()
     line = (
         f"memory {mib(budget)} cannot be kept: {mib(fixed)} are needed however the work is cut "
-        f"(libraries {mib(rates.BASELINE)}, data {mib(data)}, steps of the window {mib(kept)}), and "
+        f"(libraries {mib(rates.BASELINE)}, data {mib(data)}, steps of the window and sets "
+        f"beside them {mib(kept)}), and "
         f"{mib(least)} are taken for pieces of it; give more memory, or take a shorter window, smaller "
         "batches or relaxation='interval'"
     )

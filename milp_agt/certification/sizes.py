@@ -108,11 +108,13 @@ class Sizes:
     def kept(self, states: int) -> int:
         """Bytes of the boxes and planes of a step in a window.
 
-        Per number: two ends in each state, two slopes, two intercepts in each state and a magnitude; for
-        a summed product only the charges of single samples.
+        Per number: two ends in each state, two slopes or centres, two intercepts in each state, and sizes
+        of rounding; for a summed product only the charges of single samples. Data and their moves are cut
+        anew.
         """
         own = self.walked // self.batch
-        numbers = own * (4 * states + 3) + (self.per_sample - own) * 2 * (states - 1)
+        numbers = own * (4 * states + 4) + (self.per_sample - own) * 2 * (states - 1)
+        numbers += 8 * self.moved
         return FLOAT * self.batch * numbers
 
     def zonotope(self, moved: int, met: Sequence[int], anew: bool) -> tuple[Sequence[float], int]:

@@ -197,10 +197,12 @@ class Pass:
 
     def curved(self, layer: Layer, z: Form) -> tuple[Form, Array, Form]:
         """sigmoid or tanh, its derivative at the centres, and its derivative: both as tangents, up to half
-        of the next derivative times the square of the move. The run takes its derivative from its value,
-        which is off by 16 units.
+        of the next derivative times the square of the move, anywhere between the centre and the argument: a
+        phase that a leaf forces may have the centre outside of the range. The run takes its derivative from
+        its value, which is off by 16 units.
         """
-        around, far = curve(layer, self.box(z)), self.far(z)
+        own, far = self.box(z), self.far(z)
+        around = curve(layer, Box(np.minimum(own.lo, z.c), np.maximum(own.hi, z.c)))
         centre = curve(layer, Box.point(z.c))
         half, found = 0.5 * SPARE * far * far, list[Form]()
         for at, slope, bend, box in zip(centre, centre[1:], around[2:], around, strict=False):

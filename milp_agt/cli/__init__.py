@@ -13,14 +13,14 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TextIO
 
 import milp_agt
 from milp_agt.cli import attack, bench, certify, common, compare, show, sweep
-from milp_agt.cli.common import BAD_INPUT, EXIT_CODES, LIMIT_REACHED, PROVED
+from milp_agt.cli.common import BAD_INPUT, EXIT_CODES, LIMIT_REACHED, PROVED, tell
 from milp_agt.cli.parser import Parser
 from milp_agt.errors import MilpAgtError
 from milp_agt.runfile.reading import read_tables
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error)
     except BrokenPipeError:  # the reader of our output, head for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PROVED
+        return BAD_INPUT if vars(arguments).get("name") in ("certify", "check") else PROVED
     except OSError as error:
         return _complain(
             MilpAgtError(
@@ -72,11 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
     except KeyboardInterrupt:
-        common.tell(f"interrupted before the first result; {_kept(arguments)}")
+        tell(f"interrupted before the first result; {_kept(arguments)}")
         return LIMIT_REACHED
     except Exception as error:
         if not _is_lack_of_memory(error):
-            traceback.print_exc()
+            with suppress(OSError):
+                traceback.print_exc()
             return _complain(
                 MilpAgtError(
                     f"Run 'milp-agt {arguments.name}'",
@@ -129,7 +130,7 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 
 def _complain(error: MilpAgtError) -> int:
-    print(f"milp-agt: {error}", file=sys.stderr)
+    tell(error)
     return BAD_INPUT
 
 
@@ -142,7 +143,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """A warning as one line for people, without the place in the code."""
-    print(f"milp-agt: note: {message}", file=sys.stderr)
+    tell(f"note: {message}")
 
 
 def _parser() -> Parser:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tomllib
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from milp_agt.cli.progress import tell as tell
 from milp_agt.core.relaxation import levels
 from milp_agt.errors import InvalidInputError
 
@@ -133,11 +133,6 @@ def many(read: Callable[[str], Read]) -> Callable[[str], tuple[Read, ...]]:
 
 relaxations, windows, counts = many(relaxation), many(window), many(count)
 indices, sizes, names = many(index), many(size), many(str)
-
-
-def tell(text: object) -> None:
-    """A line on stderr."""
-    print(f"milp-agt: {text}", file=sys.stderr)
 
 
 def drawn(draw: Callable[[], Sequence[Path]]) -> Sequence[Path]:

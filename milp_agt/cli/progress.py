@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 # Time left is told from all steps so far: one step of a large run outlasts rich's own 30 seconds.
@@ -16,6 +16,12 @@ ESTIMATE_FROM = 7 * 24 * 3600.0
 FIRST_LINE = 2.0
 EVERY_LINE = 10.0
 BEAT = 1.0  # seconds between two looks whether a line is due
+
+
+def tell(text: object) -> None:
+    """A line on stderr; that it takes none (a full disk, a reader that left) ends no command."""
+    with suppress(OSError):
+        print(f"milp-agt: {text}", file=sys.stderr, flush=True)
 
 
 class Advance(Protocol):
@@ -110,11 +116,7 @@ class Lines:
         counted = f" {done}/{total}" if total else ""
         known = f", {text}" if text else ""
         left = self._left(done, total, now)
-        print(
-            f"milp-agt: {phase}{counted}{known}, {now - self._begun:.0f} s so far{left}",
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(f"{phase}{counted}{known}, {now - self._begun:.0f} s so far{left}")
 
     def _left(self, done: int, total: int, now: float) -> str:
         new = done - self._before
