@@ -152,7 +152,7 @@ def test_a_terminal_shows_step_widths_relaxation_and_time_left(run: Path) -> Non
     text = shown.decode()
     assert "steps" in text
     assert "4/4" in text
-    assert re.search(r"linear, width \S+ \(max \S+\), \S+ s/step", text)
+    assert re.search(r"(linear|zonotope), width \S+ \(max \S+\), \S+ s/step", text)
     assert "left" in text
 
 
