@@ -15,6 +15,7 @@ from milp_agt.checker.check import Report, check
 from milp_agt.checker.files import CLAIM
 
 FOLDER = "certificate"
+SLOW = "note: fractions are a thousand times as slow: minutes for 30 samples and a few steps"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,15 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def checked(arguments: argparse.Namespace) -> Report:
     """The check of the certificate that the arguments name."""
-    folder: Path = arguments.folder
     if arguments.exact:
-        told = (
-            "in fractions, about a thousand times as slow: minutes for 30 samples and a few steps"
-        )
-        print(f"note: {told}", file=sys.stderr, flush=True)
-    inside = folder / FOLDER
-    chosen = inside if inside.is_dir() and not (folder / CLAIM).exists() else folder
-    return check(chosen, arguments.jobs, arguments.exact)
+        print(SLOW, file=sys.stderr, flush=True)
+    folder: Path = arguments.folder
+    if (folder / FOLDER).is_dir() and not (folder / CLAIM).exists():
+        folder /= FOLDER
+    return check(folder, arguments.jobs, arguments.exact)
 
 
 def in_words(report: Report) -> str:
