@@ -60,6 +60,7 @@ def leaves(given: Statement) -> Iterator[Statement]:
 
 
 def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> Statement:
+    """One side of a split. In a part of a box, moves are from its middle, of which a norm says nothing."""
     poisoned = one.poisoned
     if kind == PHASE:
         return replace(one, phases=(*one.phases, (what, int(value), above)))
@@ -80,7 +81,6 @@ def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> S
         Samples(Box(a[..., :width], b[..., :width]), Box(a[..., width:], b[..., width:]))
         for a, b in ((low, high), (middle, middle))
     )
-    # Moves are now those from the middle, of which a norm says nothing.
     return replace(one, samples=point, poisoned=replace(poisoned, samples=box, norm=0))
 
 
