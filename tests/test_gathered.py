@@ -297,6 +297,38 @@ def test_softmax_through_weights_is_tight_for_small_boxes() -> None:
         assert reached >= 0.999 * 0.5 * float(box.width)
 
 
+@pytest.mark.parametrize("moved", ["h", "w"])
+def test_sums_of_outputs_are_attained(moved: str) -> None:
+    """Differences and forms of outputs reach their ends at corners of h, or of W and b; not 1 % less."""
+    generator = torch.Generator().manual_seed(5)
+    h, w, b, c = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((2, 4), (3, 4), (3,), (5, 3))
+    )
+    boxes = {name: Interval.point(value) for name, value in (("h", h[None]), ("w", w[None]))}
+    boxes["b"] = Interval.point(b[None])
+    for name in ("h",) if moved == "h" else ("w", "b"):
+        boxes[name] = boxes[name].widen(0.1)
+    layer, middle = ("w", "h", "b"), (h @ w.T + b) @ c.T
+    far = (
+        (c @ w).abs().sum(1)
+        if moved == "h"
+        else (1.0 + h.abs().sum(1, keepdim=True)) * c.abs().sum(1)
+    )
+    ends = middle - 0.1 * far, middle + 0.1 * far
+    boxes["a"] = Interval.point(middle[None]).widen(100.0)
+    op, node = SimpleNamespace(matrix=c, bias=None), SimpleNamespace(name="a")
+    rows = c.expand(2, -1, -1)
+    for found in (
+        joint._differences(op, layer, node, boxes),  # type: ignore[arg-type]
+        joint.forms_of_layer(layer, boxes, rows, torch.zeros(2, 5, dtype=torch.float64)),
+    ):
+        assert torch.allclose(found.lower[0], ends[0], rtol=0.0, atol=1e-11)
+        assert torch.allclose(found.upper[0], ends[1], rtol=0.0, atol=1e-11)
+        assert (found.lower[0] <= ends[0] + 1e-15).all()
+        assert (found.upper[0] >= ends[1] - 1e-15).all()
+
+
 @pytest.mark.parametrize("rule", ["budget", "labels"])
 def test_one_percent_less_is_noticed(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     if rule == "budget":

@@ -159,8 +159,8 @@ class GatheredPass:
             torch.cat(part, part[0].dim() - tally.low.dim()) for part in zip(*pieces, strict=True)
         ]
         low, high, down, up, size = joined
-        before = state[name].magnitude.amax(0)
-        # Of the sum and of the update, in the run and here.
+        # Of the sum and of the update, in the run and here: the ends of the tally may be the wider ones.
+        before = torch.maximum(state[name].magnitude, tally.box().magnitude).amax(0)
         error = gamma(4 * step.size + 64) * abs(scaled) * size + gamma(64) * abs(kept) * before
         return tally.times(keep).plus(low, high, down, up, error + TINY)
 
