@@ -380,8 +380,7 @@ def assert_sound(
     in_torch: bool = True,
     **options: Any,
 ) -> Result:
-    """Certify, then attack: no run leaves any reachable set or any property of two test points."""
-    test, test_labels = test[:2], test_labels[:2]
+    """Certify, then attack: no run leaves any reachable set or any certified property."""
     result, boxes = problem.certify(**options)
     replay = Replay(problem)
     certified = Certified.of(result, test, test_labels)
