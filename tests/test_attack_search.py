@@ -390,12 +390,9 @@ def test_a_run_that_is_best_for_many_ends_is_packed_once(monkeypatch: pytest.Mon
         return unpatched(data, unrolled)
 
     monkeypatch.setattr(Packed, "of", staticmethod(counted))
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(12, 2)), np.arange(12) % 2
-    training = agt.Training(loss="bce", learning_rate=0.3, epochs=2)
-    threat = agt.FeaturePoisoning(budget=1, radius=0.3)
     search = Search(pool=4, corners=0, restarts=0, rounds=0)
-    found = agt.attack(network((2, 6, 1), seed=1), (x, y), training, threat, search=search)
+    model = network((2, 6, 1), seed=1)
+    found = attacked(agt.FeaturePoisoning(1, 0.3), None, search, model, data(12))
     assert found.mean_width > 0.0
     assert len(found.widths) == 25
     assert max(packed) <= 2  # of 50 ends
