@@ -17,7 +17,6 @@ from refusals import refused
 
 import milp_agt as agt
 from milp_agt.experiments.compare import Comparison, ComparisonRow
-from milp_agt.experiments.compare.figure import draw, write_plot
 from milp_agt.solvers import Capability, available_solvers
 from milp_agt.solvers.highs import Highs
 
@@ -180,12 +179,12 @@ def test_a_tree_and_attacks_stand_beside_the_levels() -> None:
 def test_plots_are_written_in_both_formats(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     table = run(relaxations=("interval", "linear"), windows=(1, "T"))
-    png, svg = write_plot(table, tmp_path)
+    png, svg = table.plot(tmp_path)
     assert png.read_bytes().startswith(b"\x89PNG")
     drawn = svg.read_text(encoding="utf-8")
     for row in table.rows:
         assert row.name in drawn
-    left, right = draw(table).axes
+    left, right = table.draw().axes
     for axes in (left, right):
         assert len(axes.lines) == len(table.rows)
     assert left.lines[0].get_ydata().tolist() == list(table.rows[0].widths)
@@ -195,4 +194,4 @@ def test_plots_are_written_in_both_formats(tmp_path: Path) -> None:
 def test_a_missing_matplotlib_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("milp_agt.io.drawing.find_spec", lambda name: None)
     with refused("drawn", "matplotlib", "milp_agt[plot]"):
-        write_plot(Comparison(()), tmp_path)
+        Comparison(()).plot(tmp_path)

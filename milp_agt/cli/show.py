@@ -59,8 +59,8 @@ def add_report(commands: common.Commands) -> None:
         _report,
         "report",
         "report.html and figures of a result folder",
-        description="Make the page anew from the files of a result folder: result.json and, where they "
-        "are there, evidence.npz and sweep.json. Nothing is computed again.",
+        description="Make the page anew from the files of a result folder: result.json and, where it "
+        "is there, evidence.npz. Nothing is computed again.",
         example="report runs/iris",
     )
     parser.add_argument("folder", metavar="DIR", type=common.folder, help="as written by certify")
