@@ -115,7 +115,7 @@ class ClassRow(NamedTuple):
     """Shares of the points of one class that are surely, nominally and possibly right."""
 
     name: str
-    count: int
+    points: int
     lower: float
     nominal: float
     upper: float

@@ -94,8 +94,8 @@ def test_points_of_the_page_follow_from_the_result(classes: Path) -> None:
     assert ((points.lower <= points.nominal) & (points.nominal <= points.upper)).all()
     assert ((points.label == points.predicted) == (points.nominal > 0)).all()
     rows = content.classes
-    assert sum(row.count for row in rows) == len(points)
-    mean = sum(row.lower * row.count for row in rows) / len(points)
+    assert sum(row.points for row in rows) == len(points)
+    mean = sum(row.lower * row.points for row in rows) / len(points)
     assert mean == pytest.approx(accuracy.lower, rel=1e-12)
 
 
