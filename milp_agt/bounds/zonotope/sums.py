@@ -59,6 +59,7 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int
         charge[flips.column],
         Interval(low - every, high + every).widen(error),
         Interval(-(down + own) * grow, (up + own) * grow),
+        form.squares,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import Step
-from milp_agt.bounds.zonotope import linear_maps, pairs
+from milp_agt.bounds.zonotope import linear_maps, pairs, squares
 from milp_agt.bounds.zonotope.bounds import Carried
 from milp_agt.bounds.zonotope.candidates import Search
 from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
@@ -18,7 +18,7 @@ from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_z
 from milp_agt.bounds.zonotope.kinks import kink_of, pieces_of, unsupported
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.pairs import Factor
-from milp_agt.bounds.zonotope.products import Operand, multiplied, squared
+from milp_agt.bounds.zonotope.products import Operand, besides_squares, multiplied, squared
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
 from milp_agt.bounds.zonotope.softmax import Softmax, softmax_form, softmaxes
 from milp_agt.bounds.zonotope.sums import summed
@@ -86,6 +86,15 @@ class Transformer:
         self.slots = Slots.empty(self.states, self.step.size, self.zonotope.centre)
         self.flips = self.earlier
         self.done: set[str] = set()
+        zonotope, samples = self.zonotope, self.zonotope.samples
+        self.keeps_squares = (
+            squares.fit_in(zonotope.size, samples.count, samples.width, self.before.memory)
+            and not zonotope.is_folded
+            and not self.first  # where phases flip, ranges know more than the sum of both parts
+            and self.step.update.clip_total is None  # which is not linear in the gradients
+            and samples.parts == 1
+            and samples.is_mirrored
+        )
 
     # -- leaves
 
@@ -285,7 +294,12 @@ class Transformer:
     def product(self, node: Node, summed: bool = False) -> Form:
         assert isinstance(node.op, Einsum)
         first, second = (self.operand(name) for name in node.inputs)
-        return multiplied(node.op, first, second, self.slots, summed, self._by_pairs)
+        own = None
+        if summed and self.keeps_squares:
+            columns = self.columns[:, 0]
+            reach = self.zonotope.samples.reach[columns.clamp(min=0)] * (columns >= 0)[:, None]
+            first, second, own = besides_squares(node.op.letters, first, second, reach, self._reach)
+        return multiplied(node.op, first, second, self.slots, summed, self._by_pairs, own)
 
     def _by_pairs(self, letters: Letters, first: Factor, second: Factor) -> Interval | None:
         noisy = self.zonotope.noise_share(self.bounds.radius) > pairs.NOISY
