@@ -177,7 +177,7 @@ def test_a_threat_and_a_property(add: Add, tmp_path: Path) -> None:
     check_run(run)
     lead = run.certify().ask(run.properties[0], run.properties[0].pick(run.dataset))
     assert lead.upper <= run.certify().accuracy(X, CLASSES).upper
-    assert "| `share` | fading | number >= 0 | required |" in markdown()
+    assert "- `share`: number >= 0; required; kind fading." in markdown()
     assert "| `lead` | confident | number >= 0 | required |" in markdown()
     page = supported.table()
     assert "`Fading`" in page
