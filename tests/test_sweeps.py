@@ -168,7 +168,7 @@ def test_a_larger_threat_helps_a_smaller_one_and_saves_runs() -> None:
     found = agt.sweep(
         run, THREAT, lambda r: {"q": fake(*by_radius[r.radius])}, budgets=[1], radii=[1, 2, 3]
     )
-    assert [(b.lower, b.upper) for _, b in found.curve("q", 1)] == [
+    assert [(c.answers["q"].lower, c.answers["q"].upper) for c in found.cells] == [
         (0.4, 0.55), (0.4, 0.55), (0.1, 0.55),
     ]  # fmt: skip
     assert runs == [(1, 3), (1, 2), (1, 1)]

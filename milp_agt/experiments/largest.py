@@ -105,7 +105,6 @@ def largest(
     radii: tuple[float, float] | None = None,
     precision: float = 1.1,
     within: float | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
 ) -> Largest:
     """The largest budget, or radius, for which each statement is proved.
 
@@ -123,7 +122,6 @@ def largest(
         radii: smallest (above 0) and largest radius; found up to the factor ``precision``.
         precision: ratio of unproved and proved radius at which the search ends, above 1.
         within: seconds after which no further value is tried; brackets are wider then.
-        on_trial: called after every certification.
 
     Raises:
         InvalidInputError: not exactly one of budgets and radii, an empty range, a precision of 1 or less.
@@ -132,8 +130,6 @@ def largest(
         certify, "certify", "give lambda threat: agt.certify(model, data, training, threat)"
     )
     callable_of(holds, "holds", "give lambda result: {'90 %': result.accuracy(X, y).lower >= 0.9}")
-    if on_trial is not None:
-        callable_of(on_trial, "on_trial", "give a function (trial), or leave it out")
     scale = _scale(budgets, radii, precision)
     trials: list[Trial] = []
     verdicts: dict[float, Mapping[str, bool]] = {}
@@ -148,8 +144,6 @@ def largest(
             refuted[name] = min(value, refuted.get(name, value))
         proved = sum(verdicts[value].values())
         trials.append(Trial(value, proved, time.perf_counter() - begun))
-        if on_trial is not None:
-            on_trial(trials[-1])
 
     deadline = Deadline.within(within)
     attempt(scale.high)

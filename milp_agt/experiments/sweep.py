@@ -59,10 +59,6 @@ class Sweep(Exported):
                 ends = {end: getattr(bounds, end) for end in ("lower", "nominal", "upper")}
                 yield {"question": name, **at, **ends, "seconds": cell.seconds}
 
-    def curve(self, question: str, budget: int) -> tuple[tuple[float | None, Bounds], ...]:
-        """Radius and bounds of one question under one budget, by rising radius."""
-        return tuple((c.radius, c.answers[question]) for c in self.cells if c.budget == budget)
-
     def table(self) -> str:
         """The rows as text; no seconds where a larger threat left nothing to gain."""
         rows = []
