@@ -23,7 +23,7 @@ from milp_agt.certification import loop
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.solvers import Capability, choose
+from milp_agt.solvers import choose
 from milp_agt.solvers.safe import safe_bound
 from milp_agt.training.training import Training
 
@@ -162,7 +162,7 @@ STEPS = [
 def test_programs_dominate_the_linear_engine_at_one_step(loss, kind, width) -> None:
     problem = case(loss, THREATS[kind](loss), count=3, momentum=0.5)
     replay, kept, boxed, walked = one_step(problem, width)
-    solver = choose(None, Capability.MIP)
+    solver = choose(None)
     bounds = []
     for exact in (False, True) if kind == "both" and loss == "bce" else (False,):
         encoded = program.Window(

@@ -18,7 +18,7 @@ from refusals import refused
 
 import milp_agt as agt
 from milp_agt.experiments.sweep import resized
-from milp_agt.properties.answer import meet
+from milp_agt.properties.answer import meet, nested
 
 X = torch.randn(18, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = (X[:, 0] + 0.3 * X[:, 1] > 0).long()
@@ -104,9 +104,9 @@ def moons() -> tuple[Any, ...]:
         return agt.certify(*run, window=3, refute="none", carried="none")
 
     def ask_triggers(result: Any) -> dict[str, agt.Bounds]:
-        curve = result.backdoor_curve(data.x_test, data.y_test, TRIGGERS)
-        accuracy = result.accuracy(data.x_test, data.y_test)
-        return {f"{r:g}": answer for r, answer in curve.items()} | {"accuracy": accuracy}
+        curve = nested([result.backdoor(data.x_test, data.y_test, r) for r in TRIGGERS])
+        named = {f"{r:g}": answer for r, answer in zip(TRIGGERS, curve, strict=True)}
+        return named | {"accuracy": result.accuracy(data.x_test, data.y_test)}
 
     found = agt.sweep(run, THREAT, ask_triggers, budgets=(0, 2), radii=(0.01, 0.1))
     return found, model, training, data

@@ -133,7 +133,7 @@ def add_solvers(commands: common.Commands) -> None:
         "solvers",
         "which solvers are installed",
         description="Back ends of the relaxations lp, milp, qcqp and miqp: installed or not, version, "
-        "what each can solve.",
+        "licence.",
     )
 
 
@@ -145,10 +145,9 @@ def _solvers(_: argparse.Namespace) -> int:
             row.name,
             "yes" if row.available else "no",
             row.version or "-",
-            row.capabilities,
             row.note or "-",
         )
         for row in solver_table()
     ]
-    print(format_table(("solver", "installed", "version", "solves", "note"), rows))
+    print(format_table(("solver", "installed", "version", "note"), rows))
     return common.PROVED

@@ -38,7 +38,7 @@ from milp_agt.training.training import Training
 
 def _options_of_data() -> dict[str, Any]:
     """The options of :func:`load_dataset`, as it describes them."""
-    pairs = {"min_length": 2, "max_length": 2}
+    pairs: Any = {"min_length": 2, "max_length": 2}
     kinds: dict[str, Any] = {
         "samples": Annotated[int, Field(ge=2)],
         "noise": NonNegative,
