@@ -63,6 +63,7 @@ def test_measured_sections_are_filled(page: Path, name: str) -> None:
     assert len(section(page, name).splitlines()) > 5
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
