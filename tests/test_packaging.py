@@ -95,11 +95,16 @@ def test_import_costs_neither_torch_nor_a_solver(module: str) -> None:
 
 
 @functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
 def imported(path: Path, module: str) -> set[str]:
     """Every module of ours that a file imports, lazily or for types included."""
     package = module if path.stem == "__init__" else module.rpartition(".")[0]
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -230,7 +235,7 @@ SOLVER_LIBRARIES = {"highspy", "gurobipy", "pyscipopt", "cvxpy"}
 def test_heavy_libraries_stay_in_their_rooms() -> None:
     guilty = []
     for module, path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names.append(node.module or "")
