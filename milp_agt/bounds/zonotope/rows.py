@@ -175,6 +175,7 @@ def rows_of(
     moved = slots.moved(form)
     low, high, sizes = flat(-form.rest.lower), flat(form.rest.upper), flat(form.size)
     more = None if moved is None else tuple(flat(part) for part in moved)
+    owed = None if form.owed is None else (flat(-form.owed.lower).T, flat(form.owed.upper).T)
     on_moves = None if form.on_moves is None else flat(form.on_moves).T
     width = zonotope.samples.count * max(1, zonotope.samples.width)
     widest = max(1, width, zonotope.flips.count, zonotope.size)
@@ -196,6 +197,9 @@ def rows_of(
             for column in own.T:
                 at = (column >= 0).nonzero()[:, 0]
                 spread.on_moves[at, column[at]] += on_moves[index[at]]
+        if owed is not None:
+            down, up = spread.down + owed[0][index], spread.up + owed[1][index]
+            spread = replace(spread, down=down, up=up)
         plain = _with_noise(spread, low[:, index], high[:, index], own)
         spread = plain
         if more is not None:

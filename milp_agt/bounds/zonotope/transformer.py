@@ -14,9 +14,17 @@ from milp_agt.bounds.zonotope.bounds import Carried
 from milp_agt.bounds.zonotope.candidates import Search
 from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero
+from milp_agt.bounds.zonotope.form import (
+    Form,
+    SummedForm,
+    data_form,
+    holding_zero,
+    together,
+)
 from milp_agt.bounds.zonotope.kinks import kink_of, pieces_of, unsupported
 from milp_agt.bounds.zonotope.local import Local
+from milp_agt.bounds.zonotope.owed import MOST, Shares, Split, most_of, owing, tells
+from milp_agt.bounds.zonotope.owed import residual as split_residual
 from milp_agt.bounds.zonotope.pairs import Factor
 from milp_agt.bounds.zonotope.products import Operand, multiplied, squared
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
@@ -86,6 +94,8 @@ class Transformer:
         self.slots = Slots.empty(self.states, self.step.size, self.zonotope.centre)
         self.flips = self.earlier
         self.done: set[str] = set()
+        self.tells = tells(self.zonotope.samples)
+        self.shares: dict[str, Shares] = {}  # of clean samples by who is poisoned
 
     # -- leaves
 
@@ -145,8 +155,11 @@ class Transformer:
         if form.is_constant:
             return Interval.point(form.centre[None])
         if node.batched and (self._is_masked(node) or not self.work.fits(form.centre[0].numel())):
+            if self._told(form) and isinstance(form.on_state, Local):
+                moved = self.slots.moved(form)
+                self.shares[node.name] = Shares.of_form(form, moved, self.bounds, self.zonotope.samples)
             return node.op.interval(*(self.box(name) for name in node.inputs))
-        down, up = self._reach(form)
+        down, up = self._reach(form, node.name)
         error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
         box = Interval(form.centre - down, form.centre + up).widen(error)
         if all(name in self.boxes for name in node.inputs):
@@ -165,7 +178,7 @@ class Transformer:
         forms = [self.forms[name] for name in node.inputs]
         return any(form.is_phase or form.is_constant for form in forms)
 
-    def _reach(self, form: Form) -> tuple[Tensor, Tensor]:
+    def _reach(self, form: Form, name: str) -> tuple[Tensor, Tensor]:
         """How far a node lies below and above its centre, (states or 1, [n], *shape)."""
         if len(form.rest.lower) == 1:  # no sample axis
             low, high = -form.rest.lower, form.rest.upper
@@ -176,15 +189,20 @@ class Transformer:
             return low, high
         if form.on_state is None:
             return self._own_reach(form)
-        return self._reach_of(form, torch.arange(len(form.centre), device=form.centre.device))
+        every = torch.arange(len(form.centre), device=form.centre.device)
+        return self._reach_of(form, every, name)
 
-    def _reach_of(self, form: Form, at: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of a form of numbers of the samples ``at`` of the batch."""
+    def _reach_of(self, form: Form, at: Tensor, name: str = "") -> tuple[Tensor, Tensor]:
+        """The same of a form of numbers of the samples ``at`` of the batch, of the node of a name."""
         found: list[tuple[Tensor, Tensor]] = []
+        shares: list[tuple[Tensor, ...]] = []
+        told = name and self._told(form)
         samples, columns, slots = self.zonotope.samples, self.columns[at], self.slots.take(at)
         for rows in rows_of(form, self.zonotope, self.bounds, columns, slots):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
+            if told:
+                shares.append(Shares.of((below, above), samples, rows.own))
         count, shape = len(form.centre), (self.states, *form.centre.shape)
         down, up = (
             torch.cat([pair[k] for pair in found], 1)
@@ -193,7 +211,13 @@ class Transformer:
             .reshape(shape)
             for k in (0, 1)
         )
+        if told:
+            self.shares[name] = Shares.joined(shares, form.centre)
         return down.clamp(min=0.0), up.clamp(min=0.0)
+
+    def _told(self, form: Form) -> bool:
+        """Whether it is told apart who moves a node."""
+        return self.tells and form.centre.numel() * self.zonotope.samples.count <= MOST
 
     def _plain_reach(self, form: Form) -> Tensor:
         """How far a node may lie from its centre by the boxes of parameters and moves, (n, *shape)."""
@@ -209,6 +233,8 @@ class Transformer:
     def _own_reach(self, form: Form) -> tuple[Tensor, Tensor]:
         """The same for a node that only its own sample's move and flips reach."""
         low, high = -form.rest.lower, form.rest.upper
+        if form.owed is not None:
+            low, high = (end + most_of(self.zonotope.samples, form.owed) for end in (low, high))
         if form.on_moves is not None:
             moved = torch.zeros_like(low).expand(self.states, *low.shape[1:]).clone()
             for part, columns in enumerate(self.columns.T):
@@ -233,11 +259,18 @@ class Transformer:
         if name in self.layout.slices:
             below, above = self.bounds.given(self.layout.slices[name], self.columns)
             shape = (self.states, len(self.columns), *self.layout.shapes[name])
-            return Operand(form, Interval(-below.reshape(shape), above.reshape(shape)), apart=True)
+            away = Interval(-below.reshape(shape), above.reshape(shape))
+            return Operand(form, away, True, self._shares_of_parameter(name))
         box = self.box(name)
-        return Operand(
-            form, holding_zero(Interval(box.lower - form.centre, box.upper - form.centre))
-        )
+        away = holding_zero(Interval(box.lower - form.centre, box.upper - form.centre))
+        return Operand(form, away, shares=self.shares.get(name))
+
+    def _shares_of_parameter(self, name: str) -> Shares | None:
+        """What is known of a parameter alike in all clean samples."""
+        if not self.tells:
+            return None
+        at, shape = self.layout.slices[name], (len(self.columns), *self.layout.shapes[name])
+        return Shares.of_state(self.bounds, at, shape)
 
     # -- operations
 
@@ -269,13 +302,22 @@ class Transformer:
             width = self.zonotope.samples.width
             self.forms[node.name] = exchanged(op, inputs[0], boxes[0], boxes[1], width)
         elif isinstance(op, SquaredNorm):
-            self.forms[node.name] = squared(op, [self.operand(name) for name in node.inputs])
+            operands = [self.operand(name) for name in node.inputs]
+            self.forms[node.name] = squared(op, [self._settled(each) for each in operands])
         elif node.batched and kink_of(op) is not None:
             self.forms[node.name] = self._kinked(node, inputs[0])
         elif isinstance(op, Univariate):
             self.forms[node.name] = self._curved(node, inputs[0])
         else:
             raise unsupported(op, node)
+
+    def _settled(self, operand: Operand) -> Operand:
+        """The same with what is owed as noise of everyone."""
+        form = operand.form
+        if form.owed is None:
+            return operand
+        rest = form.rest.widen(most_of(self.zonotope.samples, form.owed))
+        return replace(operand, form=replace(form, rest=rest, owed=None))
 
     def _collapse(self, name: str) -> None:
         form = self.forms[name]
@@ -285,7 +327,10 @@ class Transformer:
     def product(self, node: Node, summed: bool = False) -> Form:
         assert isinstance(node.op, Einsum)
         first, second = (self.operand(name) for name in node.inputs)
-        return multiplied(node.op, first, second, self.slots, summed, self._by_pairs)
+        return multiplied(node.op, first, second, self.slots, summed, self._by_pairs, self._owing)
+
+    def _owing(self, whole: Interval, split: Split | None) -> tuple[Interval, Interval | None]:
+        return owing(self.zonotope.samples, self.columns, whole, split)
 
     def _by_pairs(self, letters: Letters, first: Factor, second: Factor) -> Interval | None:
         noisy = self.zonotope.noise_share(self.bounds.radius) > pairs.NOISY
@@ -297,6 +342,9 @@ class Transformer:
         name, logits = nodes.differences.name, self.forms[nodes.logits]
         if name in self.unmade:
             self.boxes[name] = nodes.differences.op.interval(self.box(nodes.logits))
+            known = self.shares.get(nodes.logits)
+            if known is not None and known.each.lower.numel() * logits.centre.shape[-1] <= MOST:
+                self.shares[name] = known.mapped(nodes.differences.op)
         centre, box = nodes.differences.op.value(logits.centre), self.box(name)
         for node in (nodes.exponentials, nodes.total, nodes.probability):
             box = node.op.interval(box)
@@ -304,7 +352,8 @@ class Transformer:
         away = self.box(name)
         error = gamma(8) * (away.magnitude + centre.abs()) + TINY
         away = Interval(away.lower - centre, away.upper - centre).widen(error)
-        return softmax_form(logits, away.expand_states(self.states))
+        away, shares = away.expand_states(self.states), self.shares.get(name)
+        return softmax_form(logits, away, shares, self._owing)
 
     def _curved(self, node: Node, argument: Form) -> Form:
         """``f(c) + m (u - c)`` with the slope m at the centre, and the residual of f over the range."""
@@ -330,8 +379,14 @@ class Transformer:
         residual = Interval(planes.lower - at_centre, planes.upper - at_centre).widen(error)
         residual = holding_zero(residual)
         form = replace(argument.scaled(slope), centre=value)
-        rest = form.rest.plus(residual)
-        return replace(form, rest=rest, size=size + rest.magnitude.amax(0))
+        largest = (form.rest.magnitude + residual.magnitude).amax(0)
+        shares = self.shares.get(node.inputs[0])
+        owed = None
+        if shares is not None and isinstance(op, Smooth):
+            split = split_residual(op, slope, centre, shares)
+            residual, owed = self._owing(residual, split)
+        form = replace(form, rest=form.rest.plus(residual), size=size + largest)
+        return replace(form, owed=together(form.owed, owed))
 
     def _kinked(self, node: Node, argument: Form) -> Form:
         kink = kink_of(node.op)
