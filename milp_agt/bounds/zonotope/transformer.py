@@ -363,7 +363,7 @@ class Transformer:
             return Form.constant(op.value(centre), len(argument.rest.lower))
         box = self.box(node.inputs[0])
         if isinstance(op, Smooth):
-            slope = op.derivative(centre)
+            slope = _straighter(op, centre, box.of_clean)
         else:
             clean = Interval(box.lower[0], box.upper[0])
             lower, upper = op.slopes(clean)
@@ -426,6 +426,15 @@ class Transformer:
             if isinstance(on_state, Local):
                 form = replace(form, on_state=on_state.summed())
         return summed(form, self.flips.since(self.earlier), self.slots, self.columns, symbols)
+
+
+def _straighter(op: Smooth, centre: Tensor, box: Interval) -> Tensor:
+    """The slope at the centre, or of the chord where the range, (n, *shape), goes far to one side."""
+    tangent, chord = op.derivative(centre), op.chord(box)
+    lines = torch.stack([tangent, chord]).flatten(0, 1)
+    off = op.residual(lines, box.each(lambda end: torch.cat([end, end])[None])).width
+    one, other = off.squeeze(0).chunk(2)
+    return torch.where(other < one, chord, tangent)
 
 
 def _fit(reach: Tensor, like: Tensor) -> Tensor:
