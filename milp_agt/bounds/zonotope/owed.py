@@ -24,17 +24,16 @@ from torch import Tensor
 
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.dual import Bound
-from milp_agt.bounds.zonotope.form import Form, holding_zero
+from milp_agt.bounds.zonotope.form import Form
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.einsum import Letters
 from milp_agt.formulations.linear_map import LinearMap
-from milp_agt.formulations.univariate import Smooth
 
-# Numbers of what a node owes at most.
-MOST = 2**23
+# Numbers of what a node owes at most, and how much less than noise of everyone that should be.
+MOST, LESS = 2**23, 0.9
 
 
 def tells(samples: SampleGenerators) -> bool:
@@ -172,50 +171,6 @@ def product(letters: Letters, first: Shares, second: Shares) -> Split:
     return Split(Interval(-base, base), Interval(-owed, owed))
 
 
-def residual(op: Smooth, slope: Tensor, centre: Tensor, shares: Shares) -> Split:
-    """Of ``f(c + d) - f(c) - slope d``.
-
-    What is owed is all of it over the range with the total of a generator; or, towards either side, a line through 0
-    and what it misses there, if that is less.
-    """
-    value = op.value(centre)
-
-    def over(box: Interval, line: Tensor) -> Interval:
-        """Offsets of f from a line through (c, f(c)) with a slope for each of the generators."""
-        line = line.expand(box.lower.shape)
-        flat = line.flatten(0, 1)
-        planes = op.relax_with((flat, flat), box.each(lambda end: end.flatten(0, 1)[None]))
-        at_centre = value - line * centre
-        size = value.abs() + line.abs() * (box.magnitude + centre.abs())
-        assert planes.lower is not None
-        assert planes.upper is not None
-        low, high = (end.reshape(line.shape) - at_centre for end in (planes.lower, planes.upper))
-        return holding_zero(Interval(low, high).widen(gamma(16) * size + TINY))
-
-    def around(part: Interval) -> Interval:
-        wide = Interval(centre + part.lower, centre + part.upper)
-        return wide.widen(gamma(4) * wide.magnitude + TINY)
-
-    whole = over(around(shares.total), slope)
-    low, high = torch.zeros_like(whole.lower), torch.zeros_like(whole.lower)
-    for sign in (-1.0, 1.0):
-        end = (shares.total.upper if sign > 0 else -shares.total.lower).clamp(min=0.0)
-        reach = shares.each.upper + shares.base.upper
-        if sign < 0:
-            reach = -(shares.each.lower + shares.base.lower)
-        zero = torch.zeros_like(end)
-        side = around(Interval(zero, end) if sign > 0 else Interval(-end, zero))
-        line = op.chord(side)
-        offsets, steep = over(side, line), sign * (line - slope)
-        steep = steep + torch.sign(steep) * gamma(16) * (line.abs() + slope.abs())
-        more = gamma(64) * (line.abs() + slope.abs()) * reach
-        low = torch.minimum(low, steep.clamp(max=0.0) * reach + offsets.lower - more)
-        high = torch.maximum(high, steep.clamp(min=0.0) * reach + offsets.upper + more)
-    grow = 1.0 + gamma(16)
-    owed = Interval(torch.maximum(whole.lower, low * grow), torch.minimum(whole.upper, high * grow))
-    return Split(over(around(shares.base), slope), owed)
-
-
 def owing(
     samples: SampleGenerators, columns: Tensor, whole: Interval, split: Split | None
 ) -> tuple[Interval, Interval | None]:
@@ -228,7 +183,7 @@ def owing(
         return whole, None
     rank = whole.lower.dim() - 2
     owed = split.owed.width.flatten(1).sum(1)
-    if not bool(split.base.width.sum() + samples.worst(owed) < whole.width[0].sum()):
+    if not bool(split.base.width.sum() + samples.worst(owed) < LESS * whole.width[0].sum()):
         return whole, None
     masks = []
     for state in range(len(whole.lower)):

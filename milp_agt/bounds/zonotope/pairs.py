@@ -86,13 +86,17 @@ class Factor:
             rows = taken(form.on_state)
         low, high = (taken(end) * by for end in (form.rest.lower, form.rest.upper))
         parts = (form.on_moves, form.on_phase, form.on_bend, form.charge)
+        moves, phase, bend, charge = (None if p is None else taken(p) * by for p in parts)
         owed = form.owed and form.owed.each(lambda end: taken(end) * by * (1.0 + gamma(4)))
         return Form(
             torch.zeros_like(by),
             Interval(low, high).expand_states(self.states),
             taken(form.size, 0) * by,
             rows * by,
-            *(None if part is None else taken(part) * by for part in parts),
+            moves,
+            phase,
+            bend,
+            charge,
             owed,
         )
 
@@ -151,6 +155,9 @@ def _sum(first: Form, second: Form, sign: float) -> Form:
         first.rest.plus(rest),
         first.size + second.size,
         Local({PLAIN: on_state}, len(on_state)),
-        *(both(name) for name in ("on_moves", "on_phase", "on_bend", "charge")),
+        both("on_moves"),
+        both("on_phase"),
+        both("on_bend"),
+        both("charge"),
         together(first.owed, owed),
     )

@@ -12,19 +12,13 @@ from milp_agt.bounds.step import Step
 from milp_agt.bounds.zonotope import linear_maps, pairs
 from milp_agt.bounds.zonotope.bounds import Carried
 from milp_agt.bounds.zonotope.candidates import Search
+from milp_agt.bounds.zonotope.curves import curved
 from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.form import (
-    Form,
-    SummedForm,
-    data_form,
-    holding_zero,
-    together,
-)
+from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero
 from milp_agt.bounds.zonotope.kinks import kink_of, pieces_of, unsupported
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.owed import MOST, Shares, Split, most_of, owing, tells
-from milp_agt.bounds.zonotope.owed import residual as split_residual
 from milp_agt.bounds.zonotope.pairs import Factor
 from milp_agt.bounds.zonotope.products import Operand, multiplied, squared
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
@@ -157,7 +151,9 @@ class Transformer:
         if node.batched and (self._is_masked(node) or not self.work.fits(form.centre[0].numel())):
             if self._told(form) and isinstance(form.on_state, Local):
                 moved = self.slots.moved(form)
-                self.shares[node.name] = Shares.of_form(form, moved, self.bounds, self.zonotope.samples)
+                self.shares[node.name] = Shares.of_form(
+                    form, moved, self.bounds, self.zonotope.samples
+                )
             return node.op.interval(*(self.box(name) for name in node.inputs))
         down, up = self._reach(form, node.name)
         error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
@@ -198,7 +194,7 @@ class Transformer:
         shares: list[tuple[Tensor, ...]] = []
         told = name and self._told(form)
         samples, columns, slots = self.zonotope.samples, self.columns[at], self.slots.take(at)
-        for rows in rows_of(form, self.zonotope, self.bounds, columns, slots):
+        for rows in rows_of(form, self.zonotope, self.bounds, columns, slots, self.flips.threshold):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
             if told:
@@ -260,17 +256,13 @@ class Transformer:
             below, above = self.bounds.given(self.layout.slices[name], self.columns)
             shape = (self.states, len(self.columns), *self.layout.shapes[name])
             away = Interval(-below.reshape(shape), above.reshape(shape))
-            return Operand(form, away, True, self._shares_of_parameter(name))
+            known, part = None, self.layout.slices[name]
+            if self.tells:  # alike in all clean samples
+                known = Shares.of_state(self.bounds, part, shape[1:])
+            return Operand(form, away, True, known)
         box = self.box(name)
         away = holding_zero(Interval(box.lower - form.centre, box.upper - form.centre))
         return Operand(form, away, shares=self.shares.get(name))
-
-    def _shares_of_parameter(self, name: str) -> Shares | None:
-        """What is known of a parameter alike in all clean samples."""
-        if not self.tells:
-            return None
-        at, shape = self.layout.slices[name], (len(self.columns), *self.layout.shapes[name])
-        return Shares.of_state(self.bounds, at, shape)
 
     # -- operations
 
@@ -307,7 +299,7 @@ class Transformer:
         elif node.batched and kink_of(op) is not None:
             self.forms[node.name] = self._kinked(node, inputs[0])
         elif isinstance(op, Univariate):
-            self.forms[node.name] = self._curved(node, inputs[0])
+            self.forms[node.name] = self._curved(op, inputs[0], node.inputs[0])
         else:
             raise unsupported(op, node)
 
@@ -344,6 +336,7 @@ class Transformer:
             self.boxes[name] = nodes.differences.op.interval(self.box(nodes.logits))
             known = self.shares.get(nodes.logits)
             if known is not None and known.each.lower.numel() * logits.centre.shape[-1] <= MOST:
+                assert isinstance(nodes.differences.op, LinearMap)
                 self.shares[name] = known.mapped(nodes.differences.op)
         centre, box = nodes.differences.op.value(logits.centre), self.box(name)
         for node in (nodes.exponentials, nodes.total, nodes.probability):
@@ -355,38 +348,11 @@ class Transformer:
         away, shares = away.expand_states(self.states), self.shares.get(name)
         return softmax_form(logits, away, shares, self._owing)
 
-    def _curved(self, node: Node, argument: Form) -> Form:
-        """``f(c) + m (u - c)`` with the slope m at the centre, and the residual of f over the range."""
-        op, centre = node.op, argument.centre
-        assert isinstance(op, Univariate)
+    def _curved(self, op: Univariate, argument: Form, name: str) -> Form:
         if argument.is_constant and not isinstance(op, Smooth):
-            return Form.constant(op.value(centre), len(argument.rest.lower))
-        box = self.box(node.inputs[0])
-        if isinstance(op, Smooth):
-            slope = _straighter(op, centre, box.of_clean)
-        else:
-            clean = Interval(box.lower[0], box.upper[0])
-            lower, upper = op.slopes(clean)
-            slope = 0.5 * lower + 0.5 * upper
-        slope = torch.nan_to_num(slope, posinf=0.0, neginf=0.0)
-        planes = op.relax_with((slope, slope), box)
-        assert planes.lower is not None
-        assert planes.upper is not None
-        value = op.value(centre)
-        at_centre = value - slope * centre
-        size = value.abs() + slope.abs() * (argument.size + centre.abs())
-        error = gamma(16) * size + TINY
-        residual = Interval(planes.lower - at_centre, planes.upper - at_centre).widen(error)
-        residual = holding_zero(residual)
-        form = replace(argument.scaled(slope), centre=value)
-        largest = (form.rest.magnitude + residual.magnitude).amax(0)
-        shares = self.shares.get(node.inputs[0])
-        owed = None
-        if shares is not None and isinstance(op, Smooth):
-            split = split_residual(op, slope, centre, shares)
-            residual, owed = self._owing(residual, split)
-        form = replace(form, rest=form.rest.plus(residual), size=size + largest)
-        return replace(form, owed=together(form.owed, owed))
+            return Form.constant(op.value(argument.centre), len(argument.rest.lower))
+        box = self.box(name)
+        return curved(op, argument, box, self.shares.get(name), self._owing)
 
     def _kinked(self, node: Node, argument: Form) -> Form:
         kink = kink_of(node.op)
@@ -426,15 +392,6 @@ class Transformer:
             if isinstance(on_state, Local):
                 form = replace(form, on_state=on_state.summed())
         return summed(form, self.flips.since(self.earlier), self.slots, self.columns, symbols)
-
-
-def _straighter(op: Smooth, centre: Tensor, box: Interval) -> Tensor:
-    """The slope at the centre, or of the chord where the range, (n, *shape), goes far to one side."""
-    tangent, chord = op.derivative(centre), op.chord(box)
-    lines = torch.stack([tangent, chord]).flatten(0, 1)
-    off = op.residual(lines, box.each(lambda end: torch.cat([end, end])[None])).width
-    one, other = off.squeeze(0).chunk(2)
-    return torch.where(other < one, chord, tangent)
 
 
 def _fit(reach: Tensor, like: Tensor) -> Tensor:
