@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -10,6 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
+
+gc.disable()  # nothing that is made while tests are collected is garbage
+
+
+def pytest_collection_finish() -> None:
+    """What was collected is looked through no more."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -25,12 +25,33 @@ def covering(rows: list[tuple[int, ...]]) -> list[int]:
     return chosen
 
 
+def in_turn(rows: list[tuple[int, ...]]) -> list[int]:
+    """Rows with all values of the first axis, of which those of the other axes take turns."""
+    sizes = [max(column) + 1 for column in zip(*rows, strict=True)]
+    return [
+        n
+        for n, (first, *others) in enumerate(rows)
+        if all(place == first % size for place, size in zip(others, sizes[1:], strict=True))
+    ]
+
+
+def every_value(**axes: Iterable[Any]) -> pytest.MarkDecorator:
+    """Like ``every_pair``, but quick are those rows alone that give each value a turn."""
+    return _parametrized(axes, in_turn)
+
+
 def every_pair(**axes: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrises over the product of the axes; rows that add no pair are marked slow.
 
     A dictionary gives the names that its values have in the names of tests. A value may be a
     ``pytest.param``: its marks go to all of its rows, and slow ones stand for no pair of others.
     """
+    return _parametrized(axes, covering)
+
+
+def _parametrized(
+    axes: dict[str, Iterable[Any]], thinned: Callable[[list[tuple[int, ...]]], list[int]]
+) -> pytest.MarkDecorator:
     named = [
         [pytest.param(v, id=str(k)) for k, v in axis.items()] if isinstance(axis, dict) else axis
         for axis in axes.values()
@@ -43,7 +64,7 @@ def every_pair(**axes: Iterable[Any]) -> pytest.MarkDecorator:
         rows.append(([p.values[0] for p in params], marks, name))
         places.append(tuple(place for place, _ in row))
     fast = [n for n, (_, marks, _) in enumerate(rows) if all(m.name != "slow" for m in marks)]
-    quick = {fast[n] for n in covering([places[n] for n in fast])}
+    quick = {fast[n] for n in thinned([places[n] for n in fast])}
     return pytest.mark.parametrize(
         tuple(axes),
         [

@@ -90,7 +90,7 @@ def test_attacks_are_runs_of_the_threat_inside_the_certificate(
 ) -> None:
     clip = None if name == "removal" else 0.3
     case = problem(THREATS[name], loss, clip=clip, **run)
-    result, _ = case.certify(attack=Search(pool=32, restarts=1, rounds=1, iterations=2))
+    result, _ = case.certify(attack=Search(pool=16, restarts=1, rounds=1, iterations=2))
     found = result.attack
     assert 0 < result.sandwich.reached <= result.sandwich.certified
     winner = found.winner

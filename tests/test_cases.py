@@ -12,6 +12,7 @@ import torch
 from attacks import Problem, Replay, assert_inside, assert_sound, network
 from boxes import assert_same
 from draws import poisoned
+from pairs import every_value
 
 import milp_agt as agt
 from milp_agt.bounds.adversary import enumerated
@@ -102,8 +103,10 @@ def test_attacks_stay_inside(loss: str, name: str, inner: str) -> None:
     assert_holds_attacks(case, inner_bounds=inner)
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 2}, {"batch_size": 4, "nesterov": True}])
-@pytest.mark.parametrize("name", ["features", "labels", "both", "adaptive"])
+@every_value(
+    name=["features", "labels", "both", "adaptive"],
+    options={"two": {"batch_size": 2}, "nesterov": {"batch_size": 4, "nesterov": True}},
+)
 def test_attacks_on_mini_batches_stay_inside(name: str, options: dict[str, Any]) -> None:
     momentum = {"momentum": 0.5} if "nesterov" in options else {}
     case = problem(THREATS[name], epochs=2, shuffle_seed=3, **options, **momentum)

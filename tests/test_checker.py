@@ -184,7 +184,9 @@ def test_removals_are_listed_and_trained(folders: dict[str, Path], name: str) ->
             assert ((given.lower[key] <= found) & (found <= given.upper[key])).all()
 
 
-@pytest.mark.parametrize("name", ["relu", "removed, side by side"])
+@pytest.mark.parametrize(
+    "name", ["relu", pytest.param("removed, side by side", marks=pytest.mark.slow)]
+)
 def test_fractions_agree(folders: dict[str, Path], name: str) -> None:
     floats, fractions = check(folders[name]), check(folders[name], exactly=True)
     assert [i.outcome for i in fractions.items] == [i.outcome for i in floats.items]

@@ -232,7 +232,9 @@ def test_miqp_over_the_run_is_what_brute_force_finds(solver: str, loss: str, ste
         assert high[entry] - most <= EQUAL
 
 
-@pytest.mark.parametrize(("loss", "steps"), [("mse", 2), ("hinge", 2)])
+@pytest.mark.parametrize(
+    ("loss", "steps"), [("mse", 2), pytest.param("hinge", 2, marks=pytest.mark.slow)]
+)
 def test_a_tree_over_cells_is_what_brute_force_finds(loss: str, steps: int) -> None:
     case = tiny(loss, steps)
     y = case.y.long() if loss == "hinge" else case.y

@@ -30,8 +30,8 @@ import milp_agt as agt
 from milp_agt.bounds.adversary.enumerated import count_cases
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
-DRAWN = settings(max_examples=16, deadline=None, derandomize=True)
-FEW = settings(max_examples=3, deadline=None, derandomize=True)
+DRAWN = settings(max_examples=10, deadline=None, derandomize=True)
+FEW = settings(max_examples=2, deadline=None, derandomize=True)
 FLOAT32 = {"precision": "float32"}
 
 

@@ -33,7 +33,7 @@ from milp_agt.errors import EncodingError
 from milp_agt.formulations import interval_products
 from milp_agt.formulations.leaves import Constant, Features, Labels, ParameterLeaf
 
-FAST = settings(max_examples=15, deadline=None, derandomize=True)
+FAST = settings(max_examples=8, deadline=None, derandomize=True)
 BOUNDED = [i for i in all_instances() if i.has_interval]
 
 
@@ -77,7 +77,7 @@ def test_products_by_matrices_hold_sampled_values(
 
 
 @pytest.mark.parametrize("instance", all_instances(), ids=str)
-@settings(max_examples=14, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(draw=draws(), uniform=st.booleans())
 @example(draw=Draw(KINDS, ("apart",), 2), uniform=False)
 @example(draw=Draw(KINDS, ("apart",), 2), uniform=True)
@@ -104,7 +104,7 @@ def test_uniform_coefficients_pull_like_repeated_ones(instance: Instance) -> Non
 
 
 @pytest.mark.parametrize("instance", univariate_instances(), ids=str)
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(draw=draws())
 def test_residual_is_exact_for_any_slope(instance: Instance, draw: Draw) -> None:
     box = make_box(per_sample(4), draw.kinds, "single", draw.rng, instance.domain)
@@ -117,7 +117,7 @@ def test_residual_is_exact_on_a_dense_table(instance: Instance) -> None:
     rng = np.random.default_rng(3)
     box = make_box(per_sample(8), KINDS, "single", rng, instance.domain)
     low, high = box.lower[0].flatten().numpy(), box.upper[0].flatten().numpy()
-    check_residual(instance, low, high, grid=3001)
+    check_residual(instance, low, high, grid=1501)
 
 
 def test_exponential_has_a_kink_at_its_cap() -> None:

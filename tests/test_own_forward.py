@@ -11,6 +11,7 @@ import pytest
 import torch
 from attacks import Problem, assert_sound
 from own_models import OWN, Nested, Residual, Scaled, own
+from pairs import every_value
 from problems import data, problem, threat
 from refusals import refused
 from same_run import assert_same_run
@@ -37,8 +38,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@every_value(name=list(ACTIVATIONS), relaxation=["linear", "interval"])
 def test_new_activations_are_sound(name: str, relaxation: str) -> None:
     case, test, labels = problem(
         "cross_entropy", "both", hidden=(3, 2), activation=ACTIVATIONS[name], outputs=2, radius=0.05

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, assert_sound, network, with_all_ranges
+from pairs import every_pair
 from test_nesting import case as problem_case
 from torch import nn
 
@@ -64,9 +65,11 @@ def planned(past: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(planning, "make_plan", plan)
 
 
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
-@pytest.mark.parametrize("kind", ["features", "labels", "both", "separate"])
+@every_pair(
+    kind=["features", "labels", "both", "separate"],
+    static={"static": True, "adaptive": False},
+    scope=["dataset", "batch"],
+)
 def test_no_attack_leaves_a_run_that_has_a_past(kind: str, static: bool, scope: str) -> None:
     problem, test, labels = case(kind, static=static, scope=scope)
     assert_sound(problem, test, labels, relaxation="linear", window=1)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from boxes import assert_within
+from pairs import every_value
 from recorded_script import (
     THREAT,
     Script,
@@ -67,8 +68,9 @@ def unusual_run(x: Tensor, watch: Any = None) -> tuple[nn.Module, Any]:
     return model, run
 
 
-@pytest.mark.parametrize("level", ["interval", "linear"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@every_value(
+    dtype={"float32": torch.float32, "float64": torch.float64}, level=["linear", "interval"]
+)
 def test_poisoned_runs_with_dampening_and_accumulation_lie_inside(
     dtype: torch.dtype, level: str
 ) -> None:

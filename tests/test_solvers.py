@@ -126,11 +126,11 @@ def test_known_answers(back_end: str, case: Case) -> None:
 
 def test_knapsack_with_a_large_gap(back_end: str) -> None:
     rng = np.random.default_rng(3)
-    weight, value = rng.integers(5, 40, 25), rng.integers(10, 90, 25)
+    weight, value = rng.integers(5, 40, 18), rng.integers(10, 90, 18)
     best = np.zeros(201, dtype=int)
     for w, v in zip(weight, value, strict=True):
         best[w:] = np.maximum(best[w:], best[:-w] + v)
-    p = program([0] * 25, [1] * 25, [weight.tolist()], [-INF], [200], integer=range(25))
+    p = program([0] * 18, [1] * 18, [weight.tolist()], [-INF], [200], integer=range(18))
     for limits in (Limits(gap=0.5), Limits(gap=0.02), Limits(nodes=1), Limits(gap=0.0)):
         result = minimise(back_end, p, -value.astype(float), limits)
         assert result.termination in (Termination.OPTIMAL, Termination.BOUND_ONLY)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, network
+from pairs import every_pair
 from torch import Tensor
 from whole import Trainer, subsets
 
@@ -96,20 +97,17 @@ def reached(question: str, result: Any, states: dict[str, Tensor], replay: Repla
     return result.backdoor(x, y, 0.3), hits.double().mean(-1)
 
 
-CELLS = [
-    pytest.param(
-        threat.__name__,
-        question,
-        level.value,
-        marks=[pytest.mark.slow] if level in (Relaxation.QCQP, Relaxation.MIQP) else [],
-    )
-    for threat in THREATS
+LEVELS = [
+    pytest.param(level.value, marks=[pytest.mark.slow] if level.value.endswith("qp") else [])
     for level in Relaxation
-    for question in PROPERTIES.all()
 ]
 
 
-@pytest.mark.parametrize(("threat", "question", "relaxation"), CELLS)
+@every_pair(
+    threat=[threat.__name__ for threat in THREATS],
+    question=list(PROPERTIES.all()),
+    relaxation=LEVELS,
+)
 def test_every_combination_is_a_certificate(threat: str, question: str, relaxation: str) -> None:
     result, states, replay = certified(threat, relaxation)
     assert {step.relaxation for step in result.steps} == {relaxation}

@@ -93,7 +93,11 @@ def test_no_attack_on_features_leaves_the_bounds(name: str, relaxation: str, sta
 
 
 @pytest.mark.parametrize("relaxation", ["lp", pytest.param("milp", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize(
+    # Those with a comma have the rows of two sets at once.
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if "," in n else ()) for n in FEATURES],
+)
 def test_no_attack_on_features_leaves_the_programs(name: str, relaxation: str) -> None:
     options = dict(FEATURES[name])
     if len(radius := np.atleast_1d(options["radius"])) == 7:

@@ -224,17 +224,16 @@ def test_attacks_train_the_same_run(name: str) -> None:
         assert torch.allclose(value, found.state_dict[key], atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", CASES)
-def test_recorded_runs(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    case = CASES[name]
+def test_recorded_runs(name: str, tmp_path: Path) -> None:
+    """In both precisions, read from a file and taken as they are."""
+    case, index = CASES[name], list(CASES).index(name)
+    dtype, from_file = (torch.float32, torch.float64)[index % 2], index // 2 % 2
     x, y = case.data
     x, y = x.to(dtype), y.to(dtype) if y.is_floating_point() else y
     model, run = case.train(x, y, record=True)
     run.save(tmp_path / "run.npz")
     loaded = agt.load_run(tmp_path / "run.npz", case.model())
-    # Every case is read from a file in one precision and taken as it is in the other.
-    from_file = (list(CASES).index(name) + (dtype == torch.float64)) % 2
     each, carried = (loaded, "none") if from_file else (run, "zonotope")
     result = agt.certify(each, threat_of("features"), relaxation="linear", carried=carried)
     others = [case.train(moved.to(dtype), y)[0] for moved, _ in poisoned(case, "features", 8)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, assert_inside, network
-from pairs import every_pair
+from pairs import every_pair, every_value
 from refusals import refused
 from torch import Tensor, nn
 from whole import Trainer, subsets
@@ -107,8 +107,7 @@ def test_no_run_leaves_the_zonotope_within_intervals(kind: str, budget: int, nam
         assert result.reachable.mean_width < 0.85 * wide.reachable.mean_width
 
 
-@pytest.mark.parametrize("relaxation", ["lp", "milp"])
-@pytest.mark.parametrize("kind", KINDS)
+@every_value(kind=list(KINDS), relaxation=["lp", "milp"])
 def test_no_run_leaves_the_programs(kind: str, relaxation: str) -> None:
     """Programs of two steps, whose selections are shared."""
     case = problem(kind, 1, samples=3, hidden=(), epochs=2, batch_size=2)

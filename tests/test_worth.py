@@ -103,7 +103,7 @@ def test_the_largest_smaller_threat_that_still_proves(
     """What is told of a smaller budget or radius is what a run under it proves, with the data as given."""
     monkeypatch.setattr(still_proved, "seconds_without_limit", lambda _: 1e4)
 
-    def under(threat: dict[str, Any], *options: str, epochs: int = 12) -> dict[str, Any]:
+    def under(threat: dict[str, Any], *options: str, epochs: int = 6) -> dict[str, Any]:
         text = run_text(
             [{"kind": "accuracy", "at_least": 0.75}],
             training={"learning_rate": 0.3, "epochs": epochs},
@@ -136,7 +136,7 @@ def test_the_largest_smaller_threat_that_still_proves(
     assert found["still_proved"]["budget"] is None
     assert 0 < found["still_proved"]["radius"][name]["proved"] < 9.0
     # What the run itself has proved after some of its steps is what a run of so many steps proves.
-    long = under(features | {"radius": 0.5})["still_proved"]["steps"][name]
+    long = under(features | {"radius": 0.5}, epochs=12)["still_proved"]["steps"][name]
     assert 0 < long["proved"] < long["unproved"] == 12
     short = under(features | {"radius": 0.5}, epochs=long["proved"])
     assert short["properties"][0]["status"] == "PROVED"

@@ -141,6 +141,10 @@ def assert_generators(passed: Passed, attacks: Attacks) -> None:
         form = (
             form + happens[:, :count] @ zonotope.on_phase.T + bends[:, :count] @ zonotope.on_bend.T
         )
+        if zonotope.squares.shape[-1]:
+            units = moves[:, :met] / zonotope.samples.reach
+            pairs = (units.unsqueeze(-1) * units.unsqueeze(-2)).flatten(2)
+            form = form + torch.einsum("pmv,amv->ap", zonotope.squares, pairs)
         noise = zonotope.noise
         low = noise.below[:, None] + torch.einsum("gpm,am->gap", noise.down, chosen[:, :met])
         high = noise.above[:, None] + torch.einsum("gpm,am->gap", noise.up, chosen[:, :met])

@@ -237,8 +237,8 @@ class BoundedRun(RunInProgress):
             each.get(last.name, 0.0) > (1.0 - LITTLE) * other for each, other in gain
         ):
             self.notes.note(
-                f"step {len(self.records)}: programs of single steps end here: in {IDLE_STEPS} steps they have "
-                f"taken less than {LITTLE:.0%} off the boxes; ask for relaxation='lp' to have them"
+                f"step {len(self.records)}: programs of single steps end here: in {IDLE_STEPS} steps they "
+                f"have taken less than {LITTLE:.0%} off the boxes; ask for relaxation='lp' to have them"
             )
             self.chains.end(last)
 

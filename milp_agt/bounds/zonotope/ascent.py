@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,9 +17,8 @@ from milp_agt.bounds.zonotope.dual import (
     prices_of,
 )
 from milp_agt.bounds.zonotope.flips import Flips
+from milp_agt.bounds.zonotope.lagrangian import Lagrangian, flat, unflat
 from milp_agt.bounds.zonotope.samples import SampleGenerators
-
-Parts = TypeVar("Parts", Directions, Flips, Multipliers)
 
 # Adam, with the scale of a step falling geometrically from the first to the last.
 FIRST, LAST, MEAN, SQUARE = 0.15, 0.0045, 0.8, 0.98
@@ -105,38 +102,18 @@ def ascend(
     """
     if not (flips.rows or flips.limits) or not d.rows or steps == 0:
         return alpha
-    given, d, flips, samples, alpha = flips, single(d), single(flips), samples.single, single(alpha)
-    free = None if free is None else free.to(torch.float32)
-    scale = prices_of(d, flips).amax(1).clamp(min=1e-12)
-    for part in (alpha.rows.amax(0), alpha.limits):
-        scale = torch.maximum(scale, part.amax(1)) if part.shape[1] else scale
-    climbs = [Climb(part, scale[:, None]) for part in (alpha.rows, alpha.limits)]
-    best, least = alpha, d.base.new_full((d.rows,), torch.inf)
-    opened = None
+    lagrangian = Lagrangian(d, flips, samples, free)
+    at, scale = flat(alpha), prices_of(d, flips).amax(1).clamp(min=1e-12)
+    climb = Climb(at, torch.maximum(scale.to(at), at.amax(1))[:, None])
+    best, least = at, at.new_full((d.rows,), torch.inf)
     for number in range(1, steps + 2):
-        if opened is None or flips.rows:
-            opened = gathered(d, flips, alpha.rows, samples)
-        value, *slopes = _value_and_slopes(opened, flips, samples, alpha, free)
-        best = alpha.where(value < least, best)
-        least = torch.minimum(value, least)
+        value, slopes = lagrangian.at(at)
+        wins = value < least
+        best, least = torch.where(wins[:, None], at, best), torch.where(wins, value, least)
         if number > steps:
             break
-        rate = FIRST * (LAST / FIRST) ** ((number - 1) / steps)
-        rows, limits = (
-            climb.moved(slope, rate, number) for climb, slope in zip(climbs, slopes, strict=True)
-        )
-        alpha = Multipliers.of(rows, limits, flips)
-    return Multipliers.of(best.rows.to(torch.float64), best.limits.to(torch.float64), given)
-
-
-def single(parts: Parts) -> Parts:
-    """A dataclass with its numbers in float32."""
-    found = {
-        name: part.to(torch.float32)
-        for name, part in ((f.name, getattr(parts, f.name)) for f in fields(parts))
-        if isinstance(part, Tensor) and part.dtype == torch.float64
-    }
-    return replace(parts, **found)  # type: ignore[arg-type]
+        at = climb.moved(slopes, FIRST * (LAST / FIRST) ** ((number - 1) / steps), number)
+    return unflat(best, flips)
 
 
 class Climb:
@@ -155,25 +132,6 @@ class Climb:
         return self.at
 
 
-def _value_and_slopes(
-    opened: Opened,
-    flips: Flips,
-    samples: SampleGenerators,
-    alpha: Multipliers,
-    free: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The bound and a subgradient of it in the multipliers of rows and of limits."""
-    found = closed(opened, flips, alpha)
-    dev = found.dev if free is None else found.dev * free
-    value = found.rest + samples.worst(dev)
-    if not flips.rows:
-        paid = samples.chosen(dev) * (dev > 0.0) if samples.count else dev
-        happens = (opened.limited > alpha.limits).to(dev)
-        return value, dev.new_zeros(2, len(dev), 0), paid @ flips.threshold.T - happens
-    paid, happens = maximiser(opened, flips, samples, alpha, dev)
-    return value, *slopes_of(opened, flips, samples, paid, happens)
-
-
 def maximiser(
     opened: Opened, flips: Flips, samples: SampleGenerators, alpha: Multipliers, dev: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -189,28 +147,3 @@ def maximiser(
     if len(alone):
         happens[:, alone] *= paid[:, flips.own[alone]]
     return paid, happens
-
-
-def slopes_of(
-    opened: Opened, flips: Flips, samples: SampleGenerators, paid: Tensor, happens: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A subgradient of the dual function in the multipliers of rows and of limits.
-
-    Args:
-        paid: 1 where the maximiser poisons a generator, (r, m).
-        happens: 1 where it flips a phase, (r, f).
-    """
-    by_limit = paid @ flips.threshold.T - happens[:, flips.limited]
-    if not flips.rows:
-        return happens.new_zeros(2, len(happens), 0), by_limit
-    bent = happens * flips.largest * (opened.bends > 0.0)
-    moves = samples.maximise(opened.moves) * paid.unsqueeze(-1)
-    by_difference = moves.flatten(1) @ flips.on_moves.flatten(1).T
-    by_difference = by_difference + happens @ flips.on_phase.T + bent @ flips.on_bend.T
-    happens = happens[:, flips.column]
-    by_total = happens @ flips.charge.T
-    first = by_difference + by_total + paid @ flips.up.T
-    first = (first + (flips.quiet - flips.margin + flips.above)) / flips.least - happens
-    second = by_total - by_difference + paid @ flips.down.T
-    second = (second + (flips.margin + flips.below)) / flips.beyond + happens
-    return torch.stack([first, second]), by_limit

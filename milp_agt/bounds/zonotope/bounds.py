@@ -15,6 +15,7 @@ from milp_agt.bounds.zonotope.dual import Added, Bound, Multipliers, bound
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.bounds.zonotope.squares import narrowed
 from milp_agt.bounds.zonotope.state import AT_ONCE, HybridZonotope
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -71,6 +72,7 @@ class StateBounds:
                 alpha = warm(old.take(ends), directions, flips, samples)
             alpha = ascend(directions, flips, samples, alpha, steps)
             found = bound(directions, flips, alpha, samples)
+            found = narrowed(found, directions, flips, alpha, samples)
             total = found.total(samples).clamp(min=0.0)
             rest = (found.rest + found.slack).clamp(min=0.0) * (1.0 + gamma(4))
             pieces.append((alpha, total, *_conditional(found, samples), rest, found.dev))

@@ -77,6 +77,7 @@ class Directions(Stacked):
         size: sum of the sizes of all terms, (r,).
         operations: length of the longest chain of roundings behind any number here.
         supports: support functions of ``on_moves``, (r, m), if they are known.
+        squares: what is quadratic in the moves, a part of ``up``, (r, m, width^2 or 0), see squares.py.
     """
 
     on_moves: Tensor
@@ -88,6 +89,7 @@ class Directions(Stacked):
     size: Tensor
     operations: float
     supports: Tensor | None = None
+    squares: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -284,6 +286,7 @@ class Spread(Stacked):
     up: Tensor
     size: Tensor
     operations: float
+    squares: Tensor | None = None
 
     def towards(self, sign: Tensor) -> Directions:
         """Each direction times its sign, (r,) of 1 and -1."""
@@ -298,6 +301,7 @@ class Spread(Stacked):
             torch.where(along, self.above, self.below),
             self.size,
             self.operations,
+            squares=None if self.squares is None else two * self.squares,
         )
 
     def both(self, supports: tuple[Tensor, Tensor] | None = None) -> Directions:

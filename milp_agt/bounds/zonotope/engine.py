@@ -165,6 +165,9 @@ def _after(
         _on_new(factor, gradient.charge[place] * grow, old.flips.rows)[None],
     )
     moved = old.moved(jacobian)
+    squares = old.squares
+    if max(part.shape[-1] for part in (squares, gradient.squares)):
+        squares = _carried_squares(old, jacobian, scale, gradient.squares[place], columns)
     known = (columns >= 0).nonzero()[:, 0]
     every = torch.arange(size, device=scale.device)
     chunk = max(1, AT_ONCE // max(1, gradient.on_moves[0].numel()))
@@ -182,6 +185,7 @@ def _after(
         widened(jacobian @ old.on_bend, count)
         + _on_new(scale, gradient.on_bend[place], old.flips.count),
         new,
+        squares,
         old.is_folded,
     )
     newest = with_flips(newest, most_flips(size, before.memory))
@@ -191,13 +195,27 @@ def _after(
     return replace(newest, noise=noise)
 
 
+def _carried_squares(
+    old: HybridZonotope, jacobian: Tensor, scale: Tensor, new: Tensor, columns: Tensor
+) -> Tensor:
+    """The squares after a step, (P, m, width^2), with those of this step, (P, entries, width^2 or 0)."""
+    shape = (old.size, old.samples.count, old.samples.width**2)
+    carried = scale.new_zeros(shape)
+    if old.squares.shape[-1]:
+        carried = (jacobian @ old.squares.flatten(1)).reshape(shape)
+    if new.shape[-1]:
+        known = (columns >= 0).nonzero()[:, 0]
+        carried.index_add_(1, columns[known], scale[:, None, None] * new[:, known])
+    return carried
+
+
 def _on_new(scale: Tensor, on_flips: Tensor, before: int) -> Tensor:
     """Coefficients on the flips of this step, (P, f), behind zeros for those before it."""
     zero = on_flips.new_zeros(len(on_flips), before)
     return torch.cat([zero, scale[:, None] * on_flips], 1)
 
 
-OWN = ("centre", "on_moves", "on_phase", "on_bend")
+OWN = ("centre", "on_moves", "on_phase", "on_bend", "squares")
 PROVED = ("below", "above", "clean", "poisoned", "rest", "dev", "terms")
 
 

@@ -111,4 +111,5 @@ def projected(
         on_phase=zonotope.on_phase * keep[:, None],
         on_bend=zonotope.on_bend * keep[:, None],
         noise=replace(noise, onto=onto, below=below, above=above, **parts),
+        squares=zonotope.squares * keep[:, None, None],
     )

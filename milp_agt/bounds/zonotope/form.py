@@ -35,6 +35,7 @@ class Form:
         on_phase, on_bend: Lp and Lr, (slots, n, *shape).
         charge: noise that is there only if a flip happens, on either side, (slots, n, *shape).
         owed: noise that is there only if another sample is poisoned, ends of (m, n, *shape) around 0.
+        squares: further terms ``u'Qu`` in the move of the sample, (width^2, n, *shape); of summed products.
     """
 
     centre: Tensor
@@ -46,6 +47,7 @@ class Form:
     on_bend: Tensor | None = None
     charge: Tensor | None = None
     owed: Interval | None = None
+    squares: Tensor | None = None
 
     @staticmethod
     def constant(value: Tensor, states: int) -> Form:
@@ -59,6 +61,12 @@ class Form:
         moved = (self.on_state, self.on_moves, self.on_phase, self.on_bend, self.charge, self.owed)
         exact = not bool(self.rest.lower.any()) and not bool(self.rest.upper.any())
         return exact and all(part is None for part in moved)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the move of its own sample moves it, and the state does not, nor flips."""
+        others = (self.on_state, self.on_phase, self.on_bend, self.charge, self.owed)
+        return self.on_moves is not None and all(part is None for part in others)
 
     @property
     def is_phase(self) -> bool:
@@ -104,6 +112,7 @@ class SummedForm:
         base: noise of everyone, (1, *shape).
         charges: further noise if a sample is poisoned, ends of (entries, *shape) around 0.
         owed: noise of the others if it is, ends of (m, *shape) around 0, for all generators.
+        squares: (width^2, entries, *shape), see squares.py.
     """
 
     centre: Tensor
@@ -116,9 +125,19 @@ class SummedForm:
     base: Interval
     charges: Interval
     owed: Interval | None = None
+    squares: Tensor | None = None
+
+    def without_squares(self) -> SummedForm:
+        """A larger set, with all that is quadratic in moves as noise of their samples."""
+        if self.squares is None:
+            return self
+        error = self.squares.abs().sum(0) * (1.0 + gamma(8.0 * len(self.squares)))
+        return replace(self, charges=self.charges.widen(error), squares=None)
 
     def plus(self, other: SummedForm, samples: int) -> SummedForm:
         """With the sum over further samples, whose flips are further ones; ``samples`` are all of the sum."""
+        if self.squares is None or other.squares is None:
+            self, other = self.without_squares(), other.without_squares()
         size = self.size + other.size
         low, high = (getattr(self.base, e) + getattr(other.base, e) for e in ("lower", "upper"))
         error = gamma(8 * samples + 64) * size + TINY
@@ -142,6 +161,9 @@ class SummedForm:
             Interval(low, high).widen(error),
             Interval(*(torch.cat([getattr(c, e) for c in charges]) for e in ("lower", "upper"))),
             together(self.owed, other.owed),
+            None
+            if self.squares is None or other.squares is None
+            else torch.cat([self.squares, other.squares], 1),
         )
 
     def moves_like(self, like: SummedForm) -> Tensor:

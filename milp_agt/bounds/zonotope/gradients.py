@@ -24,6 +24,7 @@ class Gradient:
         on_phase, on_bend: on the flips of this step, (p, f).
         charge: on those with rows, (p, q).
         down, up: noise of each sample generator, (p, m).
+        squares: (p, entries, width^2), or 0 of them, see squares.py.
     """
 
     centre: Tensor
@@ -37,6 +38,7 @@ class Gradient:
     above: Tensor
     down: Tensor
     up: Tensor
+    squares: Tensor
 
     def times(self, factor: float) -> Gradient:
         """All of it times a positive number."""
@@ -48,6 +50,7 @@ class Gradient:
         used, columns = layout.parameters, summed.columns
         zero = old.centre.new_zeros
         flips, batch, width = summed.flips.count, len(columns), old.samples.width
+        any_squares = any(form.squares is not None for form in summed.gradients.values())
         found = Gradient(
             centre=zero(used),
             size=zero(used),
@@ -60,6 +63,7 @@ class Gradient:
             above=zero(used),
             down=zero(used, old.samples.count),
             up=zero(used, old.samples.count),
+            squares=zero(used, batch, width**2 if any_squares else 0),
         )
         known = (columns >= 0).nonzero()[:, 0]
         for name, form in summed.gradients.items():
@@ -70,6 +74,8 @@ class Gradient:
                 found.on_state[at] = form.on_state.flatten(1).T
             if form.on_moves is not None:
                 found.on_moves[at] = form.on_moves.flatten(2).permute(2, 1, 0)
+            if form.squares is not None:
+                found.squares[at] = form.squares.flatten(2).permute(2, 1, 0)
             for target, part in (
                 (found.on_phase, form.on_phase),
                 (found.on_bend, form.on_bend),

@@ -61,6 +61,7 @@ def of_forms(op: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -
 
 def of_sums(op: LinearMap, inputs: Sequence[SummedForm]) -> SummedForm:
     """The same after a sum over samples."""
+    inputs = [form.without_squares() for form in inputs]
     linear = homogeneous(op)
     size = sizes(op, [form.size for form in inputs])
 

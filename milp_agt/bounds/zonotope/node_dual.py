@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.ascent import Climb, slopes_of
+from milp_agt.bounds.zonotope.ascent import Climb
 from milp_agt.bounds.zonotope.dual import Directions, Multipliers, Opened, gathered, prices_of
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.samples import SampleGenerators
@@ -190,5 +190,18 @@ class _Point:
 
     def slopes(self, flips: Flips, samples: SampleGenerators) -> tuple[Tensor, Tensor]:
         """A subgradient in the multipliers of rows and of limits."""
-        paid = self.units[:, samples.unit]
-        return slopes_of(self.opened, flips, samples, paid, self.happens)
+        opened, happens, paid = self.opened, self.happens, self.units[:, samples.unit]
+        by_limit = paid @ flips.threshold.T - happens[:, flips.limited]
+        if not flips.rows:
+            return happens.new_zeros(2, len(happens), 0), by_limit
+        bent = happens * flips.largest * (opened.bends > 0.0)
+        moves = samples.maximise(opened.moves) * paid.unsqueeze(-1)
+        by_difference = moves.flatten(1) @ flips.on_moves.flatten(1).T
+        by_difference = by_difference + happens @ flips.on_phase.T + bent @ flips.on_bend.T
+        happens = happens[:, flips.column]
+        by_total = happens @ flips.charge.T
+        first = by_difference + by_total + paid @ flips.up.T
+        first = (first + (flips.quiet - flips.margin + flips.above)) / flips.least - happens
+        second = by_total - by_difference + paid @ flips.down.T
+        second = (second + (flips.margin + flips.below)) / flips.beyond + happens
+        return torch.stack([first, second]), by_limit

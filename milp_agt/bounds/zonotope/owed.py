@@ -27,6 +27,7 @@ from milp_agt.bounds.zonotope.dual import Bound
 from milp_agt.bounds.zonotope.form import Form
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.core.graph import Operation
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.einsum import Letters
@@ -36,10 +37,12 @@ from milp_agt.formulations.linear_map import LinearMap
 MOST, LESS = 2**23, 0.9
 
 
-def tells(samples: SampleGenerators) -> bool:
-    """Whether few of the samples can be poisoned together: of more it gains nothing who owes what."""
+def tells(samples: SampleGenerators, node: Tensor | None = None) -> bool:
+    """Whether few of the samples can be poisoned together: of more it gains nothing who owes what; and
+    whether a node, (n, *shape), is small enough for that."""
     wanted = sum(groups * most for groups, most in samples.quotas)
-    return 0 < 2 * wanted <= len(samples.known)
+    small = node is None or node.numel() * samples.count <= MOST
+    return small and 0 < 2 * wanted <= len(samples.known)
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,11 @@ class Shares:
         grow = 1.0 + gamma(8)
         return Shares(*(Interval(-part * grow, part * grow) for part in (base, each, total)))
 
-    def mapped(self, op: LinearMap) -> Shares:
-        """Of the image under a linear map without a constant, as of independent numbers."""
+    def mapped(self, op: Operation) -> Shares | None:
+        """Of the image under a linear map without a constant, as of independent numbers; None if large."""
+        assert isinstance(op, LinearMap)
+        if self.each.lower.numel() * self.each.lower.shape[-1] > MOST:
+            return None
         grow = 1.0 + gamma(16.0 * op.terms() + 128.0)
         parts = (self.base, self.each, self.total)
         return Shares(*(op.interval(part).each(lambda end: end * grow) for part in parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,9 +18,11 @@ from milp_agt.bounds.zonotope.form import (
     together,
 )
 from milp_agt.bounds.zonotope.local import Local, OnState, added, mapped
-from milp_agt.bounds.zonotope.owed import Owing, Shares, of_everyone, product, times_centre
+from milp_agt.bounds.zonotope.owed import Owing, Shares, most_of, of_everyone, product, times_centre
 from milp_agt.bounds.zonotope.pairs import Factor
 from milp_agt.bounds.zonotope.rows import Slots
+from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.bounds.zonotope.squares import LOOSER, SHARE, of_moves
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.bilinear import Einsum
@@ -28,6 +30,8 @@ from milp_agt.formulations.einsum import Letters, einsum, terms
 from milp_agt.formulations.interval_products import box_of_products
 from milp_agt.formulations.squared_norm import SquaredNorm
 
+# How far a form lies below and above its centre, in each state.
+RangeOf = Callable[[Form], tuple[Tensor, Tensor]]
 ByPairs = Callable[[Letters, Factor, Factor], Interval | None]
 
 
@@ -48,6 +52,19 @@ class Operand:
     shares: Shares | None = None
 
 
+@dataclass(frozen=True)
+class OwnSquares:
+    """``(A e)(B e)`` of the product of two factors, and the box of ``(A e) rb`` beside it.
+
+    Attributes:
+        matrices: (width^2, n, *shape), see squares.py.
+        rest: (states, n, *shape).
+    """
+
+    matrices: Tensor
+    rest: Interval
+
+
 def multiplied(
     op: Einsum,
     first: Operand,
@@ -55,11 +72,14 @@ def multiplied(
     slots: Slots,
     summed: bool = False,
     by_pairs: ByPairs | None = None,
+    squares: OwnSquares | None = None,
     owing: Owing = of_everyone,
 ) -> Form:
     """``a b = a_c b_c + a_c db + da b_c + da db``, where the first three are affine in the generators.
 
     ``summed``: the coefficients on the state are added up over the samples, (p, *shape). ``by_pairs`` may
+    know a smaller box of ``da db`` than ranges say. ``squares`` are the part of it that is kept as it is;
+    ``da`` and ``db`` are then without it.
     know a smaller box of ``da db`` than ranges say, ``owing`` who owes it.
     """
     a, b = first.form, second.form
@@ -84,6 +104,8 @@ def multiplied(
             owed = together(owed, own)
         rest = rest if more is None else rest.plus(more)
         images["charge"] = plus(images["charge"], charged)
+    if squares is not None:
+        rest = rest.plus(squares.rest)
     error = gamma(16.0 * terms(letters, a.centre, b.centre) + 256.0) * 4.0 * size + TINY
     rest = holding_zero(rest.widen(error))
     states = max(len(part.lower) for part in (rest, a.rest, b.rest))
@@ -92,9 +114,47 @@ def multiplied(
         rest.expand_states(states) if letters[2].startswith("n") else rest,
         size,
         _on_state(op, a, b, summed),
+        squares=None if squares is None else squares.matrices,
         **images,
         owed=owed,
     )
+
+
+def besides_squares(
+    letters: Letters, first: Operand, second: Operand, reach: Tensor, range_of: RangeOf
+) -> tuple[Operand, Operand, OwnSquares | None]:
+    """Both factors, and what is quadratic in the move of a sample, where that is a large part of a product of
+    data with what the state moves as well; the range of this factor is then one without that move.
+
+    ``reach`` of the moves of the samples, (n, width).
+    """
+    by_kind = {op.form.is_own: op for op in (first, second) if op.form.on_moves is not None}
+    if len(by_kind) < 2:
+        return first, second, None
+    moved, data = by_kind[False], by_kind[True]
+    coefficients, on_data = moved.form.on_moves, data.form.on_moves
+    assert coefficients is not None
+    assert on_data is not None
+    assert moved.away is not None
+    weights = reach.T.reshape(*reach.T.shape, *[1] * (coefficients.dim() - 2))
+    own = (coefficients.abs() * weights).sum(0) * (1.0 + gamma(64 + 8 * len(weights)))
+    if not bool(own.sum() > SHARE * moved.away.magnitude[-1].sum()):
+        return first, second, None
+    form = replace(moved.form, on_moves=None)
+    down, up = range_of(form)
+    away = Interval(-down, up).widen(gamma(8) * form.size + TINY)
+    if bool((own + away.magnitude[-1]).sum() > LOOSER * moved.away.magnitude[-1].sum()):
+        return first, second, None
+    rest = replace(moved, away=away)
+    sides = torch.stack([torch.zeros_like(own), own])
+    own_box = Interval(-sides, sides)
+    if moved is first:
+        crossed = box_of_products(letters, own_box, data.form.rest)
+        matrices = of_moves(letters, coefficients, on_data, reach)
+        return rest, data, OwnSquares(matrices, crossed)
+    crossed = box_of_products(letters, data.form.rest, own_box)
+    matrices = of_moves(letters, on_data, coefficients, reach)
+    return data, rest, OwnSquares(matrices, crossed)
 
 
 def _on_state(op: Einsum, a: Form, b: Form, summed: bool) -> OnState:
@@ -204,6 +264,15 @@ def _times_centre(letters: Letters, rest: Interval, centre: Tensor) -> Interval:
         return Interval(zero, zero)
     point = centre[None]
     return box_of_products(letters, rest, Interval(point, point))
+
+
+def settled(operand: Operand, samples: SampleGenerators) -> Operand:
+    """The same with what is owed as noise of everyone."""
+    form = operand.form
+    if form.owed is None:
+        return operand
+    rest = form.rest.widen(most_of(samples, form.owed))
+    return replace(operand, form=replace(form, rest=rest, owed=None))
 
 
 def squared(op: SquaredNorm, operands: Sequence[Operand]) -> Form:

@@ -15,6 +15,7 @@ from milp_agt.bounds.zonotope.branching import EndTrees, branched_on
 from milp_agt.bounds.zonotope.dual import Bound, Directions, Multipliers, bound, gathered, on_moves
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.bounds.zonotope.squares import narrowed, spared
 from milp_agt.bounds.zonotope.state import AT_ONCE
 from milp_agt.core.rounding import TINY, gamma
 
@@ -124,7 +125,8 @@ def ascended(
         directions = spread.towards(torch.ones_like(spread.size))
         alpha, _ = forward.bounds.shared(down)
         alpha = ascend(directions, zonotope.flips, samples, alpha, steps)
-        yield part, directions, alpha, bound(directions, zonotope.flips, alpha, samples)
+        found = bound(directions, zonotope.flips, alpha, samples)
+        yield part, directions, alpha, narrowed(found, directions, zonotope.flips, alpha, samples)
 
 
 def lowest(forward: ZonotopePass, part: Tensor, found: Bound) -> Tensor:
@@ -213,7 +215,7 @@ def _causes(
     opened = gathered(d, flips, alpha.rows, samples)
     paid, happens = maximiser(opened, flips, samples, alpha, found.dev)
     moves = samples.maximise(opened.moves) * paid.unsqueeze(-1)
-    noise = d.base + (paid * d.up).sum(1)
+    noise = d.base + (paid * (d.up - spared(d, opened.moves, samples))).sum(1)
     each = opened.costs * happens
     each[:, flips.limited] += alpha.limits * (paid @ flips.threshold.T - happens[:, flips.limited])
     if flips.rows:

@@ -217,14 +217,14 @@ class SampleGenerators:
         )
 
     @cached_property
-    def _mirrored(self) -> bool:
+    def is_mirrored(self) -> bool:
         """Whether the opposite of every move is a move in a box."""
         parts = [m for m in (self.poison.feature_moves, self.poison.label_moves) if m is not None]
         return all(m.is_box and torch.equal(m.lower, -m.upper) for m in parts)
 
     def both_supports(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`support` of coefficients (rows, m, width) and of their opposites."""
-        if self._mirrored:
+        if self.is_mirrored:
             found = torch.einsum("rmw,mw->rm", coefficients.abs(), self.reach)
             return found, found
         return self.support(coefficients), self.support(-coefficients)

@@ -168,6 +168,7 @@ class HybridZonotope:
         centre: (P,).
         on_moves: A, (P, m, width).
         on_phase, on_bend: F and Q, (P, f).
+        squares: further terms ``u_i'Q_i u_i`` in the moves, (P, m, width^2), or 0 of them, see squares.py.
         is_folded: whether moves of samples are noise, for lack of memory; A is 0.
     """
 
@@ -178,6 +179,7 @@ class HybridZonotope:
     on_phase: Tensor
     on_bend: Tensor
     noise: Noise
+    squares: Tensor
     is_folded: bool = False
 
     @staticmethod
@@ -205,6 +207,7 @@ class HybridZonotope:
             zero(size, 0),
             zero(size, 0),
             noise,
+            zero(size, samples.count, 0),
             folded,
         )
 
@@ -245,6 +248,7 @@ class HybridZonotope:
             flips=self.flips.of_samples(samples.count),
             on_moves=on_moves,
             noise=replace(self.noise, down=down, up=up),
+            squares=more_samples(self.squares, samples.count),
         )
 
     def noise_share(self, radius: Tensor) -> float:
@@ -270,14 +274,21 @@ class HybridZonotope:
     def operations(self) -> float:
         """Length of the longest chain of roundings in a product with these generators."""
         groups = len(self.noise) * self.size
-        longest = max(self.size, self.flips.count, groups) + self.samples.width
+        longest = (
+            max(self.size, self.flips.count, groups) + self.samples.width + self.squares.shape[-1]
+        )
         return 8.0 * longest + 4.0 * self.samples.terms + 64.0
 
     @cached_property
     def charged(self) -> Tensor:
         """The most that noise of each sample moves each coordinate, (P, m)."""
         grow = 1.0 + gamma(8.0 * len(self.noise) * self.size + 64.0)
-        return torch.maximum(*self.noise.ends) * grow
+        return (torch.maximum(*self.noise.ends) + self.squared) * grow
+
+    @cached_property
+    def squared(self) -> Tensor:
+        """The most that squares of each sample move each coordinate, (P, m)."""
+        return self.squares.abs().sum(-1)
 
     def coordinates(self, part: slice, terms: Tensor) -> Spread:
         """:meth:`spread` of the coordinates themselves, without a product."""
@@ -293,17 +304,19 @@ class HybridZonotope:
             (above + below) @ noise.charge.flatten(0, 1),
             above @ low + below @ high,
             above @ high + below @ low,
-            down[part],
-            up[part],
+            down[part] + self.squared[part],
+            up[part] + self.squared[part],
             terms[part],
             self.operations,
+            self.squares[part],
         )
 
     def spread(self, rows: Tensor, terms: Tensor, many: bool = False) -> Spread:
         """Directions ``rows`` (r, p) of the first p coordinates; ``terms`` are those of :meth:`terms`.
 
-        Of ``many`` directions, what noise of single samples adds is the sum over coordinates of the most that
-        it moves each, ``sum_p |J_p| max |(Phi nu)_p|``: never less than ``max |J Phi nu|``.
+        Of ``many`` directions, squares are noise of coordinates, and what noise of single samples adds may be
+        the sum over coordinates of the most that it moves each, ``sum_p |J_p| max |(Phi nu)_p|``: never
+        less than ``max |J Phi nu|``.
         """
         used = torch.arange(rows.shape[1], device=rows.device)
         touched = (rows != 0.0).any(0)
@@ -311,14 +324,21 @@ class HybridZonotope:
             used = touched.nonzero()[:, 0]
             rows = rows[:, used]
         noise = self.noise
-        many = many and len(noise) * self.size * self.samples.count > MANY
+        squares = None
         onto = noise.onto[:, used].transpose(0, 1).flatten(1)
         carried = rows @ onto
         size = carried.abs()
-        if many:
+        if many and len(noise) * self.size * self.samples.count > MANY:
             lower = upper = rows.abs() @ self.charged[used]
         else:
             lower, upper = noise.towards(carried, size, noise.down, noise.up)
+            if many:
+                both = rows.abs() @ self.squared[used]
+            else:
+                squares = rows @ self.squares[used].flatten(1)
+                squares = squares.reshape(len(rows), *self.squares.shape[1:])
+                both = squares.abs().sum(-1)
+            lower, upper = lower + both, upper + both
         below, above = noise.towards(carried, size, noise.below, noise.above)
         return Spread(
             self._on_moves(rows, used),
@@ -331,6 +351,7 @@ class HybridZonotope:
             upper,
             rows.abs() @ terms[used],
             self.operations,
+            squares,
         )
 
     @cached_property

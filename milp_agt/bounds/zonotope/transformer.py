@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.step import Step
-from milp_agt.bounds.zonotope import linear_maps, pairs
+from milp_agt.bounds.zonotope import linear_maps, pairs, squares
 from milp_agt.bounds.zonotope.bounds import Carried
 from milp_agt.bounds.zonotope.candidates import Search
 from milp_agt.bounds.zonotope.curves import curved
@@ -18,9 +18,9 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero
 from milp_agt.bounds.zonotope.kinks import kink_of, pieces_of, unsupported
 from milp_agt.bounds.zonotope.local import Local
-from milp_agt.bounds.zonotope.owed import MOST, Shares, Split, most_of, owing, tells
+from milp_agt.bounds.zonotope.owed import Shares, Split, most_of, owing, tells
 from milp_agt.bounds.zonotope.pairs import Factor
-from milp_agt.bounds.zonotope.products import Operand, multiplied, squared
+from milp_agt.bounds.zonotope.products import Operand, besides_squares, multiplied, settled, squared
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
 from milp_agt.bounds.zonotope.softmax import Softmax, softmax_form, softmaxes
 from milp_agt.bounds.zonotope.sums import summed
@@ -88,8 +88,16 @@ class Transformer:
         self.slots = Slots.empty(self.states, self.step.size, self.zonotope.centre)
         self.flips = self.earlier
         self.done: set[str] = set()
-        self.tells = tells(self.zonotope.samples)
         self.shares: dict[str, Shares] = {}  # of clean samples by who is poisoned
+        zonotope, samples = self.zonotope, self.zonotope.samples
+        self.keeps_squares = (
+            squares.fit_in(zonotope.size, samples.count, samples.width, self.before.memory)
+            and not zonotope.is_folded
+            and not self.first  # where phases flip, ranges know more than the sum of both parts
+            and self.step.update.clip_total is None  # which is not linear in the gradients
+            and samples.parts == 1
+            and samples.is_mirrored
+        )
 
     # -- leaves
 
@@ -149,7 +157,7 @@ class Transformer:
         if form.is_constant:
             return Interval.point(form.centre[None])
         if node.batched and (self._is_masked(node) or not self.work.fits(form.centre[0].numel())):
-            if self._told(form) and isinstance(form.on_state, Local):
+            if tells(self.zonotope.samples, form.centre) and isinstance(form.on_state, Local):
                 moved = self.slots.moved(form)
                 self.shares[node.name] = Shares.of_form(
                     form, moved, self.bounds, self.zonotope.samples
@@ -174,7 +182,7 @@ class Transformer:
         forms = [self.forms[name] for name in node.inputs]
         return any(form.is_phase or form.is_constant for form in forms)
 
-    def _reach(self, form: Form, name: str) -> tuple[Tensor, Tensor]:
+    def _reach(self, form: Form, name: str = "") -> tuple[Tensor, Tensor]:
         """How far a node lies below and above its centre, (states or 1, [n], *shape)."""
         if len(form.rest.lower) == 1:  # no sample axis
             low, high = -form.rest.lower, form.rest.upper
@@ -192,8 +200,8 @@ class Transformer:
         """The same of a form of numbers of the samples ``at`` of the batch, of the node of a name."""
         found: list[tuple[Tensor, Tensor]] = []
         shares: list[tuple[Tensor, ...]] = []
-        told = name and self._told(form)
         samples, columns, slots = self.zonotope.samples, self.columns[at], self.slots.take(at)
+        told = name and tells(samples, form.centre)
         for rows in rows_of(form, self.zonotope, self.bounds, columns, slots, self.flips.threshold):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
@@ -210,10 +218,6 @@ class Transformer:
         if told:
             self.shares[name] = Shares.joined(shares, form.centre)
         return down.clamp(min=0.0), up.clamp(min=0.0)
-
-    def _told(self, form: Form) -> bool:
-        """Whether it is told apart who moves a node."""
-        return self.tells and form.centre.numel() * self.zonotope.samples.count <= MOST
 
     def _plain_reach(self, form: Form) -> Tensor:
         """How far a node may lie from its centre by the boxes of parameters and moves, (n, *shape)."""
@@ -257,7 +261,7 @@ class Transformer:
             shape = (self.states, len(self.columns), *self.layout.shapes[name])
             away = Interval(-below.reshape(shape), above.reshape(shape))
             known, part = None, self.layout.slices[name]
-            if self.tells:  # alike in all clean samples
+            if tells(self.zonotope.samples):  # alike in all clean samples
                 known = Shares.of_state(self.bounds, part, shape[1:])
             return Operand(form, away, True, known)
         box = self.box(name)
@@ -294,22 +298,14 @@ class Transformer:
             width = self.zonotope.samples.width
             self.forms[node.name] = exchanged(op, inputs[0], boxes[0], boxes[1], width)
         elif isinstance(op, SquaredNorm):
-            operands = [self.operand(name) for name in node.inputs]
-            self.forms[node.name] = squared(op, [self._settled(each) for each in operands])
+            operands = [settled(self.operand(name), self.zonotope.samples) for name in node.inputs]
+            self.forms[node.name] = squared(op, operands)
         elif node.batched and kink_of(op) is not None:
             self.forms[node.name] = self._kinked(node, inputs[0])
         elif isinstance(op, Univariate):
             self.forms[node.name] = self._curved(op, inputs[0], node.inputs[0])
         else:
             raise unsupported(op, node)
-
-    def _settled(self, operand: Operand) -> Operand:
-        """The same with what is owed as noise of everyone."""
-        form = operand.form
-        if form.owed is None:
-            return operand
-        rest = form.rest.widen(most_of(self.zonotope.samples, form.owed))
-        return replace(operand, form=replace(form, rest=rest, owed=None))
 
     def _collapse(self, name: str) -> None:
         form = self.forms[name]
@@ -319,7 +315,14 @@ class Transformer:
     def product(self, node: Node, summed: bool = False) -> Form:
         assert isinstance(node.op, Einsum)
         first, second = (self.operand(name) for name in node.inputs)
-        return multiplied(node.op, first, second, self.slots, summed, self._by_pairs, self._owing)
+        own = None
+        if summed and self.keeps_squares:
+            columns = self.columns[:, 0]
+            reach = self.zonotope.samples.reach[columns.clamp(min=0)] * (columns >= 0)[:, None]
+            first, second, own = besides_squares(node.op.letters, first, second, reach, self._reach)
+        return multiplied(
+            node.op, first, second, self.slots, summed, self._by_pairs, own, self._owing
+        )
 
     def _owing(self, whole: Interval, split: Split | None) -> tuple[Interval, Interval | None]:
         return owing(self.zonotope.samples, self.columns, whole, split)
@@ -334,10 +337,9 @@ class Transformer:
         name, logits = nodes.differences.name, self.forms[nodes.logits]
         if name in self.unmade:
             self.boxes[name] = nodes.differences.op.interval(self.box(nodes.logits))
-            known = self.shares.get(nodes.logits)
-            if known is not None and known.each.lower.numel() * logits.centre.shape[-1] <= MOST:
-                assert isinstance(nodes.differences.op, LinearMap)
-                self.shares[name] = known.mapped(nodes.differences.op)
+            if nodes.logits in self.shares:
+                known = self.shares[nodes.logits].mapped(nodes.differences.op)
+                self.shares |= {} if known is None else {name: known}
         centre, box = nodes.differences.op.value(logits.centre), self.box(name)
         for node in (nodes.exponentials, nodes.total, nodes.probability):
             box = node.op.interval(box)
