@@ -193,7 +193,7 @@ class Transformer:
             return low, high
         if form.on_state is None:
             return self._own_reach(form)
-        every = torch.arange(len(form.centre), device=form.centre.device)
+        every = torch.arange(len(form.centre), device=form.size.device)
         return self._reach_of(form, every, name)
 
     def _reach_of(self, form: Form, at: Tensor, name: str = "") -> tuple[Tensor, Tensor]:
@@ -260,9 +260,9 @@ class Transformer:
             below, above = self.bounds.given(self.layout.slices[name], self.columns)
             shape = (self.states, len(self.columns), *self.layout.shapes[name])
             away = Interval(-below.reshape(shape), above.reshape(shape))
-            known, part = None, self.layout.slices[name]
+            known = None
             if tells(self.zonotope.samples):  # alike in all clean samples
-                known = Shares.of_state(self.bounds, part, shape[1:])
+                known = Shares.of_state(self.bounds, self.layout.slices[name], shape[1:])
             return Operand(form, away, True, known)
         box = self.box(name)
         away = holding_zero(Interval(box.lower - form.centre, box.upper - form.centre))
@@ -280,8 +280,7 @@ class Transformer:
             return
         inputs = [self.forms[name] for name in node.inputs]
         if not node.inputs:
-            states = self.states if node.batched else 1
-            self.forms[node.name] = Form.constant(op.value(), states)
+            self.forms[node.name] = Form.constant(op.value(), self.states if node.batched else 1)
         elif isinstance(op, LinearMap):
             self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched_inputs)
             self._collapse(node.name)
@@ -347,8 +346,8 @@ class Transformer:
         away = self.box(name)
         error = gamma(8) * (away.magnitude + centre.abs()) + TINY
         away = Interval(away.lower - centre, away.upper - centre).widen(error)
-        away, shares = away.expand_states(self.states), self.shares.get(name)
-        return softmax_form(logits, away, shares, self._owing)
+        known = self.shares.get(name)
+        return softmax_form(logits, away.expand_states(self.states), known, self._owing)
 
     def _curved(self, op: Univariate, argument: Form, name: str) -> Form:
         if argument.is_constant and not isinstance(op, Smooth):
