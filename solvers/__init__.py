@@ -7,7 +7,6 @@ if __name__ != "milp_agt.solvers":
 
 from milp_agt.solvers.session import Session
 from milp_agt.solvers.solver import (
-    Capability,
     Solver,
     available_solvers,
     choose,
@@ -16,7 +15,6 @@ from milp_agt.solvers.solver import (
 )
 
 __all__ = [
-    "Capability",
     "Session",
     "Solver",
     "available_solvers",

@@ -184,6 +184,7 @@ class Envelopes:
             matrix=matrix,
             row_lower=np.concatenate([p.row_lower, sides, low]),
             row_upper=np.concatenate([p.row_upper, np.full(sides.size, np.inf), high]),
+            row_owner=p.row_owner[:0],  # nothing is left out of a node
             lazy=self._lazy,
         )
 

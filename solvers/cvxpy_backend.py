@@ -93,8 +93,6 @@ class CvxpySession(Session):
     """Constraints are fixed and the objective is a parameter, so cvxpy compiles once per program, and
     once per node of a tree."""
 
-    knows_functions = True
-
     def __init__(self, program: Program, inner: str = "") -> None:
         super().__init__(program)
         self._cvxpy: Any = import_module("cvxpy")

@@ -55,7 +55,6 @@ class GurobiSession(Session):
 
     primal_tolerance = 1e-9
     dual_tolerance = 1e-9
-    knows_functions = True
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)

@@ -36,8 +36,6 @@ class HighsSession(Session):
     method than the objectives of the relaxation, so nodes get a second model.
     """
 
-    knows_functions = True
-
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self._relaxation = HighsRelaxation(program)

@@ -175,7 +175,6 @@ def farkas_ray(program: Program, solve: Multipliers) -> Array | None:
         matrix=sp.csr_matrix(sp.hstack([program.matrix, sp.eye(rows), -sp.eye(rows)])),
         products=np.zeros((0, 3), dtype=np.int64),
         curves=(),
-        column_origin=(),
-        row_origin=(),
+        column_owner=np.zeros(columns + 2 * rows, dtype=np.int64),
     )
     return solve(loose, np.concatenate([np.zeros(columns), 1.0 / weight, 1.0 / weight]))

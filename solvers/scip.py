@@ -48,7 +48,6 @@ class ScipSession(Session):
 
     primal_tolerance = 1e-9
     dual_tolerance = 1e-10
-    knows_functions = True
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)

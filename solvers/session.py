@@ -70,7 +70,6 @@ class Session(ABC):
 
     primal_tolerance: ClassVar[float] = 1e-9
     dual_tolerance: ClassVar[float] = 1e-10
-    knows_functions: ClassVar[bool] = False
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -156,10 +155,7 @@ class Session(ABC):
     @property
     def needs_tree(self) -> bool:
         """Whether the LP relaxation drops something that this solver can handle exactly."""
-        p = self.program
-        if p.is_mixed_integer or len(p.products):
-            return True
-        return self.knows_functions and bool(p.curves)
+        return self.program.is_mixed_integer or not self.program.is_linear
 
     def _no_columns(self, start: float) -> SolveResult:
         """Result for a program without columns: feasible if each row admits 0. Solvers disagree on it."""

@@ -1,11 +1,10 @@
-"""The interface of solvers, their capabilities, and the choice of one."""
+"""The interface of solvers, and the choice of one."""
 
 from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import Flag, auto
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any, ClassVar, TypeVar
@@ -15,21 +14,10 @@ from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers.session import Session
 
 
-class Capability(Flag):
-    """What a solver can do."""
-
-    LP = auto()
-    MIP = auto()
-    QCP = auto()  # nonconvex bilinear terms, to global optimality
-    FUNCTIONS = auto()  # exp, sigmoid and tanh, to global optimality
-    ALL = LP | MIP | QCP | FUNCTIONS
-
-
 class Solver(ABC):
     """A back end whose module is on PyPI. Nothing but :meth:`open` imports it or takes a licence."""
 
     name: ClassVar[str]
-    capabilities: ClassVar[Capability] = Capability.ALL
     requires: ClassVar[tuple[str, ...]]  # modules
     distribution: ClassVar[str]  # the name on PyPI, for the version
     rank: ClassVar[int] = 100  # 'auto' prefers the least
@@ -77,7 +65,6 @@ class SolverRow:
     name: str
     available: bool
     version: str
-    capabilities: str
     note: str
 
 
@@ -136,53 +123,32 @@ def available_solvers() -> tuple[str, ...]:
     return tuple(name for name in back_ends() if get_solver(name).available())
 
 
-def choose(name: str | None, needed: Capability) -> Solver:
-    """The solver of this name, or for None and 'auto' the first installed one that is capable.
-
-    Args:
-        name: 'highs', 'scip', 'gurobi', 'cvxpy', 'cvxpy:INNER', 'auto' or None.
-        needed: the capabilities it must have.
+def choose(name: str | None) -> Solver:
+    """The solver of this name ('cvxpy:INNER' among them); for None and 'auto' the first that is installed.
 
     Raises:
-        SolverUnavailableError: unknown, not installed, or without these capabilities.
+        SolverUnavailableError: unknown, or not installed.
     """
     if not isinstance(name, (str, type(None))):
         raise SolverUnavailableError(
             "A solver is asked for by its name", f"{name!r}", f"use one of {', '.join(back_ends())}"
         )
     if name is None or name.strip().lower() in ("", "auto"):
-        for candidate in available_solvers():
-            solver = get_solver(candidate)
-            if needed in solver.capabilities:
-                return solver
-        raise SolverUnavailableError(
-            f"A solver for {needed.name} is needed",
-            f"installed are {_installed()}",
-            "pip install highspy",
-        )
+        known = available_solvers()
+        if not known:
+            raise SolverUnavailableError(
+                "A solver is needed", "none that is installed", "pip install highspy"
+            )
+        return get_solver(known[0])
     solver = get_solver(name)
     solver.check_available()
-    if needed not in solver.capabilities:
-        raise SolverUnavailableError(
-            f"Solver '{name}' is to solve a {needed.name}",
-            f"it is able to do {_names(solver.capabilities)}; installed are {_installed()}",
-            "choose 'highs', which is able to do all of it",
-        )
     return solver
 
 
 def solver_table() -> tuple[SolverRow, ...]:
     """One row for each back end. No solver is imported and no licence is taken."""
-    rows = []
-    for name in back_ends():
-        s = get_solver(name)
-        able = _names(s.capabilities)
-        rows.append(SolverRow(name, s.available(), s.version(), able, s.note))
-    return tuple(rows)
-
-
-def _names(capabilities: Capability) -> str:
-    return ", ".join(c.name or "" for c in capabilities)
+    solvers = map(get_solver, back_ends())
+    return tuple(SolverRow(s.name, s.available(), s.version(), s.note) for s in solvers)
 
 
 def _installed() -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, SolveResult
-from milp_agt.solvers import Capability, Session, get_solver
+from milp_agt.solvers import Session, get_solver
 
 Answer = Callable[[Array, Callable[[], SolveResult]], SolveResult]
 
@@ -26,10 +26,6 @@ class StandIn:
     name: str = "stand-in"
     honest: str = "highs"
     requires: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def capabilities(self) -> Capability:
-        return get_solver(self.honest).capabilities
 
     def available(self) -> bool:
         return True

@@ -192,7 +192,7 @@ def test_what_ends_a_command_has_its_code(
         raise raised
 
     monkeypatch.setattr(LoadedRun, "certify", ended)
-    monkeypatch.setattr("milp_agt.experiments.compare.rows.certify", ended)
+    monkeypatch.setattr("milp_agt.experiments.compare.certify", ended)
     more = {"sweep": ["--budgets", "1"]}.get(command, [])
     name, _, resume = command.partition(" ")
     out = run.parent / "out"

@@ -23,8 +23,7 @@ from milp_agt.certification import loop
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.solvers import Capability, choose
-from milp_agt.solvers.safe import safe_bound
+from milp_agt.solvers import choose
 from milp_agt.training.training import Training
 
 # Feasibility tolerance of the solver, paid back by the safe dual bound.
@@ -162,7 +161,7 @@ STEPS = [
 def test_programs_dominate_the_linear_engine_at_one_step(loss, kind, width) -> None:
     problem = case(loss, THREATS[kind](loss), count=3, momentum=0.5)
     replay, kept, boxed, walked = one_step(problem, width)
-    solver = choose(None, Capability.MIP)
+    solver = choose(None)
     bounds = []
     for exact in (False, True) if kind == "both" and loss == "bce" else (False,):
         encoded = program.Window(
@@ -291,24 +290,3 @@ def test_linear_grows_with_the_budget_over_the_same_planes() -> None:
     ]
     for smaller, larger in itertools.pairwise(boxes):
         assert_state_within(smaller, larger, ROUNDING)
-
-
-def test_recorded_multipliers_prove_the_same_bounds_without_a_solver() -> None:
-    problem = case("bce", count=3, epochs=2)
-    recorder, _, _, result = recorded(problem, relaxation="lp", window=1)
-    reports = recorder.programs["lp"]
-    assert sorted(reports) == [0, 1]
-    final = recorder.states["lp"][-1]
-    ends = [f(b) for f in (lambda b: b.lower, lambda b: -b.upper) for b in final.values()]
-    proved = torch.cat([end.flatten() for end in ends]).numpy()
-    (evidence,) = reports[1].evidence
-    asked, multipliers = evidence.objectives, evidence.multipliers
-    assert sorted(multipliers) == list(range(len(proved)))
-    attained = 0
-    for number, y in multipliers.items():
-        c = asked.matrix[[number]].toarray()[0]
-        bound = safe_bound(asked.program, c, y) + asked.constant[number] - asked.error[number]
-        assert bound <= proved[number] + ROUNDING
-        attained += bound >= proved[number] - ROUNDING
-    assert attained > 0
-    assert result.steps[1].program["solves"] == len(proved)

@@ -66,7 +66,6 @@ def test_workers_find_what_one_process_finds() -> None:
         assert (solved.bounds <= truth()).all()
         assert solved.bounds == pytest.approx(truth(), abs=1e-8)
         assert (solved.solves, solved.skipped, solved.limited, solved.lost) == (6, 0, 0, 0)
-        assert sorted(solved.evidence[0].multipliers) == list(range(6))
 
 
 @pytest.mark.slow
@@ -136,7 +135,7 @@ def test_a_licence_that_is_too_small_leaves_the_linear_bounds(workers, monkeypat
     problem = case("bce", count=3, epochs=2)
     linear = problem.certify(relaxation="linear", window=1)[1]
     monkeypatch.setattr(
-        "milp_agt.certification.certify.choose", lambda name, needed: TooSmall(Fatal("", 0))
+        "milp_agt.certification.certify.choose", lambda name: TooSmall(Fatal("", 0))
     )
     result, boxes = problem.certify(relaxation="lp", window=1, workers=workers)
     for a, b in zip(boxes, linear, strict=True):

@@ -141,7 +141,7 @@ def test_rows_of_the_past_only_help() -> None:
         found, report = program.bound_state(
             program.Window(*run, past=past).program(), wide, OPTIONS
         )
-        assert report.solves == report.evidence[0].objectives.gain.size
+        assert report.solves == report.bounds.size
         bounds.append(found)
     for name, box in bounds[1].items():
         assert bool((box.lower >= bounds[0][name].lower - 1e-8).all())

@@ -24,9 +24,9 @@ from milp_agt.formulations.exponential import Exponential
 from milp_agt.formulations.sigmoid import Sigmoid
 from milp_agt.formulations.tanh import Tanh
 from milp_agt.formulations.univariate import Univariate
-from milp_agt.solvers import Capability, available_solvers, get_solver
+from milp_agt.solvers import available_solvers, get_solver
 
-EXACT = [n for n in available_solvers() if Capability.FUNCTIONS in get_solver(n).capabilities]
+EXACT = available_solvers()
 # Sizes at which work is cut into pieces or done in another way: here all of it is, on the smallest runs.
 PIECES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (planning, "THREADED_ELEMENTS", (1,)),

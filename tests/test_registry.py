@@ -8,30 +8,30 @@ import sys
 import pytest
 
 from milp_agt.errors import SolverUnavailableError
-from milp_agt.solvers import Capability, available_solvers, choose, solver_table
+from milp_agt.solvers import available_solvers, choose, solver_table
 from milp_agt.solvers.solver import back_ends
 
 
 def test_choose() -> None:
     assert available_solvers(), "no solver is installed"
     for name in (None, "auto", " AUTO "):
-        assert choose(name, Capability.LP | Capability.MIP).name == available_solvers()[0]
-    assert choose("Highs", Capability.LP).name == "highs"
+        assert choose(name).name == available_solvers()[0]
+    assert choose("Highs").name == "highs"
     for name in ("cplex", "highs:x", "cvxpy:NOPE"):
         with pytest.raises(SolverUnavailableError, match="What to do") as raised:
-            choose(name, Capability.LP)
+            choose(name)
         assert isinstance(raised.value, ImportError)
     with pytest.raises(SolverUnavailableError, match=r"highs.*milp_agt\[gurobi\]"):
-        choose("cplex", Capability.LP)
+        choose("cplex")
 
 
 def test_choose_without_any_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("milp_agt.solvers.solver.find_spec", lambda module: None)
     assert available_solvers() == ()
     with pytest.raises(SolverUnavailableError, match="pip install highspy"):
-        choose(None, Capability.LP)
+        choose(None)
     with pytest.raises(SolverUnavailableError, match=r"installed are none.*milp_agt\[scip\]"):
-        choose("scip", Capability.LP)
+        choose("scip")
 
 
 def test_solver_table() -> None:
@@ -39,8 +39,6 @@ def test_solver_table() -> None:
     assert tuple(rows) == tuple(back_ends())
     assert "2000" in rows["gurobi"].note
     for row in rows.values():
-        assert row.capabilities.startswith("LP, MIP")
-        assert row.capabilities == "LP, MIP, QCP, FUNCTIONS"
         assert bool(row.version) == row.available
 
 
@@ -51,7 +49,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 def test_importing_and_listing_import_no_solver() -> None:
     found = run_python(
         "import sys, milp_agt.solvers as s; s.solver_table(); s.available_solvers()\n"
-        "s.choose(None, s.Capability.LP)\n"
+        "s.choose(None)\n"
         "print([m for m in ('highspy', 'gurobipy', 'pyscipopt', 'cvxpy') if m in sys.modules])"
     )
     assert found.stdout.strip() == "[]", found.stderr

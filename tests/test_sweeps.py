@@ -18,7 +18,7 @@ from refusals import refused
 
 import milp_agt as agt
 from milp_agt.experiments.sweep import resized
-from milp_agt.properties.answer import meet
+from milp_agt.properties.answer import meet, nested
 
 X = torch.randn(18, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = (X[:, 0] + 0.3 * X[:, 1] > 0).long()
@@ -104,9 +104,9 @@ def moons() -> tuple[Any, ...]:
         return agt.certify(*run, window=3, refute="none", carried="none")
 
     def ask_triggers(result: Any) -> dict[str, agt.Bounds]:
-        curve = result.backdoor_curve(data.x_test, data.y_test, TRIGGERS)
-        accuracy = result.accuracy(data.x_test, data.y_test)
-        return {f"{r:g}": answer for r, answer in curve.items()} | {"accuracy": accuracy}
+        curve = nested([result.backdoor(data.x_test, data.y_test, r) for r in TRIGGERS])
+        named = {f"{r:g}": answer for r, answer in zip(TRIGGERS, curve, strict=True)}
+        return named | {"accuracy": result.accuracy(data.x_test, data.y_test)}
 
     found = agt.sweep(run, THREAT, ask_triggers, budgets=(0, 2), radii=(0.01, 0.1))
     return found, model, training, data
@@ -168,7 +168,7 @@ def test_a_larger_threat_helps_a_smaller_one_and_saves_runs() -> None:
     found = agt.sweep(
         run, THREAT, lambda r: {"q": fake(*by_radius[r.radius])}, budgets=[1], radii=[1, 2, 3]
     )
-    assert [(b.lower, b.upper) for _, b in found.curve("q", 1)] == [
+    assert [(c.answers["q"].lower, c.answers["q"].upper) for c in found.cells] == [
         (0.4, 0.55), (0.4, 0.55), (0.1, 0.55),
     ]  # fmt: skip
     assert runs == [(1, 3), (1, 2), (1, 1)]

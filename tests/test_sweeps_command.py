@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ def swept(run: Path, *options: str) -> Any:
 def test_curves_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = swept(run, "--budgets", "1,2", "--radii", "0.001,0.5")
     assert "accuracy on test" in capsys.readouterr().out
-    assert document["sha256"]["config"] == hashlib.sha256(run.read_bytes()).hexdigest()
-    assert set(document["sha256"]) == {"config", "data"}
     rows = document["rows"]
     assert len(rows) == 8
     assert {r["question"] for r in rows} == {"accuracy on test", "backdoor (radius 0.1) on test"}

@@ -20,8 +20,8 @@ from milp_agt.cli import main
 from milp_agt.core import deadline
 from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.errors import InvalidInputError
+from milp_agt.experiments import compare as comparing
 from milp_agt.experiments.bench import Series, bench
-from milp_agt.experiments.compare import rows as comparing
 from milp_agt.experiments.largest import largest
 
 RUN = run_text(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, SolveResult, Termination
-from milp_agt.solvers import Capability, get_solver, highs_relaxation
+from milp_agt.solvers import get_solver, highs_relaxation
 from milp_agt.solvers.curves import Curves, Envelopes
 from milp_agt.solvers.highs_relaxation import HighsRelaxation
 from milp_agt.solvers.propagation import Propagation
@@ -306,7 +306,6 @@ def test_limits_leave_a_bound_that_more_nodes_raise() -> None:
 def test_other_solvers_agree(name: str) -> None:
     if not get_solver(name).available():
         pytest.skip(f"{name} is not installed")
-    assert Capability.QCP in get_solver("highs").capabilities
     for seed in range(12):
         rng = np.random.default_rng(seed)
         own, point = drawn(rng, terms=4)

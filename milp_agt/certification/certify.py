@@ -36,7 +36,7 @@ from milp_agt.core.torch_modes import own_modes, threads
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.recording import NominalCheck, RecordedRun, Recording, of_recording
-from milp_agt.solvers import Capability, choose
+from milp_agt.solvers import choose
 from milp_agt.solvers.solver import Solver
 from milp_agt.threats import ThreatModel
 from milp_agt.threats.units import fitted_on_poison
@@ -278,20 +278,12 @@ def _finish(run: RunInProgress, keeper: Checkpoint | None, on_step: OnStep | Non
 
 
 def _solvers(plan: planning.Plan, name: str | None) -> dict[Relaxation, Solver]:
-    """A solver for each level that uses programs; by default, the first capable one."""
+    """A solver for each level that uses programs; by default, the first installed one."""
     if name is not None and not plan.relaxation.uses_programs and plan.asked != "auto":
         raise InvalidInputError(
             f"Solver '{name}' was asked for",
             f"relaxation '{plan.relaxation.value}', which solves nothing",
             "use relaxation 'lp' or 'milp', or leave the solver out",
         )
-    return {
-        level: choose(name, _needed(level))
-        for level in plan.relaxation.chain()
-        if level.uses_programs
-    }
-
-
-def _needed(level: Relaxation) -> Capability:
-    needed = Capability.MIP if level.exact_phases else Capability.LP
-    return needed | Capability.QCP if level.exact_products else needed
+    levels = [level for level in plan.relaxation.chain() if level.uses_programs]
+    return dict.fromkeys(levels, choose(name)) if levels else {}

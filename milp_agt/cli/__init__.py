@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser.parse_args(argv)
         arguments.begun = begun
-        for path in (vars(arguments).get(name) for name in ("run", "case")):
-            if path is not None and not path.is_fifo():  # a queue gives its text once
-                read_tables(path)  # before anything large is imported
+        path: Path | None = vars(arguments).get("run")
+        if path is not None and not path.is_fifo():  # a queue gives its text once
+            read_tables(path)  # before anything large is imported
         if arguments.command is None:
             parser.print_help(sys.stderr)
             return BAD_INPUT

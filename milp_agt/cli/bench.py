@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from milp_agt.cli import common
 from milp_agt.cli.progress import progress
-from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ def add(commands: common.Commands) -> None:
     )
     argument = parser.add_argument
     argument("--out", metavar="DIR", type=common.folder, required=True, help="result folder")
-    argument("--case", metavar="RUN.toml", type=Path, help="measure this run instead")
     argument("--relaxations", metavar="A,B", type=common.relaxations, help="as in certify")
     argument("--windows", metavar="T,1", type=common.many(_window), help="T is the whole run")
     argument("--samples", metavar="N,N", type=common.counts, help="training samples")
@@ -41,11 +38,6 @@ def add(commands: common.Commands) -> None:
     argument("--seeds", metavar="S,S", type=common.indices, help="of data and weights")
     argument("--budget", metavar="N", type=int, help="poisoned samples")
     argument("--radius", metavar="R", type=float, help="move of each feature")
-    argument(
-        "--selections",
-        choices=("joint", "enumerated"),
-        help="how choices of poisoned samples are bounded",
-    )
     argument("--device", metavar="NAME", help="cpu, cuda or auto")
     common.add_time_limit(parser, "what is not reached in an equal share of it is left out")
     argument("--quiet", action="store_true", help="print the table only")
@@ -58,7 +50,6 @@ def _window(text: str) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from milp_agt.experiments.bench import Benchmark, Series, bench
-    from milp_agt.experiments.bench.plot import write_plot
     from milp_agt.reports.result_folder import make_folder, write_json
 
     given = {
@@ -66,24 +57,16 @@ def _bench(arguments: argparse.Namespace) -> int:
         for name, value in vars(arguments).items()
         if name in Series.__dataclass_fields__ and value is not None
     }
-    generated = given.keys() & {"samples", "hidden", "marks", "seeds", "budget", "radius"}
-    if "case" in given and generated:  # a run file has sizes, steps and a threat of its own
-        raise InvalidInputError(
-            "Measure the run of a file",
-            f"options for generated runs as well: {', '.join(sorted(generated))}",
-            "leave them out, or leave out --case",
-        )
     sweep = Series(**given)
     folder = make_folder(arguments.out)
     command = shlex.join(["milp-agt", *sys.argv[1:]])
-    paths = [folder / f"bench.{kind}" for kind in ("txt", "csv", "json")]
+    paths = [folder / f"bench.{kind}" for kind in ("txt", "json")]
     rows: list[Row] = []
 
     def save(found: Benchmark) -> str:
         text = f"$ {command}\n{found.table()}\n"
         replace_text(paths[0], text)
-        replace_text(paths[1], found.to_csv())
-        write_json(paths[2], {"command": command, **found.to_dict()})
+        write_json(paths[1], {"command": command, **found.to_dict()})
         return text
 
     with progress("rows", arguments.quiet) as advance:
@@ -101,7 +84,6 @@ def _bench(arguments: argparse.Namespace) -> int:
             found = Benchmark(tuple(rows), cut_short=True)
     text = save(found)
     print(text if not arguments.quiet else found.table())
-    paths += common.drawn(lambda: write_plot(found, folder))
     if not arguments.quiet:
         print(f"Written: {', '.join(map(str, paths))}")
     return common.LIMIT_REACHED if found.cut_short else common.PROVED

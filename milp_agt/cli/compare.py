@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from milp_agt.cli import common
 from milp_agt.cli.progress import progress
-from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
-    from milp_agt.experiments.compare import Comparison, ComparisonRow
+    from milp_agt.experiments.compare import ComparisonRow
 
 
 def add(commands: common.Commands) -> None:
@@ -56,7 +55,6 @@ def add(commands: common.Commands) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from milp_agt.experiments.compare import Comparison, compare
-    from milp_agt.experiments.compare.figure import write_plot
     from milp_agt.reports.result_folder import make_folder
     from milp_agt.runfile.run_file import load_config
     from milp_agt.solvers import get_solver
@@ -72,7 +70,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         def on_row(row: ComparisonRow, count: int, total: int) -> None:
             rows.append(row)
             if folder is not None:
-                _save(Comparison(tuple(rows)), folder)
+                Comparison(tuple(rows)).save(folder, "compare")
             advance(count, total, row.name)
 
         try:
@@ -97,17 +95,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             comparison = Comparison(tuple(rows), ("other rows: interrupted",), cut_short=True)
     print(comparison.table())
     if folder is not None:
-        written = [
-            *_save(comparison, folder),
-            *common.drawn(lambda: write_plot(comparison, folder)),
-        ]
+        written = comparison.save(folder, "compare")
+        written += common.drawn(lambda: comparison.plot(folder))
         print(f"\nWritten: {', '.join(map(str, written))}")
     return common.LIMIT_REACHED if comparison.limit_reached else common.PROVED
-
-
-def _save(comparison: Comparison, folder: Path) -> list[Path]:
-    """The table as files; after each row, so that a run that is killed leaves what was finished."""
-    written = [folder / "compare.csv", folder / "compare.json"]
-    replace_text(written[0], comparison.to_csv())
-    replace_text(written[1], comparison.to_json())
-    return written

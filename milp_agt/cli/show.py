@@ -59,8 +59,8 @@ def add_report(commands: common.Commands) -> None:
         _report,
         "report",
         "report.html and figures of a result folder",
-        description="Make the page anew from the files of a result folder: result.json and, where they "
-        "are there, evidence.npz and sweep.json. Nothing is computed again.",
+        description="Make the page anew from the files of a result folder: result.json and, where it "
+        "is there, evidence.npz. Nothing is computed again.",
         example="report runs/iris",
     )
     parser.add_argument("folder", metavar="DIR", type=common.folder, help="as written by certify")
@@ -91,7 +91,7 @@ def add_options(commands: common.Commands) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> int:
-    from milp_agt.runfile.reference import json_schema, option_tables, text
+    from milp_agt.runfile.reference import json_schema, option_tables, section
 
     if arguments.schema:
         print(json.dumps(json_schema(), indent=2))
@@ -100,7 +100,7 @@ def _options(arguments: argparse.Namespace) -> int:
     if arguments.table is not None:
         tables = (_named(arguments.table, tables),)
     width = min(shutil.get_terminal_size((WIDEST, 0)).columns, WIDEST)
-    print("\n\n\n".join(text(table, width) for table in tables))
+    print("\n\n".join(section(table, width) for table in tables))
     return common.PROVED
 
 
@@ -114,15 +114,16 @@ def _named(asked: str, tables: Sequence[OptionTable]) -> OptionTable:
     name = asked.strip("[]")
     if name in known:
         return known[name]
-    found, remedy = "no such table", f"choose from {', '.join(known)}"
     homes = [table for table in tables if name in (option.key for option in table.options)]
     near = difflib.get_close_matches(name, known, 1)
-    if homes:
-        found = f"a key of {', '.join(home.header for home in homes)}"
-        remedy = f"milp-agt options {homes[0].name}"
-    elif near:
-        remedy = f"did you mean '{near[0]}'? {remedy}"
-    raise InvalidInputError(f"Print the options of the table '{asked}'", found, remedy)
+    remedy = f"choose from {', '.join(known)}"
+    raise InvalidInputError(
+        f"Print the options of the table '{asked}'",
+        f"a key of {homes[0].header}" if homes else "no such table",
+        f"milp-agt options {homes[0].name}"
+        if homes
+        else (f"did you mean '{near[0]}'? " if near else "") + remedy,
+    )
 
 
 def add_solvers(commands: common.Commands) -> None:
@@ -132,7 +133,7 @@ def add_solvers(commands: common.Commands) -> None:
         "solvers",
         "which solvers are installed",
         description="Back ends of the relaxations lp, milp, qcqp and miqp: installed or not, version, "
-        "what each can solve.",
+        "licence.",
     )
 
 
@@ -144,10 +145,9 @@ def _solvers(_: argparse.Namespace) -> int:
             row.name,
             "yes" if row.available else "no",
             row.version or "-",
-            row.capabilities,
             row.note or "-",
         )
         for row in solver_table()
     ]
-    print(format_table(("solver", "installed", "version", "solves", "note"), rows))
+    print(format_table(("solver", "installed", "version", "note"), rows))
     return common.PROVED

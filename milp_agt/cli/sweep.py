@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from milp_agt.cli import common
 from milp_agt.cli.progress import Advance, progress
 from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.files import replace_text
 
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
@@ -87,13 +85,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     limits: list[Deadline] = []
     cells: list[SweepCell] = []
 
-    def save(found: Sweep | Largest) -> None:
-        if folder is not None:
-            replace_text(folder / "sweep.csv", found.to_csv())
-            about = {"sha256": {"config": config.sha256, "data": run.dataset.sha256}}
-            document = {**json.loads(found.to_json()), **about}
-            text = json.dumps(document, indent=2, allow_nan=False)
-            replace_text(folder / "sweep.json", text + "\n")
+    def save(found: Sweep | Largest) -> list[Path]:
+        return [] if folder is None else found.save(folder, "sweep")
 
     def on_cell(cell: SweepCell, _number: int, _cells: int) -> None:
         cells.insert(0, cell)
@@ -115,9 +108,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print(
             "\ncut short: rows without seconds are bounds of larger threats; more time may tighten them"
         )
-    save(found)
-    if folder is not None:
-        print(f"\nWritten: {folder / 'sweep.csv'} and {folder / 'sweep.json'}")
+    if written := save(found):
+        print(f"\nWritten: {' and '.join(map(str, written))}")
     return (
         common.LIMIT_REACHED
         if found.cut_short or any(each.missed for each in limits)

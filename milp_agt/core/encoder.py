@@ -14,7 +14,7 @@ from torch import Tensor
 
 from milp_agt.core.expression import Array, Expression, Index, Slack, add, widened
 from milp_agt.core.interval import CLEAN, Interval
-from milp_agt.core.program import Curve, Function, Program
+from milp_agt.core.program import SHARED, Curve, Function, Program
 
 # Arguments for which solvers get functions exactly. They write sigmoid and tanh by exp(-z) and exp(2 z):
 # SCIP cuts off points beyond its infinity of 1e20, and where a function is almost flat, a tolerance of
@@ -24,6 +24,7 @@ EXACT_WITHIN = {
     Function.SIGMOID: (-8.0, 8.0),
     Function.TANH: (-4.0, 4.0),
 }
+SHARED_ROWS = "shared"  # the origin of rows that belong to all of their columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +86,13 @@ class Encoder:
         self._rows: list[sp.csr_matrix] = []
         self._row_lower: list[Array] = []
         self._row_upper: list[Array] = []
-        self._row_origin: list[tuple[str, int]] = []
-        self._column_origin: list[tuple[str, int]] = []
+        self._row_owner: list[Index] = []
+        self._column_owner: list[Index] = []
+        self._owners: dict[str, int] = {SHARED_ROWS: SHARED}
         self._lazy: list[npt.NDArray[np.bool_]] = []
         self._products: list[Index] = []
         self._curves: list[Curve] = []
         self._columns = 0
-        self._row_count = 0
         self._phases: dict[int, tuple[Expression, Expression]] = {}
 
     def fork(self) -> Encoder:
@@ -121,12 +122,11 @@ class Encoder:
     ) -> Expression:
         """New columns with bounds; ``lower`` gives the shape, ``integer`` is for all or for each."""
         size = lower.size
-        if size and (not self._column_origin or self._column_origin[-1][0] != self.origin):
-            self._column_origin.append((self.origin, self._columns))
         first, self._columns = self._columns, self._columns + size
         self._lower.append(np.asarray(lower, dtype=np.float64).reshape(-1))
         self._upper.append(np.asarray(upper, dtype=np.float64).reshape(-1))
         self._integer.append(np.full(size, integer))
+        self._column_owner.append(self._owner(size))
         return self.of_columns(np.arange(first, first + size), lower.shape)
 
     def columns_of(self, box: Interval, shape: tuple[int, ...] | None = None) -> Expression:
@@ -170,13 +170,15 @@ class Encoder:
         keep = np.flatnonzero((np.isfinite(low) | np.isfinite(high)) & filled)
         if keep.size == 0:
             return
-        if not self._row_origin or self._row_origin[-1][0] != self.origin:
-            self._row_origin.append((self.origin, self._row_count))
         self._rows.append(sp.csr_matrix(expression.matrix)[keep])
         self._row_lower.append(low[keep])
         self._row_upper.append(high[keep])
+        self._row_owner.append(self._owner(keep.size))
         self._lazy.append(np.full(keep.size, lazy))
-        self._row_count += keep.size
+
+    def _owner(self, size: int) -> Index:
+        """The number of the current origin, for so many rows or columns."""
+        return np.full(size, self._owners.setdefault(self.origin, len(self._owners)))
 
     def product(self, result: Index, first: Index, second: Index) -> None:
         """Bilinear terms ``result = first * second``, elementwise over columns."""
@@ -297,6 +299,7 @@ class Encoder:
     def finish(self) -> Program:
         rows = [widened(block, self._columns) for block in self._rows]
         matrix = sp.vstack(rows, format="csr") if rows else sp.csr_matrix((0, self._columns))
+        none = np.zeros(0, dtype=np.int64)
         return Program(
             lower=np.concatenate([np.zeros(0), *self._lower]),
             upper=np.concatenate([np.zeros(0), *self._upper]),
@@ -304,8 +307,8 @@ class Encoder:
             matrix=sp.csr_matrix(matrix),
             row_lower=np.concatenate([np.zeros(0), *self._row_lower]),
             row_upper=np.concatenate([np.zeros(0), *self._row_upper]),
-            row_origin=tuple(self._row_origin),
-            column_origin=tuple(self._column_origin),
+            row_owner=np.concatenate([none, *self._row_owner]),
+            column_owner=np.concatenate([none, *self._column_owner]),
             products=np.concatenate([np.zeros((0, 3), dtype=np.int64), *self._products]),
             curves=tuple(self._curves),
             lazy=np.concatenate([np.zeros(0, dtype=np.bool_), *self._lazy]),

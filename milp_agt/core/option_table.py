@@ -189,7 +189,7 @@ def _keys(cls: type) -> dict[str, Key]:
     hints = get_type_hints(cls, include_extras=True)
     told: dict[str, str] = {}
     for home in reversed(cls.__mro__):
-        told |= _attributes(home.__doc__ or "")
+        told |= described(home.__doc__ or "")
     marks = {each.name: getattr(hints[each.name], "__metadata__", ()) for each in fields(cls)}
     return {
         name: key if key.means else replace(key, means=told.get(name, ""))
@@ -199,9 +199,9 @@ def _keys(cls: type) -> dict[str, Key]:
     }
 
 
-def _attributes(doc: str) -> dict[str, str]:
-    """What a docstring says of each attribute, as a sentence with single backquotes."""
-    _, _, text = doc.partition("\n    Attributes:\n")
+def described(doc: str, section: str = "Attributes") -> dict[str, str]:
+    """What a docstring says of each attribute or argument, as a sentence with single backquotes."""
+    _, _, text = doc.partition(f"\n    {section}:\n")
     text = text.partition("\n\n")[0]
     found = re.findall(r"^ {8}(\w+): (.+(?:\n {9,}.+)*)", text, re.MULTILINE)
     told = {name: " ".join(entry.split()).replace("``", "`") for name, entry in found}
@@ -312,7 +312,7 @@ def told(name: str, description: str) -> str:
 
 def documented(cls: type[Class]) -> type[Class]:
     """Class decorator: the keys that a dataclass inherits, as a part of its docstring."""
-    own, keys = _attributes(cls.__doc__ or ""), keys_of(cls)
+    own, keys = described(cls.__doc__ or ""), keys_of(cls)
     lines = [told(name, key.description) for name, (_, key) in keys.items() if name not in own]
     if not lines:
         return cls

@@ -13,10 +13,9 @@ from milp_agt.errors import EncodingError
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
-Origin = tuple[tuple[str, int], ...]  # names of blocks and where each begins
 
 SIZES = ("columns", "rows", "integers", "nonzeros", "products", "curves")
-SHARED = "shared"  # the origin of rows that belong to all of their columns
+SHARED = -1  # the owner of rows that belong to all of their columns
 
 
 class Function(Enum):
@@ -50,8 +49,8 @@ class Program:
         integer: True for integer columns, shape (columns,), bool.
         matrix: rows A, shape (rows, columns), CSR, float64.
         row_lower, row_upper: row sides, shape (rows,), float64, +-inf allowed.
-        row_origin, column_origin: for each block of rows or columns, the graph node it comes from and
-            its first row or column.
+        row_owner, column_owner: a number for the graph node that each row or column comes from, or
+            ``SHARED``.
         products: bilinear terms, (terms, 3): columns p, a and b of ``x_p = x_a x_b``.
         curves: exact functions; the rows relax them too, so a solver without them only loses
             tightness.
@@ -67,18 +66,19 @@ class Program:
     matrix: sp.csr_matrix
     row_lower: Array
     row_upper: Array
-    row_origin: Origin = ()
-    column_origin: Origin = ()
+    row_owner: Index = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    column_owner: Index = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     products: Index = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int64))
     curves: tuple[Curve, ...] = ()
     lazy: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     def __post_init__(self) -> None:
         rows, columns = self.matrix.shape
-        if self.lazy.size == 0:
-            object.__setattr__(self, "lazy", np.zeros(rows, dtype=np.bool_))
-        of_columns = dict.fromkeys(("lower", "upper", "integer"), (columns,))
-        of_rows = dict.fromkeys(("row_lower", "row_upper", "lazy"), (rows,))
+        for name, size in (("lazy", rows), ("row_owner", rows), ("column_owner", columns)):
+            if (given := getattr(self, name)).size == 0:
+                object.__setattr__(self, name, np.zeros(size, dtype=given.dtype))
+        of_columns = dict.fromkeys(("lower", "upper", "integer", "column_owner"), (columns,))
+        of_rows = dict.fromkeys(("row_lower", "row_upper", "row_owner", "lazy"), (rows,))
         shapes = {**of_columns, **of_rows, "products": (len(self.products), 3)}
         for name, wanted in shapes.items():
             found = getattr(self, name).shape
@@ -141,7 +141,7 @@ class Program:
             matrix=matrix,
             row_lower=self.row_lower[rows],
             row_upper=self.row_upper[rows],
-            row_origin=_thinned(self.row_origin, rows),
+            row_owner=self.row_owner[rows],
             lazy=self.lazy[rows],
         )
         if columns is None:
@@ -155,7 +155,7 @@ class Program:
             upper=self.upper[left],
             integer=self.integer[left],
             matrix=sp.csr_matrix(matrix[:, left]),
-            column_origin=_thinned(self.column_origin, columns),
+            column_owner=self.column_owner[left],
             products=place[self.products[columns[self.products[:, 0]]]],
             curves=tuple(
                 Curve(c.function, int(place[c.result]), int(place[c.argument]))
@@ -167,8 +167,8 @@ class Program:
     def needed_for(self, wanted: Index) -> tuple[Program, Index]:
         """The part of the program that constrains the wanted columns.
 
-        A row belongs to those of its columns that have the same origin, to its newest column if there
-        is none, and to all its columns if its origin is ``SHARED``. Rows that belong to no needed
+        A row belongs to those of its columns that have the same owner, to its newest column if there
+        is none, and to all its columns if its owner is ``SHARED``. Rows that belong to no needed
         column are dropped (always a relaxation); all columns of the other rows are needed as well.
 
         Returns:
@@ -195,11 +195,9 @@ class Program:
         matrix = sp.csr_matrix(self.matrix, copy=True)
         matrix.sort_indices()
         counts = np.diff(matrix.indptr)
-        names: dict[str, int] = {}
-        of_row = _labelled(self.row_origin, matrix.shape[0], names)
-        of_column = _labelled(self.column_origin, matrix.shape[1], names)
         row = np.repeat(np.arange(matrix.shape[0]), counts)
-        own = (of_row[row] == of_column[matrix.indices]) | (of_row[row] == names.get(SHARED, -2))
+        owner = self.row_owner[row]
+        own = (owner == self.column_owner[matrix.indices]) | (owner == SHARED)
         alone = np.bincount(row[own], minlength=matrix.shape[0]) == 0
         last = matrix.indptr[1:][alone & (counts > 0)] - 1
         own[last] = True
@@ -208,24 +206,3 @@ class Program:
         owned = sp.csr_matrix((own.astype(np.float64), (row, matrix.indices)), shape=matrix.shape)
         owned.eliminate_zeros()
         return owned, pattern
-
-
-def _labelled(origin: Origin, size: int, names: dict[str, int]) -> Index:
-    """The number of the origin of every row or column; -1 before the first block."""
-    found = np.full(size, -1, dtype=np.int64)
-    for name, start in origin:
-        found[start:] = names.setdefault(name, len(names))
-    return found
-
-
-def _thinned(origin: Origin, left: npt.NDArray[np.bool_]) -> Origin:
-    """Blocks with their first positions if only the rows or columns in ``left`` are kept."""
-    if not origin:
-        return ()
-    position = np.concatenate([[0], np.cumsum(left)])
-    ends = [start for _, start in origin[1:]] + [left.size]
-    return tuple(
-        (name, int(position[start]))
-        for (name, start), end in zip(origin, ends, strict=True)
-        if position[end] > position[start]
-    )

@@ -212,23 +212,22 @@ def load_dataset(
             (commas, semicolons, tabs or bars; packed as ``.gz`` or not) has a header row and numeric
             columns. Also: the household power data of the UCI repository (``.txt``, ``.csv``), and the
             folder of a driving simulator.
-        samples: how many samples to use in all: drawn anew for moons (default: 100), a random
-            subset elsewhere (default: all).
-        noise: standard deviation of the noise of moons (default: 0.1); only for moons.
-        target: name of the target column; needed for ``.csv``, only for ``.csv``.
-        id: name of the column of a ``.csv`` (or of the array of an ``.npz``) that says who a sample is. It
-            is no feature; threats and questions can name samples by it.
-        test_fraction: share of the samples held out, in [0, 1) (default: 0.2). At 0 nothing is
-            held out and the order of the samples is kept. Only where the file brings no test part.
-        seed: fixes the drawing of moons, the subset and the split.
-        standardise: subtract the mean and divide by the standard deviation of each feature, both
-            taken from the training part. A constant feature is only centred.
-        standardise_targets: the same for regression targets.
-        pca: project the features on so many principal components. They are fitted on a fifth of the
-            training part, which training does not use: an adversary that poisons the training part
-            does not touch them.
+        samples: how many samples to use in all, drawn anew for moons and at random elsewhere; unless given,
+            100 of moons and all of others.
+        noise: standard deviation of the noise of moons, for which it is 0.1 unless given.
+        target: target column of a ``.csv``, which needs it; whole numbers are classes.
+        id: column of a ``.csv`` (array of an ``.npz``) that says who a sample is: no feature, but a name by
+            which ``ids`` of threats and properties find it.
+        test_fraction: share of the samples held out for testing, where the file brings no test part; 0.2
+            unless given, and at 0 the order of the samples is kept.
+        seed: seed of the drawing of moons, of the subset and of the split.
+        standardise: subtract the mean of each feature and divide by its standard deviation, both of the
+            training part; a constant feature is only centred.
+        standardise_targets: the same for the targets of a regression.
+        pca: project the features on so many principal components, fitted on a fifth of the training part
+            that training then leaves out: an adversary that poisons the training part does not touch them.
         image_size: height and width to which the frames of a driving log are scaled.
-        crop: rows that are cut off these frames at the top and at the bottom.
+        crop: rows that are cut off the frames of a driving log at the top and at the bottom.
         task: read the targets as class labels or as real numbers; by default integers are labels.
 
     Raises:

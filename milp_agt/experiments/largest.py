@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from milp_agt.core.arguments import callable_of, listed, of_kind
 from milp_agt.core.deadline import Deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.experiments.sweep import Certify, resized
-from milp_agt.io.tables import csv_text, format_table, json_text
+from milp_agt.io.tables import Exported, format_table
 from milp_agt.threats import ThreatModel
 
 Holds = Callable[["Result"], Mapping[str, bool | str]]
@@ -60,7 +60,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Largest:
+class Largest(Exported):
     """Brackets of every statement, and the runs that found them, in their order.
 
     What is proved for one value holds for all smaller ones: the statement is certified up to and
@@ -72,6 +72,8 @@ class Largest:
     brackets: Mapping[str, Bracket]
     trials: tuple[Trial, ...]
     cut_short: bool = False
+
+    columns = ("statement", "over", "proved", "unproved", "refuted")
 
     def __getitem__(self, name: str) -> Bracket:
         return self.brackets[name]
@@ -85,21 +87,13 @@ class Largest:
         found = format_table(headers, rows)
         return f"{found}\n\n{format_table((self.what, 'proved', 'seconds'), runs)}"
 
-    def to_csv(self) -> str:
-        """The brackets as comma-separated text with a header; an absent value is empty."""
-        rows = ({"statement": n, "over": self.what, **asdict(b)} for n, b in self.brackets.items())
-        return csv_text(("statement", "over", "proved", "unproved", "refuted"), rows)
+    def lines(self) -> Iterable[Mapping[str, Any]]:
+        return ({"statement": n, "over": self.what, **asdict(b)} for n, b in self.brackets.items())
 
-    def to_json(self) -> str:
-        """Brackets and runs as a JSON document."""
-        return json_text(
-            {
-                "schema_version": 1,
-                "over": self.what,
-                "brackets": {name: asdict(b) for name, b in self.brackets.items()},
-                "runs": [asdict(trial) for trial in self.trials],
-            }
-        )
+    def document(self) -> Mapping[str, Any]:
+        brackets = {name: asdict(b) for name, b in self.brackets.items()}
+        runs = [asdict(trial) for trial in self.trials]
+        return {"schema_version": 1, "over": self.what, "brackets": brackets, "runs": runs}
 
 
 def largest(
@@ -111,7 +105,6 @@ def largest(
     radii: tuple[float, float] | None = None,
     precision: float = 1.1,
     within: float | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
 ) -> Largest:
     """The largest budget, or radius, for which each statement is proved.
 
@@ -129,7 +122,6 @@ def largest(
         radii: smallest (above 0) and largest radius; found up to the factor ``precision``.
         precision: ratio of unproved and proved radius at which the search ends, above 1.
         within: seconds after which no further value is tried; brackets are wider then.
-        on_trial: called after every certification.
 
     Raises:
         InvalidInputError: not exactly one of budgets and radii, an empty range, a precision of 1 or less.
@@ -138,8 +130,6 @@ def largest(
         certify, "certify", "give lambda threat: agt.certify(model, data, training, threat)"
     )
     callable_of(holds, "holds", "give lambda result: {'90 %': result.accuracy(X, y).lower >= 0.9}")
-    if on_trial is not None:
-        callable_of(on_trial, "on_trial", "give a function (trial), or leave it out")
     scale = _scale(budgets, radii, precision)
     trials: list[Trial] = []
     verdicts: dict[float, Mapping[str, bool]] = {}
@@ -154,8 +144,6 @@ def largest(
             refuted[name] = min(value, refuted.get(name, value))
         proved = sum(verdicts[value].values())
         trials.append(Trial(value, proved, time.perf_counter() - begun))
-        if on_trial is not None:
-            on_trial(trials[-1])
 
     deadline = Deadline.within(within)
     attempt(scale.high)

@@ -46,32 +46,28 @@ class StillProved:
 
     Attributes:
         relaxation: the level of the runs that were tried, a cheap one: others may prove more.
-        budget, radius: a bracket for each statement; None where the threat has none that could be smaller,
-            or where there was no time.
-        steps: the same for the model after an earlier step of the run itself.
+        searches: a bracket for each statement over the budget, the radius, and the steps of the run itself;
+            without what the threat cannot have smaller, and what there was no time for.
     """
 
     relaxation: str
-    budget: Largest | None
-    radius: Largest | None
-    steps: Largest | None = None
+    searches: tuple[Largest, ...]
 
     @property
     def words(self) -> Sequence[str]:
         """The settings that were found, one for each statement and number."""
-        found = []
-        for search in filter(None, (self.budget, self.radius, self.steps)):
-            for name, bracket in search.brackets.items():
-                if bracket.proved:
-                    value = format_number(bracket.proved)
-                    found.append(f"{search.what} = {value}, which proves {name}")
-        return tuple(found)
+        return tuple(
+            f"{search.what} = {format_number(bracket.proved)}, which proves {name}"
+            for search in self.searches
+            for name, bracket in search.brackets.items()
+            if bracket.proved
+        )
 
     @property
     def in_vain(self) -> Sequence[str]:
         """What not even the smallest threat that was tried proves, in words."""
         found = []
-        for search in filter(None, (self.budget, self.radius)):
+        for search in self.searches:
             names = [name for name, bracket in search.brackets.items() if bracket.proved is None]
             if names and search.trials:
                 least = format_number(min(trial.value for trial in search.trials))
@@ -81,14 +77,13 @@ class StillProved:
 
     def plain(self) -> dict[str, Any]:
         """For ``result.json``."""
-        found: dict[str, Any] = {"relaxation": self.relaxation}
-        for what in ("budget", "radius", "steps"):
-            search: Largest | None = getattr(self, what)
-            found[what] = search and {
-                name: {"proved": bracket.proved, "unproved": bracket.unproved}
-                for name, bracket in search.brackets.items()
+        found: dict[str, Any] = dict.fromkeys(("budget", "radius", "steps"))
+        for search in self.searches:
+            brackets = search.brackets.items()
+            found[search.what] = {
+                n: {"proved": b.proved, "unproved": b.unproved} for n, b in brackets
             }
-        return found
+        return {"relaxation": self.relaxation, **found}
 
 
 def seconds_without_limit(result: Result) -> float:
@@ -146,7 +141,8 @@ def still_proved(
 
     vacuous = {verdict.name for verdict in verdicts if verdict.is_vacuous}
     steps = _earlier(result, earlier, wanted, vacuous, judged, deadline)
-    budget = radius = None
+    budget: Largest | None = None
+    radius: Largest | None = None
     most, farthest = _size(run.threat)
     if isinstance(most, int) and most > 1:
         budget = _doubled(certify, run.threat, holds, most, deadline)
@@ -155,9 +151,8 @@ def still_proved(
         radius = largest(
             certify, run.threat, holds, radii=radii, precision=FACTOR, within=deadline.left
         )
-    if budget is radius is steps is None:
-        return None
-    return StillProved(level.value, budget, radius, steps)
+    searches = tuple(filter(None, (budget, radius, steps)))
+    return StillProved(level.value, searches) if searches else None
 
 
 def _earlier(

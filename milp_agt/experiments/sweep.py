@@ -14,13 +14,12 @@ from milp_agt.core.arguments import callable_of, listed
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Bounds
 from milp_agt.errors import InvalidInputError
-from milp_agt.io.tables import csv_text, format_table, json_text
+from milp_agt.io.tables import Exported, format_table
 from milp_agt.properties.answer import meet, unattacked
 from milp_agt.threats import SeparatePoisoning, ThreatModel
 
 Certify = Callable[["ThreatModel"], "Result"]
 Ask = Callable[["Result"], Mapping[str, Bounds]]
-COLUMNS = ("question", "budget", "radius", "lower", "nominal", "upper", "seconds")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class SweepCell:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Exported):
     """Cells by rising budget, then rising radius.
 
     ``cut_short`` says that time was over: cells that were not run have the bounds of larger threats.
@@ -50,34 +49,27 @@ class Sweep:
     cells: tuple[SweepCell, ...]
     cut_short: bool = False
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """One row for each cell and question."""
+    columns = ("question", "budget", "radius", "lower", "nominal", "upper", "seconds")
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """One for each cell and question."""
         for cell in self.cells:
             at = {"budget": cell.budget, "radius": cell.radius}
             for name, bounds in cell.answers.items():
                 ends = {end: getattr(bounds, end) for end in ("lower", "nominal", "upper")}
                 yield {"question": name, **at, **ends, "seconds": cell.seconds}
 
-    def curve(self, question: str, budget: int) -> tuple[tuple[float | None, Bounds], ...]:
-        """Radius and bounds of one question under one budget, by rising radius."""
-        return tuple((c.radius, c.answers[question]) for c in self.cells if c.budget == budget)
-
     def table(self) -> str:
         """The rows as text; no seconds where a larger threat left nothing to gain."""
         rows = []
-        for row in self.rows():
+        for row in self.lines():
             spent = row["seconds"]
             row["seconds"] = None if spent is None else f"{spent:.2f}"
             rows.append(tuple(row.values()))
-        return format_table(COLUMNS, rows)
+        return format_table(self.columns, rows)
 
-    def to_csv(self) -> str:
-        """The rows as comma-separated text with a header; an absent value is empty."""
-        return csv_text(COLUMNS, self.rows())
-
-    def to_json(self) -> str:
-        """The rows as a JSON document; infinite numbers as "inf"."""
-        return json_text({"schema_version": 1, "rows": list(self.rows())})
+    def document(self) -> Mapping[str, Any]:
+        return {"schema_version": 1, "rows": list(self.lines())}
 
 
 def sweep(

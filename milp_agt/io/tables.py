@@ -6,10 +6,14 @@ import csv
 import io
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+
+from milp_agt.io.files import replace_text
 
 
 def format_table(headers: Sequence[str], rows: Iterable[Sequence[object]], digits: int = 6) -> str:
@@ -43,13 +47,37 @@ def format_number(value: float | None, digits: int = 6) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
-def csv_text(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as comma-separated text with a header; an absent value is empty, other keys are left out."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, names, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
+class Exported(ABC):
+    """A table that is kept as ``NAME.csv`` and ``NAME.json`` as well."""
+
+    columns: ClassVar[Sequence[str]]
+
+    @abstractmethod
+    def lines(self) -> Iterable[Mapping[str, Any]]:
+        """The rows, with all columns among their keys."""
+
+    @abstractmethod
+    def document(self) -> Mapping[str, Any]:
+        """The rows, and what is to be said beside them."""
+
+    def to_csv(self) -> str:
+        """The columns as comma-separated text with a header; an absent value is empty."""
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, self.columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self.lines())
+        return stream.getvalue()
+
+    def to_json(self) -> str:
+        """The document; infinite or undefined numbers as "inf" and "nan"."""
+        return json_text(self.document())
+
+    def save(self, folder: Path, name: str) -> list[Path]:
+        """Both files, each replaced as a whole."""
+        paths = [folder / f"{name}.csv", folder / f"{name}.json"]
+        for path, text in zip(paths, (self.to_csv(), self.to_json()), strict=True):
+            replace_text(path, text)
+        return paths
 
 
 def json_text(document: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from milp_agt.core.torch_modes import own_modes
 from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.properties.about_parameters import QuestionsAboutParameters
 from milp_agt.properties.accuracy import AccuracyQuestion
-from milp_agt.properties.answer import Answer, nested
+from milp_agt.properties.answer import Answer
 from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.collective import CollectiveQuestion
 from milp_agt.properties.decision import Decision, only
@@ -240,32 +240,6 @@ class Questions(QuestionsAboutParameters):
         x, y = self._test_data(features, labels, "backdoor")
         question = BackdoorQuestion.of(self.models, x, y, trigger, target)
         return self._ask(question, groups_of(groups, len(x)))
-
-    @own_modes()
-    def backdoor_curve(
-        self,
-        features: ArrayLike,
-        labels: ArrayLike,
-        radii: Sequence[float],
-        *,
-        target: int | None = None,
-        groups: Groups | None = None,
-    ) -> dict[float, Answer]:
-        """:meth:`backdoor` for l_inf balls of several radii, by rising radius; never falls.
-
-        What holds for a larger ball holds for a smaller one, and what a smaller ball reaches a larger
-        one reaches, so that the answers are met with each other.
-
-        Raises:
-            InvalidInputError: no radii; and as :meth:`backdoor`.
-        """
-        remedy = "give radii=(0.01, 0.05)"
-        kinds = (int, float, np.integer, np.floating)
-        inputs.listed(radii, kinds, "radii of a backdoor curve", remedy)
-        if not (rising := sorted(set(radii))):
-            raise InvalidInputError("A backdoor curve", "no radii", remedy)
-        answers = [self.backdoor(features, labels, r, target=target, groups=groups) for r in rising]
-        return dict(zip(rising, nested(answers), strict=True))
 
     @own_modes()
     def predictions(self, features: ArrayLike) -> Predictions:

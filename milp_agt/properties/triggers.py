@@ -26,10 +26,6 @@ class Trigger(Protocol):
         """The smallest box around the set, (1, n, *shape), for features (n, *shape)."""
         ...
 
-    def describe(self) -> str:
-        """The trigger in words."""
-        ...
-
 
 def check_trigger(trigger: object) -> None:
     """Refuse what is no trigger."""
@@ -79,10 +75,6 @@ class BallTrigger:
             )
         return _box(lower, upper)
 
-    def describe(self) -> str:
-        domain = "" if self.low is None and self.high is None else ", within the input domain"
-        return f"every coordinate of a test input moved by at most {in_words(self.radius)}{domain}"
-
 
 @dataclass(frozen=True)
 class FreeTrigger:
@@ -109,10 +101,6 @@ class FreeTrigger:
             )
         return _box(torch.where(mask, low, features), torch.where(mask, high, features))
 
-    def describe(self) -> str:
-        ends = f"[{in_words(self.low)}, {in_words(self.high)}]"
-        return f"chosen coordinates of a test input set to any value in {ends}"
-
 
 @dataclass(frozen=True)
 class PatchTrigger:
@@ -135,9 +123,6 @@ class PatchTrigger:
             raise InvalidInputError(asked, _range(values), "correct the values")
         patched = torch.where(mask, values, features)
         return _box(patched, patched)
-
-    def describe(self) -> str:
-        return "chosen coordinates of a test input overwritten by a fixed patch"
 
 
 def descended(

@@ -66,12 +66,6 @@ class Witness:
         kept = self.there[0] if self.there else slice(None)
         return self.features[0][kept], self.labels[0][kept]
 
-    def describe(self) -> str:
-        """What was changed, in words."""
-        if not self.changes:
-            return "nothing was changed: the data as given"
-        return "; ".join(self.changes)
-
     def save(self, path: str | Path, beside: tuple[str, Witness] | None = None) -> Path:
         """Write everything to one .npz file, as a whole; :func:`load_witness` reads it.
 

@@ -17,8 +17,8 @@ class ReportUnavailableError(MilpAgtError, ImportError):
 def write_page(folder: str | Path) -> Path:
     """Make ``report.html`` and ``figures/*.svg, *.png`` from the files of a result folder.
 
-    Reads ``result.json`` and, where they are there, ``evidence.npz`` and ``sweep.json``; computes
-    no bound. The same files give the same page.
+    Reads ``result.json`` and, where it is there, ``evidence.npz``; computes no bound. The same files
+    give the same page.
 
     Raises:
         ReportUnavailableError: jinja2 or matplotlib is missing.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked
 
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE
@@ -22,7 +24,7 @@ Array = npt.NDArray[Any]
 STATES = ("surely right", "surely wrong", "refuted", "open")
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class Property:
     """One property of the result.
 
@@ -45,7 +47,7 @@ class Property:
     ratio: float | None = None
     detail: str = ""
     worst: float | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = Field(default_factory=dict)
     witnesses: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -109,12 +111,11 @@ class PointTable:
         return found
 
 
-@dataclass(frozen=True)
-class ClassRow:
+class ClassRow(NamedTuple):
     """Shares of the points of one class that are surely, nominally and possibly right."""
 
     name: str
-    count: int
+    points: int
     lower: float
     nominal: float
     upper: float
@@ -136,20 +137,6 @@ class Map(NamedTuple):
     test: tuple[Array, Array]
 
 
-class PlottedCurve(NamedTuple):
-    """Bounds of one question over the size of the threat, for one budget; (m,) each.
-
-    ``size`` is the radius; the budget where no radius was swept, and then ``budget`` is None.
-    """
-
-    question: str
-    budget: int | None
-    size: Array
-    lower: Array
-    nominal: Array
-    upper: Array
-
-
 @dataclass(frozen=True)
 class Content:
     """Everything in a result folder that a report shows."""
@@ -157,21 +144,12 @@ class Content:
     folder: Path
     document: Mapping[str, Any]
     arrays: Mapping[str, Array]
-    sweep: Sequence[Mapping[str, Any]] = ()
 
     @cached_property
     def properties(self) -> tuple[Property, ...]:
-        names = [each.name for each in fields(Property)]
-        found = []
-        for told in self.document["properties"]:
-            given = {name: told[name] for name in names if name in told}
-            # Numbers that JSON cannot hold are texts.
-            for name in ("lower", "nominal", "upper", "ratio", "worst"):
-                given[name] = None if given.get(name) is None else float(given[name])
-            if given.get("reached") is not None:
-                given["reached"] = tuple(map(float, given["reached"]))
-            found.append(Property(**given))
-        return tuple(found)
+        """Numbers that JSON cannot hold are texts in the file."""
+        known = TypeAdapter(tuple[Property, ...])
+        return known.validate_python(self.document["properties"])
 
     @property
     def wholes(self) -> tuple[Property, ...]:
@@ -264,56 +242,13 @@ class Content:
 
     @cached_property
     def map(self) -> Map | None:
-        """None without one, or with bounds at points alone, as earlier versions wrote them."""
         if "map/x" not in self.arrays:
             return None
         x, y, scores, lead = (self.arrays[f"map/{n}"] for n in ("x", "y", "scores", "lower"))
-        if len(x) != scores.shape[1] + 1:
-            return None
         train, test = (
             (self.arrays[f"{part}/x"], self.arrays[f"{part}/label"]) for part in ("train", "test")
         )
         return Map(self.arrays["map/names"].tolist(), x, y, scores, lead, train, test)
-
-    @cached_property
-    def curves(self) -> tuple[PlottedCurve, ...]:
-        """The rows of the sweep, by question and budget."""
-        groups: dict[tuple[str, int | None], list[tuple[float, ...]]] = {}
-        for row in self.sweep:
-            by_radius = row["radius"] is not None
-            size = float(row["radius"] if by_radius else row["budget"])
-            key = (row["question"], row["budget"] if by_radius else None)
-            ends = (float(row[end]) for end in ("lower", "nominal", "upper"))
-            groups.setdefault(key, []).append((size, *ends))
-        return tuple(
-            PlottedCurve(question, budget, *np.array(sorted(rows)).T)
-            for (question, budget), rows in groups.items()
-        )
-
-    @property
-    def pictures(self) -> Array | None:
-        return self.arrays.get("pictures")
-
-
-def _sweep(asked: str, path: Path, result: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The rows of a sweep of curves; none where there is no such file, or one of another kind.
-
-    Raises:
-        InvalidInputError: a sweep of another run file, or of other data, than the result.
-    """
-    if not path.exists():
-        return ()
-    document = json.loads(path.read_bytes())
-    known = result.get("sha256", {})
-    for part, digest in document.get("sha256", {}).items():
-        if known.get(part, digest) != digest:
-            raise InvalidInputError(
-                asked,
-                f"{path.name} of another run than result.json: the hash of its {part} differs",
-                f"certify and sweep the same run file, or move {path.name} elsewhere",
-            )
-    rows = document["rows"]
-    return [row for row in rows if {"question", "budget", "radius", "lower", "upper"} <= set(row)]
 
 
 def read(folder: Path) -> Content:
@@ -328,10 +263,7 @@ def read(folder: Path) -> Content:
         document = json.loads(path.read_bytes())
         if not isinstance(document, dict) or not {"steps", "properties"} <= set(document):
             raise ValueError("not a result of milp-agt certify")
-        sweep = _sweep(asked, folder / "sweep.json", document)
-        return Content(folder, document, evidence.load(folder), sweep)
-    except InvalidInputError:
-        raise
+        return Content(folder, document, evidence.load(folder))
     except (FileNotFoundError, NotADirectoryError):
         raise InvalidInputError(
             asked, f"no {path.name} there", "run milp-agt certify RUN.toml --out DIR first"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,6 @@ POINTS = 1000  # test points that are bounded unasked
 ENDS = ("lower", "nominal", "upper")
 ATTACKS_AT_ONCE = 32
 SHOWN_TRAINING = 1000
-SHOWN_PICTURES = 200
 
 
 def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) -> dict[str, Array]:
@@ -47,8 +45,7 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
     predictions) of the models that attacks trained. With two features and classes ``map/names`` (2,),
     ``map/x, y``, the edges of cells (m + 1,), ``map/scores`` (m, m, classes) of the nominal model at their
     centres and ``map/lower`` (m, m, classes): where it is above 0, every reachable model predicts this class
-    everywhere in the cell; and ``train/x, label`` and ``test/x, label``, some of the data. ``pictures``: the
-    first inputs as (n, height, width) or (n, height, width, 3).
+    everywhere in the cell; and ``train/x, label`` and ``test/x, label``, some of the data.
 
     Raises:
         InvalidInputError: a nominal loss that is not finite.
@@ -88,8 +85,7 @@ def collect(result: Result, dataset: Dataset, verdicts: Sequence[Verdict] = ()) 
         _check_inside(arrays, shown)
     if margins and dataset.x_train.shape[1:] == (2,):
         arrays |= _map(result, dataset)
-    pictures = _pictures(x[:SHOWN_PICTURES], dataset.feature_names)
-    return arrays if pictures is None else arrays | {"pictures": pictures}
+    return arrays
 
 
 def _judged(
@@ -220,18 +216,3 @@ def _affordable(result: Result, dataset: Dataset) -> int:
     each = (time.perf_counter() - begun) / len(x)
     granted = max(MAP_SECONDS, MAP_SHARE * sum(step.seconds for step in result.steps))
     return next((n for n in MAPS if n * n * each <= granted), MAPS[-1])
-
-
-def _pictures(x: Array, names: tuple[str, ...]) -> Array | None:
-    """Inputs as pictures: (n, h, w), (n, channels, h, w), or flat pixels with names like pixel_3_5."""
-    if x.ndim == 3:
-        return x
-    if x.ndim == 4 and x.shape[1] in (1, 3):
-        return x[:, 0] if x.shape[1] == 1 else np.moveaxis(x, 1, -1)
-    places = [re.fullmatch(r"pixel_(\d+)_(\d+)", name) for name in names]
-    if x.ndim != 2 or not places or not all(places):
-        return None
-    rows, columns = (np.array([int(p[k]) for p in places if p is not None]) for k in (1, 2))
-    pictures = np.zeros((len(x), rows.max() + 1, columns.max() + 1))
-    pictures[:, rows, columns] = x
-    return pictures

@@ -14,13 +14,12 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from milp_agt.io.drawing import BLACK, BLUE, COLOURS, GREEN, MARKERS, ORANGE, PURPLE, RED, SKY
+from milp_agt.io.drawing import BLACK, BLUE, COLOURS, GREEN, MARKERS, ORANGE, PURPLE, RED
 from milp_agt.io.tables import format_number
 from milp_agt.reports.content import Content, Property
 from milp_agt.reports.points import margins, predictions
 from milp_agt.reports.words import between
 
-FALLING = ("accuracy", "collective", "stable")  # certified from below; other questions from above
 STYLE: Any = {
     "font.size": 10.0,
     "font.family": "sans-serif",
@@ -54,11 +53,9 @@ def pictures(content: Content) -> dict[str, Picture]:
     makers: dict[str, Callable[[Content], tuple[Figure, str] | None]] = {
         "bounds": _bounds,
         "widths": _widths,
-        "sweep": _sweep,
         "map": _map,
         "points": margins,
         "predictions": predictions,
-        "time": _time,
     }
     made = {}
     for name, maker in makers.items():
@@ -165,39 +162,6 @@ def _widths(content: Content) -> tuple[Figure, str] | None:
     return figure, alt
 
 
-def _sweep(content: Content) -> tuple[Figure, str] | None:
-    """The end that certifies each question, over radius or budget, with the nominal value."""
-    if not content.curves:
-        return None
-    questions = list(dict.fromkeys(curve.question for curve in content.curves))
-    columns = min(2, len(questions))
-    rows = -(-len(questions) // columns)
-    figure = Figure(figsize=(3.9 * columns, 3.0 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    said = []
-    for axes, question in zip(panels, questions, strict=False):
-        own = [curve for curve in content.curves if curve.question == question]
-        for number, curve in enumerate(own):
-            falls = question.split()[0] in FALLING
-            certified = curve.lower if falls else curve.upper
-            color, marker, dash = LINES[number % len(LINES)]
-            name = "certified" if curve.budget is None else f"budget {curve.budget}"
-            axes.plot(curve.size, certified, color=color, marker=marker, linestyle=dash, label=name)
-            finite = np.nan_to_num(certified, posinf=np.nan, neginf=np.nan)
-            pairs = zip(curve.size, finite, strict=True)
-            said.append(
-                f"{question}, {name}: "
-                + ", ".join(f"{format_number(v, 3)} at {s:g}" for s, v in pairs)
-            )
-        axes.plot(own[0].size, own[0].nominal, color=BLACK, linewidth=1.0, label="data as given")
-        axes.set_title(question)
-        axes.set_xlabel("budget" if own[0].budget is None else "radius")
-    for axes in panels[len(questions) :]:
-        axes.set_axis_off()
-    panels[0].legend()
-    return figure, "Certified values over the size of the threat. " + "; ".join(said) + "."
-
-
 def _map(content: Content) -> tuple[Figure, str] | None:
     """Predicted classes over two features, with the certified part in colour."""
     found = content.map
@@ -236,21 +200,4 @@ def _map(content: Content) -> tuple[Figure, str] | None:
         "Map of the two input features. The black line parts the classes that the model trained on the "
         f"given data predicts; in the coloured cells, {share:g} % of the map, no admissible poisoning "
         "changes the prediction at any point; elsewhere it is open."
-    )
-
-
-def _time(content: Content) -> tuple[Figure, str] | None:
-    """Seconds of each step."""
-    if not content.steps:
-        return None
-    figure, axes = _axes(7.2, 2.0)
-    steps = [step["step"] for step in content.steps]
-    seconds = [float(step["seconds"]) for step in content.steps]
-    axes.bar(steps, seconds, color=SKY, edgecolor=BLUE, linewidth=0.5)
-    axes.set_xlabel("training step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("seconds")
-    return figure, (
-        f"Seconds for each of {len(steps)} steps, {format_number(sum(seconds), 4)} in all, at most "
-        f"{format_number(max(seconds), 3)} for one."
     )

@@ -31,8 +31,7 @@ def report(
 
     ``result.json`` (claim, verdicts, widths, provenance), ``reachable.npz`` (the boxes of the
     parameters), ``evidence.npz`` (bounds of each test point), ``report.html`` and ``figures/``. Files
-    that are there already are replaced, each as a whole. A ``sweep.json`` of ``milp-agt sweep`` in the
-    folder becomes part of the page.
+    that are there already are replaced, each as a whole.
 
     Args:
         result: of :func:`milp_agt.certify`, finished or so far, or loaded.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,13 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from milp_agt.io.files import replace_text, writing
 from milp_agt.reports import audit, words
-from milp_agt.reports.content import Array, Content
+from milp_agt.reports.content import Content
 from milp_agt.reports.figures import Picture, pictures
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -68,7 +64,6 @@ def render(content: Content, drawn: Mapping[str, Picture]) -> str:
         figures={name: _inline(picture) for name, picture in drawn.items()},
         alts={name: picture.alt for name, picture in drawn.items()},
         point_rows=_point_rows(content),
-        thumbnails=_thumbnails(content.pictures),
         solver=solver_totals(content.steps),
         total_seconds=sum(float(step["seconds"]) for step in content.steps),
         audit=audit.read(content.folder),
@@ -121,17 +116,3 @@ def _inline(picture: Picture) -> str:
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{picture.name}-", text)
     label = escape(picture.alt, quote=True)
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def _thumbnails(pixels: Array | None) -> list[str]:
-    """Pictures as data addresses, each scaled to its own range of values."""
-    if pixels is None:
-        return []
-    shown = []
-    for picture in pixels:
-        low, high = float(picture.min()), float(picture.max())
-        scaled = (picture - low) / (high - low) if high > low else np.zeros_like(picture)
-        stream = io.BytesIO()
-        matplotlib.image.imsave(stream, scaled, cmap="gray", vmin=0.0, vmax=1.0, format="png")
-        shown.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
-    return shown

@@ -160,37 +160,32 @@ def _sentence(description: str) -> str:
 
 def markdown() -> str:
     """The page: one section for each table."""
-    return "\n\n".join(_section(table) for table in option_tables())
+    return "\n\n".join(map(section, option_tables()))
 
 
-def _section(table: OptionTable) -> str:
+def section(table: OptionTable, width: int | None = None) -> str:
+    """A table and its keys as Markdown; in a terminal in lines of so many characters."""
     lines = [f"### `{table.header}`", "", table.about, ""]
-    if table.kinds:
-        lines += ["| `kind` | what it is |", "|---|---|"]
-        lines += [f'| `"{kind}"` | {_cell(about)} |' for kind, about in table.kinds.items()]
-        lines += ["", "| key | with `kind` | value | default | meaning |", "|---|---|---|---|---|"]
-    else:
-        lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+    lines += [f'- `kind = "{kind}"`: {about}' for kind, about in table.kinds.items()]
     for option in table.options:
-        default = option.default if option.default in (REQUIRED, ABSENT) else f"`{option.default}`"
-        cells = [f"`{option.key}`", option.values, default, option.meaning]
-        if table.kinds:
-            cells.insert(1, _with(table, option))
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+        default = option.default
+        if default not in (REQUIRED, ABSENT):
+            default = f"default `{default}`"
+        of = _with(table, option) if table.kinds else ""
+        lines.append(f"- `{option.key}`: {option.values}; {default}{of}. {option.meaning}")
+    if width is not None:
+        lines = [textwrap.fill(line, width, subsequent_indent="  ") for line in lines]
     return "\n".join(lines)
 
 
 def _with(table: OptionTable, option: Option) -> str:
+    """With which kinds a table has a key; nothing where all do."""
     others = [kind for kind in table.kinds if kind not in option.kinds]
     if not option.kinds or not others:
-        return "all"
+        return ""
     if len(others) == 1 < len(option.kinds):
-        return f"all but {others[0]}"
-    return ", ".join(option.kinds)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+        return f"; all kinds but {others[0]}"
+    return f"; kind {', '.join(option.kinds)}"
 
 
 def in_words(schema: Schema, table: str, many: bool = False) -> str:
@@ -230,27 +225,6 @@ def _list_in_words(schema: Schema, table: str, many: bool) -> str:
     if "anyOf" in items:
         return f"{lists} of {count}values, each {in_words(items, table)}"
     return f"{lists} of {count}{in_words(items, table, many=True)}"
-
-
-def text(table: OptionTable, width: int = 100) -> str:
-    """The same for a terminal."""
-
-    def wrapped(line: str, indent: str) -> str:
-        return textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent)
-
-    lines = [table.header, wrapped(table.about, "")]
-    if table.kinds:
-        lines.append("")
-        lines += [wrapped(f'kind = "{kind}": {about}', "  ") for kind, about in table.kinds.items()]
-    for option in table.options:
-        default = option.default
-        if default not in (REQUIRED, ABSENT):
-            default = f"default {default}"
-        only = _with(table, option) if table.kinds else "all"
-        of = "" if only == "all" else f"; kind {only}"
-        lines += ["", option.key, wrapped(f"{option.values}; {default}{of}", "    ")]
-        lines.append(wrapped(option.meaning, "    "))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, GetCoreSchemaHandler, field_validator, model_validator
+from pydantic import Field, GetCoreSchemaHandler, create_model, field_validator, model_validator
 from pydantic_core import CoreSchema
 
 from milp_agt.attacks.search_settings import Search
@@ -17,14 +18,16 @@ from milp_agt.core.option_table import (
     WRONG,
     Count,
     Index,
+    Key,
     NonNegative,
     OneOf,
     Positive,
     Table,
+    described,
     problem,
     table_of,
 )
-from milp_agt.data.dataset import Dataset, dataset_names
+from milp_agt.data.dataset import Dataset, dataset_names, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.recording import RecordedRun, load_run, loss_in
 from milp_agt.training.groups import ParameterGroup
@@ -33,7 +36,27 @@ from milp_agt.training.schedules import SCHEDULES
 from milp_agt.training.training import Training
 
 
-class DataTable(Table):
+def _options_of_data() -> dict[str, Any]:
+    """The options of :func:`load_dataset`, as it describes them."""
+    pairs: Any = {"min_length": 2, "max_length": 2}
+    kinds: dict[str, Any] = {
+        "samples": Annotated[int, Field(ge=2)],
+        "noise": NonNegative,
+        "target": str,
+        "id": str,
+        "test_fraction": Annotated[float, Field(ge=0, lt=1)],
+        "seed": Index,
+        "standardise": bool,
+        "standardise_targets": bool,
+        "pca": Count,
+        "image_size": Annotated[list[Count], Field(**pairs)],
+        "crop": Annotated[list[Index], Field(**pairs)],
+    }
+    told, known = described(load_dataset.__doc__ or "", "Args"), signature(load_dataset).parameters
+    return {name: Key(kind, told[name]).field(known[name].default) for name, kind in kinds.items()}
+
+
+class DataKeys(Table):
     """A built-in `name` or the `path` of a file, and how the samples are split and scaled."""
 
     name: str | None = Field(
@@ -47,59 +70,20 @@ class DataTable(Table):
         "y_test; or X, y; or those of MedMNIST), `.csv` or `.tsv` with a header (commas, semicolons, tabs "
         "or bars), household power data, or the folder of a driving simulator.",
     )
-    samples: Annotated[int, Field(ge=2)] | None = Field(
-        default=None,
-        description="How many samples to use in all, drawn anew for moons and at random "
-        "elsewhere; unless given, 100 of moons and all of others.",
-    )
-    noise: NonNegative | None = Field(
-        default=None,
-        description="Standard deviation of the noise of moons, for which it is 0.1 unless given.",
-    )
-    target: str | None = Field(
-        default=None,
-        description="Target column of a `.csv`, which needs it; whole numbers are classes.",
-    )
-    id: str | None = Field(
-        default=None,
-        description="Column of a `.csv` (array of an `.npz`) that says who a sample is: no feature, but a "
-        "name by which `ids` of threats and properties find it.",
-    )
-    test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        default=None,
-        description="Share of the samples held out for testing, where the file brings no test part; "
-        "0.2 unless given, and at 0 the order of the samples is kept.",
-    )
-    seed: Index = Field(
-        default=0, description="Seed of the drawing of moons, of the subset and of the split."
-    )
-    standardise: bool = Field(
-        default=False,
-        description="Subtract the mean of each feature and divide by its standard deviation, both of "
-        "the training part.",
-    )
-    standardise_targets: bool = Field(
-        default=False, description="The same for the targets of a regression."
-    )
-    pca: Count | None = Field(
-        default=None,
-        description="Project the features on so many principal components, fitted on a fifth of the "
-        "training part that training then leaves out.",
-    )
-    image_size: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = Field(
-        default=None,
-        description="Height and width to which the frames of a driving log are scaled.",
-    )
-    crop: Annotated[list[Index], Field(min_length=2, max_length=2)] | None = Field(
-        default=None,
-        description="Rows that are cut off the frames of a driving log at the top and at the bottom.",
-    )
 
     @classmethod
     def contradictions(cls, given: Mapping[str, Any]) -> Iterator[Problem]:
         if ("name" in given) == ("path" in given):
             found = "both 'name' and 'path'" if "name" in given else "neither 'name' nor 'path'"
             yield found, "give a built-in name, or the path of a file"
+
+
+if TYPE_CHECKING:
+    DataTable = DataKeys
+else:
+    DataTable = create_model(
+        "DataTable", __base__=DataKeys, __doc__=DataKeys.__doc__, **_options_of_data()
+    )
 
 
 def _with_activations(schema: dict[str, Any]) -> None:

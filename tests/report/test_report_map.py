@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pages import ACCURACY, copied, page, run, small
+from pages import ACCURACY, page, run, small
 from refusals import refused
 from run_texts import document
 
 import milp_agt as agt
 from milp_agt.io.versioned import author_of, commit_of
-from milp_agt.reports.content import read
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -88,18 +87,3 @@ def test_commit_and_author_of_a_run(tmp_path: Path, undrawn: None) -> None:
     assert commit_of(path) == f"{head}, changed since"
     git("config", "user.name", os.fsdecode(b"J\xf6rg"))  # not UTF-8
     assert author_of(tmp_path) == "J\ufffdrg <ada@example.org>"
-
-
-def test_maps_of_points_alone_are_left_out(classes: Path, tmp_path: Path, undrawn: None) -> None:
-    """Folders of earlier versions, whose bounds say nothing about what lies between the points."""
-    out = copied(classes, tmp_path / "out")
-    agt.reports.write_page(out)
-    assert "There is no map" not in page(out)
-    with np.load(out / "evidence.npz") as stored:
-        arrays = dict(stored)
-    for axis in ("map/x", "map/y"):
-        arrays[axis] = arrays[axis][:-1]
-    np.savez(out / "evidence.npz", **arrays)
-    agt.reports.write_page(out)
-    assert "There is no map" in page(out)
-    assert read(out).map is None

@@ -19,7 +19,7 @@ from milp_agt.core.deadline import Deadline
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index, add
 from milp_agt.errors import SolverUnavailableError
-from milp_agt.solvers.solver import Capability, Solver, choose
+from milp_agt.solvers.solver import choose
 from milp_agt.threats.poison import Poison
 
 # Counts are integers: a bound is rounded down, after adding an allowance for the solver's tolerances.
@@ -64,17 +64,16 @@ class Reach:
         hit = points.scatter_reduce(1, index, able.to(torch.int8), "amax")
         return np.asarray(hit.sum(1).cpu().numpy(), dtype=np.float64)
 
-    def opened(self, encoder: Encoder, solver: Solver, able: Tensor | None = None) -> Reach:
-        """A copy with new columns and at most one way for each point; binary if the solver supports that.
+    def opened(self, encoder: Encoder, able: Tensor | None = None) -> Reach:
+        """A copy with new binary columns and at most one way for each point.
 
         ``able`` is a mask of the groups that may be reached, all of them by default.
         """
         encoder.selection = None
         encoder.origin = "collective"
-        integer = Capability.MIP in solver.capabilities
         count = len(self.point)
         upper = np.ones(count) if able is None else able.cpu().numpy().astype(np.float64)
-        columns = encoder.columns(np.zeros(count), upper, integer=integer)
+        columns = encoder.columns(np.zeros(count), upper, integer=True)
         one = sp.csr_matrix((np.ones(count), (self.point, np.arange(count))))
         encoder.rows(columns.apply(one, (one.shape[0],)), -np.inf, 1.0)
         return Reach(self.way, self.point, self.points, columns)
@@ -84,7 +83,6 @@ class Reach:
         encoder: Encoder,
         forms: Expression,
         upper: Tensor,
-        solver: Solver,
         able: Tensor | None = None,
     ) -> Reach:
         """Rows ``form <= upper (1 - z)`` for all forms of every group.
@@ -92,7 +90,7 @@ class Reach:
         ``forms`` and their upper bounds ``upper`` are flat over (n, forms). A form that is never above 0
         demands nothing.
         """
-        opened = self.opened(encoder, solver, able)
+        opened = self.opened(encoder, able)
         assert opened.columns is not None
         largest = np.maximum(upper.cpu().numpy().reshape(-1), 0.0)
         on = opened.columns.take(self.way).scale(largest)
@@ -157,11 +155,11 @@ def most_by_selection(
     if poison.budget == 1 and not inside:
         return _most_of_one(reach, least, worth[:, free])
     try:
-        solver = choose(None, Capability.MIP)
+        solver = choose(None)
     except SolverUnavailableError:
         return reach.points
     encoder = Encoder(exact_phases=True)
-    opened = reach.opened(encoder, solver)
+    opened = reach.opened(encoder)
     assert opened.columns is not None
     known = np.isin(np.arange(len(free)), sorted(inside))
     chosen = encoder.columns(known.astype(np.float64), (free | known).astype(np.float64), True)

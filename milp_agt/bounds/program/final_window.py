@@ -247,7 +247,7 @@ class FinalWindow:
                 upper: Tensor = upper,
             ) -> tuple[Encoder, Expression]:
                 encoder, found = self._encoded(own)
-                opened = reach.encode(encoder, found, upper[0], self.options.solver, able[0])
+                opened = reach.encode(encoder, found, upper[0], able[0])
                 return encoder, opened.total
 
             def solved(reach: Reach = reach, able: Tensor = able) -> Array:

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from milp_agt.bounds.program.incumbents import EncodedBatch
 from milp_agt.bounds.step import Step
-from milp_agt.core.encoder import Encoder, SelectionColumns
+from milp_agt.core.encoder import SHARED_ROWS, Encoder, SelectionColumns
 from milp_agt.core.expression import Expression, add, stacked
 from milp_agt.core.interval import Interval
-from milp_agt.core.program import SHARED
 from milp_agt.core.restriction import Restriction
 from milp_agt.threats.poison import Poison
 from milp_agt.threats.sets import MoveSet
@@ -98,7 +97,7 @@ class MoveColumns:
     @contextmanager
     def _shared(self) -> Iterator[None]:
         """Mark rows as belonging to no step."""
-        origin, self.encoder.origin = self.encoder.origin, SHARED
+        origin, self.encoder.origin = self.encoder.origin, SHARED_ROWS
         try:
             yield
         finally:

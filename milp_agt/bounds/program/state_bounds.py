@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -82,17 +82,6 @@ class Objectives:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The evidence for bounds: a program with its objectives, and row multipliers by objective number.
-
-    Of bounds that are proved by them: anyone can recompute ``safe_bound(program, objective, multipliers)``.
-    """
-
-    objectives: Objectives
-    multipliers: Mapping[int, Array]
-
-
-@dataclass(frozen=True)
 class ProgramReport:
     """Lower bounds of objectives by programs, and what they took.
 
@@ -103,7 +92,6 @@ class ProgramReport:
         skipped: number with too little to gain.
         limited: number that reached a limit, of their own or of the run.
         lost: number whose worker died twice.
-        evidence: empty if nothing was solved.
         incumbents: the data of points found by the solver, as starts for attacks, step by step.
     """
 
@@ -114,7 +102,6 @@ class ProgramReport:
     limited: int
     lost: int
     seconds: float
-    evidence: tuple[Evidence, ...] = field(repr=False)
     incumbents: tuple[Sequence[Incumbents], ...] = field(default=(), repr=False)
 
     @property
@@ -140,7 +127,6 @@ def minimise(objectives: Objectives, options: SolveOptions) -> ProgramReport:
     else:
         found, lost = _solve(objectives, order, options.solver, options.limits, _left(options)), 0
     bounds = np.full(objectives.gain.size, -np.inf)
-    multipliers: dict[int, Array] = {}
     limited = order.size - len(found) - lost
     for number, outcome in found.items():
         if outcome.termination is Termination.INFEASIBLE:
@@ -155,8 +141,6 @@ def minimise(objectives: Objectives, options: SolveOptions) -> ProgramReport:
         constant = float(objectives.constant[number])
         slack = objectives.error[number] + ROUNDING * (abs(constant) + abs(outcome.dual_bound))
         bounds[number] = outcome.dual_bound + constant - slack
-        if outcome.multipliers is not None:
-            multipliers[number] = outcome.multipliers
     points = [outcome.hint for outcome in found.values() if outcome.hint is not None]
     data = incumbents_of(objectives.batches, points)
     return ProgramReport(
@@ -167,7 +151,6 @@ def minimise(objectives: Objectives, options: SolveOptions) -> ProgramReport:
         limited,
         lost,
         time.monotonic() - started,
-        (Evidence(objectives, multipliers),),
         (data,) if data else (),
     )
 
@@ -237,7 +220,7 @@ def improved(
     if late or not wanted.any():
         count, none = int(wanted.sum()), np.full_like(known, -np.inf)
         empty = dict.fromkeys(SIZES, 0)
-        return known, ProgramReport(none, empty, 0, len(gain) - count, count, 0, 0.0, ())
+        return known, ProgramReport(none, empty, 0, len(gain) - count, count, 0, 0.0)
     report = minimise(build(), options)
     report = replace(report, seconds=time.monotonic() - started)
     return np.maximum(known, report.bounds), report

@@ -8,7 +8,7 @@ below a valid bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,11 +54,8 @@ class Witness:
             clamped = np.repeat([not is_velocity(name) for name in names], sizes)
             low = np.where(clamped, np.clip(low, *self.projection), low)
             high = np.where(clamped, -np.clip(-high, *self.projection), high)
-
-        def what(number: int) -> str:
-            return self._entry(names, number)
-
-        check(np.concatenate([low, high]), np.concatenate([values, -values], 1), 0.0, what, solver)
+        both = np.concatenate([values, -values], 1)
+        check(np.concatenate([low, high]), both, 0.0, f"entry of {', '.join(names)}", solver)
 
     def at(self, coefficients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Linear forms of the state, coefficients (rows, *shape), and their rounding: (runs, rows)."""
@@ -80,13 +77,7 @@ class Witness:
         ends = np.concatenate([as_array(bounds.lower.flatten()), -as_array(bounds.upper.flatten())])
         value, error = value.flatten(1), error.flatten(1)
         both, room = as_array(torch.cat([value, -value], 1)), as_array(torch.cat([error, error], 1))
-        count = len(ends) // 2
-
-        def name(number: int) -> str:
-            index = [int(i) for i in np.unravel_index(number % count, bounds.lower.shape)]
-            return f"{what} {index} from {'above' if number >= count else 'below'}"
-
-        check(ends, both, room, name, solver)
+        check(ends, both, room, what, solver)
 
     def check_count(
         self, value: Tensor, error: Tensor, groups: Tensor, most: int, solver: str
@@ -111,20 +102,11 @@ class Witness:
                 f"{int(reached.max())} by a run",
             )
 
-    def _entry(self, names: Sequence[str], number: int) -> str:
-        """The name of a signed entry of the state: ``'0.weight'[1, 0] from below``."""
-        sizes = [self.states[name][0].numel() for name in names]
-        side, place = divmod(number, sum(sizes))
-        tensor = int(np.searchsorted(np.cumsum(sizes), place, side="right"))
-        name, place = names[tensor], place - sum(sizes[:tensor])
-        index = [int(i) for i in np.unravel_index(place, self.states[name].shape[1:])]
-        return f"'{name}'{index} from {'above' if side else 'below'}"
 
-
-def check(
-    bounds: Array, values: Array, error: Array | float, what: Callable[[int], str], solver: str
-) -> None:
+def check(bounds: Array, values: Array, error: Array | float, what: str, solver: str) -> None:
     """Check lower bounds (objectives,) against values (runs, objectives) known up to ``error``.
+
+    The second half of the objectives are the negatives of the first.
 
     Raises:
         SoundnessError: a value below its bound.
@@ -134,10 +116,11 @@ def check(
     if not excess.size or not (excess > 0.0).any():
         return
     run, number = np.unravel_index(int(np.argmax(excess)), excess.shape)
+    side, place = divmod(int(number), max(1, len(bounds) // 2))
     raise _violated(
         solver,
-        f"{what(int(number))}: {float(bounds[number])!r} by the bound, {float(values[run, number])!r} by a "
-        "run (of the negative, where the bound is from above)",
+        f"{what} [{place}] from {'above' if side else 'below'}: {float(bounds[number])!r} by the bound, "
+        f"{float(values[run, number])!r} by a run (of the negative, where the bound is from above)",
     )
 
 

@@ -31,10 +31,10 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.layout import Layout
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.state import HybridZonotope
-from milp_agt.core.encoder import Encoder
+from milp_agt.core.encoder import SHARED_ROWS, Encoder
 from milp_agt.core.expression import Expression, Slack, add
 from milp_agt.core.interval import as_array
-from milp_agt.core.program import SHARED, Program
+from milp_agt.core.program import Program
 from milp_agt.core.rounding import TINY, gamma
 
 # Roundings of a coefficient of a row, those in sums over generators and coordinates of a move aside.
@@ -122,7 +122,7 @@ class ZonotopeRows:
     def of(forward: ZonotopePass, exact: bool) -> ZonotopeRows:
         """The rows of a set; ``exact`` keeps s and phi binary."""
         zonotope, encoder = forward.zonotope, Encoder(exact)
-        encoder.origin = SHARED
+        encoder.origin = SHARED_ROWS
         flips, samples = zonotope.flips, zonotope.samples
         columns = Columns.of(encoder, samples, flips)
         first = flips.column.cpu().numpy()

@@ -95,7 +95,7 @@ def multiplied(
     own = times_centre(letters, a.owed, b.centre, summed)
     owed = together(own, times_centre(swapped, b.owed, a.centre, summed))
     if first.away is not None and second.away is not None:
-        more, charged = _second_order(op, first, second, slots, by_pairs)
+        more, charged = _second_order(op, first, second, slots, None if squares else by_pairs)
         if more is not None and first.shares and second.shares:
             by_sample = _by_sample(letters, first, second)
             more, own = owing(more, product(by_sample, first.shares, second.shares))

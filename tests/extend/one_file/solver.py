@@ -10,7 +10,7 @@ import numpy as np
 from milp_agt.core.program import Array, Program
 from milp_agt.core.results import Limits, Termination
 from milp_agt.solvers.session import Session, SolverAnswer
-from milp_agt.solvers.solver import Capability, Solver, register
+from milp_agt.solvers.solver import Solver, register
 
 STATUS = {
     0: Termination.OPTIMAL,
@@ -24,7 +24,6 @@ class Scipy(Solver):
     """scipy.optimize.linprog."""
 
     name: ClassVar[str] = "scipy"
-    capabilities: ClassVar[Capability] = Capability.LP
     requires: ClassVar[tuple[str, ...]] = ("scipy",)
     distribution: ClassVar[str] = "scipy"
     note: ClassVar[str] = "linear programs alone"
