@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from certified import SHARES, certified, statement_in
+from pairs import every_value
 from recorded_script import Script, X, Y
 from test_record_files import RUN_FILE
 from torch import nn
@@ -29,6 +30,7 @@ from milp_agt.reports import coverage
 from milp_agt.runfile.run_file import load_config
 from milp_agt.training.training import Training
 
+SLOW = pytest.mark.slow
 LABELS = 'kind = "labels"\nbudget = {budget}'
 LOSS = '\n[[property]]\nkind = "loss"\n'
 RUNS = {
@@ -184,9 +186,7 @@ def test_removals_are_listed_and_trained(folders: dict[str, Path], name: str) ->
             assert ((given.lower[key] <= found) & (found <= given.upper[key])).all()
 
 
-@pytest.mark.parametrize(
-    "name", ["relu", pytest.param("removed, side by side", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["relu", pytest.param("removed, side by side", marks=SLOW)])
 def test_fractions_agree(folders: dict[str, Path], name: str) -> None:
     floats, fractions = check(folders[name]), check(folders[name], exactly=True)
     assert [i.outcome for i in fractions.items] == [i.outcome for i in floats.items]
@@ -372,15 +372,7 @@ def test_an_engine_that_is_too_tight_is_found_out(tmp_path: Path) -> None:
     assert check(tmp_path / "certificate").outcome is Outcome.REJECTED
 
 
-@pytest.mark.parametrize(
-    ("relaxation", "radius"),
-    [
-        ("interval", 0.01),
-        ("linear", 1e-30),
-        pytest.param("interval", 1e-30, marks=pytest.mark.slow),
-        pytest.param("linear", 0.01, marks=pytest.mark.slow),
-    ],
-)
+@every_value(relaxation=["interval", "linear"], radius=[0.01, 1e-30])
 def test_recorded_loops_in_float32(tmp_path: Path, relaxation: str, radius: float) -> None:
     """The claim holds what the user's own float32 loop ends with, even where rounding is all that moves."""
     recorded = Script(model=nn.Sequential(nn.Linear(30, 2))).train()
