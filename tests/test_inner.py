@@ -10,7 +10,7 @@ import problems
 import pytest
 import torch
 from attacks import Attacks, Problem, Replay, assert_inside, assert_sound, network
-from pairs import every_pair
+from pairs import every_pair, every_value
 from test_inner_owed import MUTANTS
 from torch import Tensor, nn
 
@@ -152,15 +152,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "scope"),
-    [
-        ("labels", "dataset"),
-        ("features", "batch"),
-        pytest.param("features", "dataset", marks=pytest.mark.slow),
-        pytest.param("labels", "batch", marks=pytest.mark.slow),
-    ],
-)
+@every_value(kind=["labels", "features"], scope=["dataset", "batch"])
 def test_programs_on_linear_inner_bounds(kind, scope) -> None:
     case, test, labels = problem(
         "bce", kind, (2,), count=3, budget=1, training={"batch_size": 2, "epochs": 1}, scope=scope

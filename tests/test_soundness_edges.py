@@ -19,7 +19,7 @@ from attacks import (
     assert_torch_agrees,
     network,
 )
-from pairs import every_pair
+from pairs import every_pair, every_value
 from problems import EXPENSIVE, problem, tiny
 from torch import nn
 
@@ -189,9 +189,9 @@ def test_programs_of_every_loss(loss, options) -> None:
     assert_sound(case, test, labels, **options)
 
 
-@pytest.mark.parametrize("options", PROGRAM_CASES)
-@pytest.mark.parametrize("scope", ["dataset", "batch"])
-@pytest.mark.parametrize("static", [True, False], ids=["static", "adaptive"])
+@every_value(
+    static={"static": True, "adaptive": False}, scope=["dataset", "batch"], options=PROGRAM_CASES
+)
 def test_programs_of_every_threat(static, scope, options) -> None:
     run = {"batch_size": 2, "epochs": 1, "momentum": 0.5, "weight_decay": 0.1, "shuffle_seed": 0}
     case, test, labels = problem(
