@@ -17,8 +17,6 @@ gc.disable()  # nothing that is made while tests are collected is garbage
 
 
 def pytest_collection_finish() -> None:
-    """What was collected is looked through no more."""
-    gc.freeze()
     gc.enable()
 
 
