@@ -26,12 +26,10 @@ def covering(rows: list[tuple[int, ...]]) -> list[int]:
 
 
 def in_turn(rows: list[tuple[int, ...]]) -> list[int]:
-    """Rows with all values of the first axis, of which those of the other axes take turns."""
-    sizes = [max(column) + 1 for column in zip(*rows, strict=True)]
+    """Rows with all values of the first axis, beside which rows of the other axes take turns."""
+    others = sorted({row[1:] for row in rows})
     return [
-        n
-        for n, (first, *others) in enumerate(rows)
-        if all(place == first % size for place, size in zip(others, sizes[1:], strict=True))
+        n for n, (first, *rest) in enumerate(rows) if others[first % len(others)] == tuple(rest)
     ]
 
 

@@ -54,7 +54,7 @@ WITH_PHASES = [i for i in all_instances() if i.op.key in ("relu", "step", "max_p
 def _cases(instances: Sequence[Instance], states: Sequence[str] = tuple(STATES)) -> list[Any]:
     """Every instance with every relation of its states and every palette, (states, palette) of each.
 
-    Of the three, every pair meets in the quick ones: palettes take turns. Mixed states need two operands.
+    Palettes and every second relation take turns in the quick ones. Mixed states need two operands.
     """
     cases = []
     for turn, instance in enumerate(instances):
@@ -64,7 +64,8 @@ def _cases(instances: Sequence[Instance], states: Sequence[str] = tuple(STATES))
         for (place, relation), (number, palette) in itertools.product(
             enumerate(possible), enumerate(palettes)
         ):
-            here = others if (turn + place + number) % len(palettes) else quick
+            rests = (turn + place) % 2 or (turn + place // 2 + number) % len(palettes)
+            here = others if rests else quick
             here.append((relation, palette))
         cases += [
             pytest.param(instance, quick, id=str(instance)),

@@ -76,7 +76,7 @@ def worst_rounding_run(
 
 @every_pair(
     loss=["mse", "bce", "cross_entropy", "hinge"],
-    relaxation=["interval", "linear", "lp"],
+    relaxation=["interval", "linear", pytest.param("lp", marks=pytest.mark.slow)],
     signs=["up", "down", "mixed"],
 )
 def test_runs_that_round_as_badly_as_they_may_lie_inside(

@@ -11,6 +11,7 @@ from attacks import Problem, network
 from drawn_runs import assert_attacked, problems, programs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import every_value
 
 import milp_agt as agt
 from milp_agt.bounds.adversary import sums
@@ -128,7 +129,6 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["linear", "lp"])
-@pytest.mark.parametrize("name", PROBLEMS)
+@every_value(name=list(PROBLEMS), relaxation=["linear", "lp"])
 def test_no_attack_leaves_the_set(name: str, relaxation: str) -> None:
     assert_attacked(PROBLEMS[name], {"relaxation": relaxation})

@@ -249,7 +249,7 @@ def diverging(loss: str, rate: float, relaxation: str, epochs: int = 6) -> Any:
 @pytest.mark.filterwarnings("error")
 @every_pair(
     loss=["mse", "bce", "cross_entropy", "hinge"],
-    rate=[1e3, 1e12, 1e20, 1e30],
+    rate=[1e3, 1e12, 1e30],
     relaxation=["interval", "linear", "lp"],
 )
 def test_a_diverging_run_certifies_nothing(loss, rate, relaxation) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from attacks import assert_sound
-from pairs import every_pair
+from pairs import every_pair, every_value
 from problems import EXPENSIVE, problem
 from torch import nn
 
@@ -68,10 +68,10 @@ OPTIMISERS = {
 }
 
 
-@every_pair(
+@every_value(
     options=OPTIMISERS,
-    relaxation=["interval", "linear"],
     static={"static": True, "adaptive": False},
+    relaxation=["linear", "interval"],
 )
 def test_every_optimiser_option(options, relaxation, static) -> None:
     case, test, labels = problem("bce", "both", options, radius=0.05, seed=3, static=static)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, Replay, assert_inside, assert_sound, network
-from pairs import every_pair
+from pairs import every_value
 from refusals import refused
 
 import milp_agt as agt
@@ -79,9 +79,9 @@ def problem(
     return case, x[samples:], y[samples:]
 
 
-@every_pair(
+@every_value(
     name=list(FEATURES),
-    relaxation=["interval", "linear"],
+    relaxation=["linear", "interval"],
     static={"static": True, "adaptive": False},
 )
 def test_no_attack_on_features_leaves_the_bounds(name: str, relaxation: str, static: bool) -> None:
@@ -122,8 +122,7 @@ LABELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
-@pytest.mark.parametrize("name", LABELS)
+@every_value(name=list(LABELS), relaxation=["interval", "linear", "lp"])
 def test_no_attack_on_labels_leaves_the_bounds(name: str, relaxation: str) -> None:
     loss, options = LABELS[name]
     small: dict[str, Any] = {}

@@ -23,7 +23,7 @@ RUNS: dict[str, Any] = {
 def check(radius: float, run: Any) -> list[Passed]:
     loss, training, hidden, options = run
     found = []
-    for seed in range(2):
+    for seed in (1,):
         case, _, _ = problem(
             loss, "features", training, hidden, seed=seed, radius=radius, **options
         )
