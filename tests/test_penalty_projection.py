@@ -10,6 +10,7 @@ import pytest
 import torch
 from attacks import Problem, assert_sound, network
 from boxes import assert_same, resumed
+from pairs import every_pair, every_value
 from problems import EXPENSIVE, problem
 from test_config import GOOD, build
 from torch import nn
@@ -28,8 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
+@every_value(options=OPTIONS, relaxation=["linear", "interval"])
 def test_runs_under_attack(options: dict[str, Any], relaxation: str) -> None:
     """Attacks stay inside, and plain torch (abs().sum() in the loss, clamp_ after the step) agrees."""
     case, test, labels = problem("bce", "both", options, radius=0.05)
@@ -45,8 +45,7 @@ def test_each_selection_by_itself(name: str) -> None:
     assert "linear, each selection" in result.steps[-1].chains
 
 
-@pytest.mark.parametrize("window", [1, 2])
-@pytest.mark.parametrize("name", ["l1", "projection", "all"])
+@every_value(name=["l1", "projection", "all"], window=[1, 2])
 def test_windows(name: str, window: int) -> None:
     run = OPTIONS[name] | {"batch_size": 4, "epochs": 2, "shuffle_seed": 1}
     case, test, labels = problem("cross_entropy", "both", run, (3, 2), nn.Tanh, radius=0.05)
@@ -62,8 +61,10 @@ def test_programs(program_window: int, relaxation: str) -> None:
     assert_sound(case, test, labels, attacks=24, **options)
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear", "lp"])
-@pytest.mark.parametrize("options", [OPTIONS["l1"], OPTIONS["projection"], OPTIONS["all"]], ids=str)
+@every_pair(
+    options={name: OPTIONS[name] for name in ("l1", "projection", "all")},
+    relaxation=["interval", "linear", pytest.param("lp", marks=pytest.mark.slow)],
+)
 def test_parameters_at_and_across_the_kinks(options: dict[str, Any], relaxation: str) -> None:
     """A box of initial parameters that holds 0 and both ends of the projection, 0 itself among them."""
     model = network((2, 1))
