@@ -11,7 +11,7 @@ import torch
 from attacks import Problem, assert_sound, clipped_mean, network, per_sample_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import every_pair
+from pairs import every_pair, every_value
 from problems import EXPENSIVE, OUTPUTS, caught, data, problem
 from same_run import MODELS, shared_module, shared_parameter
 from torch import Tensor, nn
@@ -315,8 +315,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
-@pytest.mark.parametrize("mode", MODES)
+@every_value(options=OPTIONS, mode=MODES)
 def test_options_of_the_run(mode: str, options: dict[str, float]) -> None:
     run = {"clip": 0.2, "clip_mode": mode} | options
     case, test, labels = problem("cross_entropy", "both", run, (3, 2), nn.Tanh, radius=0.05)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attacks import Problem, Replay, network, torch_loss
-from pairs import every_pair
+from pairs import every_pair, every_value
 from torch import Tensor, nn
 
 import milp_agt as agt
@@ -176,8 +176,7 @@ def test_regression_over_many_steps_is_affine_in_the_labels(options, adversary) 
         )
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
+@every_value(loss=["mse", "bce", "cross_entropy", "hinge"], relaxation=["interval", "linear"])
 def test_budget_zero_leaves_only_rounding(loss, relaxation) -> None:
     outputs = 3 if loss == "cross_entropy" else 1
     generator = torch.Generator().manual_seed(0)

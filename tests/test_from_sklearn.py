@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from attacks import Problem, assert_sound
+from pairs import every_value
 from refusals import refused
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
@@ -54,8 +55,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("kind", ["two", "three", "one target", "two targets"])
+@every_value(name=list(RUNS), kind=["two", "three", "one target", "two targets"])
 def test_the_run_ends_in_the_parameters_of_the_estimator(kind: str, name: str) -> None:
     options = {**OPTIONS, **RUNS[name]}
     if kind in ("two", "three"):

@@ -74,8 +74,7 @@ def test_own_forwards_train_as_torch(kind: type[nn.Module]) -> None:
     assert_same_run(own(kind), (x, y), training)
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("kind", OWN)
+@every_value(kind=OWN, relaxation=["linear", "interval"])
 def test_own_forwards_are_sound(kind: type[nn.Module], relaxation: str) -> None:
     x, y, test, labels = data("bce")
     run = Training(loss="bce", learning_rate=0.3, epochs=3)

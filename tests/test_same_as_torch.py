@@ -9,6 +9,7 @@ import pytest
 import torch
 from checks_steps import mlp, small_data
 from draws import TOL
+from pairs import every_value
 from same_run import LOSSES, MODELS, assert_same_run, data_for, dense, graph_states, torch_loss
 from torch import nn
 
@@ -17,8 +18,7 @@ from milp_agt.training.tracing import trace
 from milp_agt.training.training import Training
 
 
-@pytest.mark.parametrize("loss", ["mse", "bce"])
-@pytest.mark.parametrize("name", MODELS)
+@every_value(name=list(MODELS), loss=["mse", "bce"])
 def test_every_layer_trains_as_torch(name: str, loss: str) -> None:
     torch.manual_seed(1)
     data = small_data(7, 2, 0 if loss == "mse" else 2, seed=2)

@@ -89,8 +89,7 @@ def test_a_box_of_initial_parameters(options) -> None:
     assert_sound(case, test, labels, attacks=128, **options)
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear"])
-@pytest.mark.parametrize("loss", ["mse", "bce", "cross_entropy", "hinge"])
+@every_value(loss=["mse", "bce", "cross_entropy", "hinge"], relaxation=["interval", "linear"])
 def test_midpoint_radius_products(loss, relaxation, monkeypatch) -> None:
     monkeypatch.setattr(interval_products, "EXACT_PRODUCTS_LIMIT", 0)
     case, test, labels = problem(loss, "both", {"momentum": 0.5}, (3, 2), radius=0.02)

@@ -40,8 +40,7 @@ EDGES = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear", EXPENSIVE])
-@pytest.mark.parametrize("options", list(EDGES.values()), ids=list(EDGES))
+@every_value(options=EDGES, relaxation=["linear", "interval", EXPENSIVE])
 def test_edges_of_the_threat(options, relaxation) -> None:
     run = {"batch_size": 4, "epochs": 1}
     hidden = (2,) if relaxation == "lp" else (3,)
@@ -60,8 +59,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("relaxation", ["interval", "linear", EXPENSIVE])
-@pytest.mark.parametrize("change", list(DATA.values()), ids=list(DATA))
+@every_value(change=DATA, relaxation=["linear", "interval", EXPENSIVE])
 def test_edges_of_the_data(change, relaxation) -> None:
     hidden = (2,) if relaxation == "lp" else (3,)
     case, test, labels = problem("bce", "both", {"epochs": 2}, hidden, radius=0.01)
