@@ -278,7 +278,7 @@ def load_dataset(
     description, total = source.description, source.total or len(rows)
     train_ids, divisor = source.ids, source.divisor
     rows_test = np.arange(len(x_test)) if apart else rows[held]
-    ids_test = source.test_ids if apart else None if train_ids is None else train_ids[held]
+    ids_test = None if apart or train_ids is None else train_ids[held]
     del source  # its arrays are as large as all that is made of them
     if pca is not None:
         projected = project(asked, x, y, x_test, pca, seed)
