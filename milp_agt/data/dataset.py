@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.core.arguments import at_least, columns_of, is_at_least, listed, of_kind, same_rows
-from milp_agt.data.checks import checked, copied
 from milp_agt.data.origin import UNKNOWN, Origin, Parts, Scaling
-from milp_agt.data.parts import ids_of, own_test_part, project, scale, split
+from milp_agt.data.parts import checked, copied, ids_of, own_test_part, project, scale, split
 from milp_agt.data.sources import DatasetUnavailableError, Reading, dataset_names, read
 from milp_agt.errors import InvalidInputError
 

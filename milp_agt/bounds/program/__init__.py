@@ -4,8 +4,8 @@ From the choices of the adversary to a proved bound:
 
 1. ``window``: a :class:`Window` is the steps of one program, with the ranges that its relaxations need, and
    becomes an :class:`EncodedWindow`, the columns and rows of a solver-neutral program. Operations encode
-   themselves; ``move_columns`` are the columns of the adversary, ``selection_rows`` tie the start of a
-   window to the selection.
+   themselves; ``move_columns`` are the columns of the adversary, and tie the start of a window to the
+   selection.
 2. ``state_bounds``: solves ordered by possible gain, in this process or on workers, dual bounds only; and
    both ends of the state after the window.
 3. ``final_window``: forms of the model's outputs (``output_objectives``) and counts of test points
