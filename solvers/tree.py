@@ -12,8 +12,7 @@ import numpy as np
 
 from milp_agt.core.program import Array, Index, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.curves import Curves, Envelopes
-from milp_agt.solvers.propagation import Propagation
+from milp_agt.solvers.curves import Curves, Envelopes, Propagation
 from milp_agt.solvers.safe import clip_multipliers, safe_bound
 from milp_agt.solvers.session import SolverAnswer
 

@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, SolveResult, Termination
 from milp_agt.solvers import get_solver, highs
-from milp_agt.solvers.curves import Curves, Envelopes
+from milp_agt.solvers.curves import Curves, Envelopes, Propagation
 from milp_agt.solvers.highs import HighsRelaxation
-from milp_agt.solvers.propagation import Propagation
 from milp_agt.solvers.safe import farkas_ray, safe_bound
 from milp_agt.solvers.session import SolverAnswer
 from milp_agt.solvers.tree import Tree

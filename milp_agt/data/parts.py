@@ -107,9 +107,6 @@ def copied(values: Any, what: str) -> Array:
     return np.array(numbers_of(values, what))
 
 
-Array = npt.NDArray[Any]
-
-
 def split(
     asked: str, count: int, fraction: float, generator: np.random.Generator
 ) -> tuple[Array, Array]:
