@@ -80,7 +80,7 @@ def multiplied(
     swapped: Letters = (letters[1], letters[0], letters[2])
     rest = _times_centre(letters, a.rest, b.centre).plus(_times_centre(swapped, b.rest, a.centre))
     if first.away is not None and second.away is not None:
-        more, charged = _second_order(op, first, second, slots, by_pairs)
+        more, charged = _second_order(op, first, second, slots, None if squares else by_pairs)
         rest = rest if more is None else rest.plus(more)
         images["charge"] = plus(images["charge"], charged)
     if squares is not None:
