@@ -13,7 +13,7 @@ from run_texts import run_text
 from test_questions_brute import LABELS, TEST, THREATS, TRAINING, X, Y, logits
 
 import milp_agt as agt
-from milp_agt.bounds.program import counts as engine
+from milp_agt.bounds.program import output_objectives as engine
 from milp_agt.cli import main
 from milp_agt.core.restriction import Restriction
 from milp_agt.data.dataset import load_dataset

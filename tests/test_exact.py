@@ -24,7 +24,7 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.cells.goals import Ends
 from milp_agt.bounds.cells.search import Limits as SearchLimits
 from milp_agt.bounds.cells.shared import searched
-from milp_agt.bounds.program import selection_rows
+from milp_agt.bounds.program import move_columns
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import add
@@ -373,10 +373,10 @@ def test_trees_keep_runs_where_rows_hold_with_equality(solver: str) -> None:
     run = (models.step_graph, models.schedule, steps, models.poison)
     encoded = program.Window(*run, True).encode(encoder)
     after = recorder.states["lp"][-1]
-    rows = selection_rows.influence_on(models.schedule, steps, after, Joint(models.poison))
+    rows = move_columns.influence_on(models.schedule, steps, after, Joint(models.poison))
     poisoned = add(list(encoded.selection.states))
     moves: Any = SimpleNamespace(of_all=lambda: poisoned)
-    selection_rows.encode_influence(encoder, moves, rows, [encoded.state[name] for name in after])
+    move_columns.encode_influence(encoder, moves, rows, [encoded.state[name] for name in after])
     window = program.EncodedWindow(encoder.finish(), encoded.state, encoded.batches)
     wide = {n: Interval(b.lower - 10.0, b.upper + 10.0) for n, b in after.items()}
     options = program.SolveOptions(get_solver(solver), Limits())

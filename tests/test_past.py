@@ -19,7 +19,7 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
-from milp_agt.bounds.program import selection_rows
+from milp_agt.bounds.program import move_columns
 from milp_agt.certification import planning
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
@@ -164,7 +164,7 @@ def _run(threat: Any, steps: int) -> tuple[Any, list[LinearizedStep]]:
 def _slack_of_influence(threat: Any, share: float) -> float:
     """The least of ``+-theta - constant + share * sum_{i in S} dev_i`` over attacks with known S."""
     models, steps = _run(threat, 3)
-    found = selection_rows.influence_on(
+    found = move_columns.influence_on(
         models.schedule, steps[:2], steps[2].state, Joint(models.poison)
     )
     replay = Replay(problem_case("bce", threat, count=5, epochs=2))
@@ -204,7 +204,7 @@ def test_influence_that_charges_one_percent_less_is_caught() -> None:
 def test_influence_is_as_tight_as_the_walk() -> None:
     models, steps = _run(agt.FeaturePoisoning(2, 0.1), 4)
     state = steps[3].state
-    found = selection_rows.influence_on(models.schedule, steps[:3], state, Joint(models.poison))
+    found = move_columns.influence_on(models.schedule, steps[:3], state, Joint(models.poison))
     budget = np.sort(found.devs, axis=1)[:, -2:].sum(1)
     ends = torch.cat([b.lower.flatten() for b in state.values()])
     ends = torch.cat([ends, -torch.cat([b.upper.flatten() for b in state.values()])]).numpy()

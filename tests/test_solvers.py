@@ -194,8 +194,6 @@ def test_a_row_with_a_huge_coefficient_is_left_out(back_end: str) -> None:
 
 def test_unlisted_status_is_failed(back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = back_ends()[back_end.partition(":")[0]].__module__
-    if back_end == "highs":
-        module = "milp_agt.solvers.highs_relaxation"
     monkeypatch.setattr(import_module(module), "STATUS", {})
     for case in CASES[:2] + CASES[7:8]:
         result = minimise(back_end, case.program, case.objective)

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 
 from milp_agt.core.program import Array, Curve, Function, Program
 from milp_agt.core.results import Limits, SolveResult, Termination
-from milp_agt.solvers import get_solver, highs_relaxation
-from milp_agt.solvers.curves import Curves, Envelopes
-from milp_agt.solvers.highs_relaxation import HighsRelaxation
-from milp_agt.solvers.propagation import Propagation
+from milp_agt.solvers import get_solver, highs
+from milp_agt.solvers.curves import Curves, Envelopes, Propagation
+from milp_agt.solvers.highs import HighsRelaxation
 from milp_agt.solvers.safe import farkas_ray, safe_bound
 from milp_agt.solvers.session import SolverAnswer
 from milp_agt.solvers.tree import Tree
@@ -342,13 +341,13 @@ def test_trees_of_large_programs_end_like_those_of_small_ones(
     usual = HighsRelaxation._use
 
     def counted(self: HighsRelaxation, options: dict[str, object], model: Any = None) -> None:
-        used["simplex" if options is highs_relaxation._SIMPLEX else "other"] += 1
+        used["simplex" if options is highs._SIMPLEX else "other"] += 1
         usual(self, options, model)
 
     seeds = range(2)
     small = [knapsacks(seed) for seed in seeds]
-    monkeypatch.setattr(highs_relaxation, "LARGE", 0)
-    monkeypatch.setattr(highs_relaxation, "WARM_ITERATIONS", iterations)
+    monkeypatch.setattr(highs, "LARGE", 0)
+    monkeypatch.setattr(highs, "WARM_ITERATIONS", iterations)
     monkeypatch.setattr(HighsRelaxation, "_use", counted)
     large = [knapsacks(seed) for seed in seeds]
     assert used["simplex"] > 20  # most nodes begin with a basis
@@ -360,7 +359,7 @@ def test_trees_of_large_programs_end_like_those_of_small_ones(
 
 
 def test_a_basis_serves_the_costs_that_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(highs_relaxation, "LARGE", 0)
+    monkeypatch.setattr(highs, "LARGE", 0)
     own, _ = random_lp(np.random.default_rng(1), 10, 12)
     warm, runs = HighsRelaxation(own, warm=True), []
     usual = HighsRelaxation._run
@@ -373,5 +372,5 @@ def test_a_basis_serves_the_costs_that_it_was_made_for(monkeypatch: pytest.Monke
     one, other = np.random.default_rng(2).normal(size=(2, 10))
     for costs in (one, one, other, other):
         assert warm.solve(costs, None).termination is Termination.OPTIMAL
-    assert runs == [None, highs_relaxation.WARM_ITERATIONS] * 2
+    assert runs == [None, highs.WARM_ITERATIONS] * 2
     warm.close()

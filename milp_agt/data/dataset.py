@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from milp_agt.core.arguments import at_least, columns_of, is_at_least, listed, of_kind, same_rows
-from milp_agt.data.checks import checked, copied
 from milp_agt.data.origin import UNKNOWN, Origin, Parts, Scaling
-from milp_agt.data.parts import ids_of, own_test_part, project, scale, split
+from milp_agt.data.parts import checked, copied, ids_of, own_test_part, project, scale, split
 from milp_agt.data.sources import DatasetUnavailableError, Reading, dataset_names, read
 from milp_agt.errors import InvalidInputError
 
@@ -278,7 +277,7 @@ def load_dataset(
     description, total = source.description, source.total or len(rows)
     train_ids, divisor = source.ids, source.divisor
     rows_test = np.arange(len(x_test)) if apart else rows[held]
-    ids_test = source.test_ids if apart else None if train_ids is None else train_ids[held]
+    ids_test = None if apart or train_ids is None else train_ids[held]
     del source  # its arrays are as large as all that is made of them
     if pca is not None:
         projected = project(asked, x, y, x_test, pca, seed)

@@ -15,7 +15,7 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.two_budgets import worst_sum
 from milp_agt.bounds.linear.window_bounds import bound_by_sample
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.program.counts import most_by_selection
+from milp_agt.bounds.program.output_objectives import most_by_selection
 from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND
 from milp_agt.core.reachable import Bounds

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from milp_agt.recording import optimizer as optimizers
-from milp_agt.recording.backward import largest_difference
+from milp_agt.recording.backward import (
+    hooks_of,
+    hooks_of_optimizer,
+    largest_difference,
+    random_layers,
+)
 from milp_agt.recording.findings import Findings
-from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer, random_layers
 from milp_agt.recording.losses import LossCall, shares_storage
 from milp_agt.recording.origins import Origins
 from milp_agt.recording.passes import Pass, RecordedForward, Twin, differs

@@ -14,13 +14,12 @@ from torch import nn
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
 from milp_agt.recording import optimizer as optimizers
-from milp_agt.recording.hooks import hooks_of, hooks_of_optimizer
-from milp_agt.recording.loader import watch_loader
+from milp_agt.recording.backward import hooks_of, hooks_of_optimizer
 from milp_agt.recording.loop import Loop
 from milp_agt.recording.losses import loss_of
 from milp_agt.recording.origins import tensors_in
 from milp_agt.recording.passes import Twin, differs
-from milp_agt.recording.rows import DataRows, samples_of
+from milp_agt.recording.rows import DataRows, samples_of, watch_loader
 from milp_agt.recording.run import RecordedRun, RecordedTraining
 from milp_agt.recording.watch import Watch, watch_threads
 from milp_agt.threats import ThreatModel

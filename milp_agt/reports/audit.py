@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,6 @@ from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE, replace_text
 
 NAME = "check.json"  # in the result folder, beside the certificate
-
-
-@dataclass(frozen=True)
-class Audit:
-    """The words of a certificate, and its check, where there was one of this very claim.
-
-    Attributes:
-        words, not_covered, assumptions: as the certificate states them; nothing is judged here.
-        sha256: of its claim.
-        check: ``outcome``, ``items`` (outcome, name, detail) and ``checker`` (SHA-256 of its source).
-    """
-
-    words: Sequence[str]
-    not_covered: Sequence[str]
-    assumptions: Sequence[str]
-    sha256: str
-    check: Mapping[str, Any] | None
 
 
 def save(folder: Path, report: Report) -> Path:
@@ -48,8 +30,9 @@ def save(folder: Path, report: Report) -> Path:
     return folder / NAME
 
 
-def read(folder: Path) -> Audit | None:
-    """The audit page of a result folder; None where no certificate was written.
+def read(folder: Path) -> Mapping[str, Any] | None:
+    """What a certificate states (``words``, ``not_covered``, ``assumptions``), the ``sha256`` of its claim,
+    and its ``check``, if there was one of this very claim; None where no certificate was written.
 
     Raises:
         InvalidInputError: files that cannot be read.
@@ -63,10 +46,8 @@ def read(folder: Path) -> Audit | None:
         digest = hashlib.sha256(text).hexdigest()
         check = json.loads(kept.read_bytes()) if kept.exists() else None
         current = check if check is not None and check["claim"] == digest else None
-        words, missing, assumptions = (
-            stated.get(key, []) for key in ("words", "not_covered", "assumptions")
-        )
-        return Audit(words, missing, assumptions, digest, current)
+        told = {key: stated.get(key, []) for key in ("words", "not_covered", "assumptions")}
+        return {**told, "sha256": digest, "check": current}
     except (*DAMAGE, AttributeError, TypeError) as error:
         raise InvalidInputError(
             f"Tell of the certificate in {folder}",

@@ -63,7 +63,8 @@ def render(content: Content, drawn: Mapping[str, Picture]) -> str:
         headline=headline,
         figures={name: _inline(picture) for name, picture in drawn.items()},
         alts={name: picture.alt for name, picture in drawn.items()},
-        point_rows=_point_rows(content),
+        points=content.points or content.predictions,
+        most_points=SHOWN_POINTS,
         solver=solver_totals(content.steps),
         total_seconds=sum(float(step["seconds"]) for step in content.steps),
         audit=audit.read(content.folder),
@@ -89,24 +90,6 @@ def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} = {_plain(each)}" for key, each in value.items())
     return str(value)
-
-
-def _point_rows(content: Content) -> list[dict[str, Any]]:
-    """Rows of the table of margins, or of predictions; as many as are shown."""
-    found = content.points or content.predictions
-    if found is None:
-        return []
-    columns: dict[str, Sequence[Any]] = {}
-    if found.predicted is not None:
-        columns |= {"predicted": found.predicted.tolist(), "status": found.status}
-    if found.output is not None and found.loss is not None:
-        columns |= {"output": found.output.tolist(), "loss": found.loss.tolist()}
-    for name in ("index", "name", "label", "width", "lower", "nominal", "upper"):
-        columns[name] = getattr(found, name).tolist()
-    low, high = ([None] * len(found.index),) * 2 if found.reached is None else found.reached
-    columns |= {"reached_lower": list(low), "reached_upper": list(high)}
-    count = min(len(found.index), SHOWN_POINTS)
-    return [{name: column[k] for name, column in columns.items()} for k in range(count)]
 
 
 def _inline(picture: Picture) -> str:

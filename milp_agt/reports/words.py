@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 import math
+import tomllib
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
+from pathlib import Path
 
 from milp_agt.io.tables import format_number
 from milp_agt.reports.content import Content, Property
 
-RELAXATIONS = {
-    "interval": "a box for every quantity inside training; fast, and soon too wide",
-    "zonotope": "a set that is carried forward, with every unit that may switch over told apart",
-    "listed": "every data set that the adversary can make is trained on: exact but for rounding",
-    "linear": "straight-line bounds that are followed backwards through the steps of training",
-    "linear, each selection": "the same for every choice of poisoned samples by itself",
-    "lp": "a linear program for each parameter and step, solved to a proved bound",
-    "milp": "the same with exact kinks of the network and exact choices of poisoned samples",
-    "qcqp": "a program that keeps products exact",
-    "miqp": "a program that keeps products, kinks and choices exact",
-}
-
-CAUSES = {
-    "moves": "what the changed numbers of poisoned samples do by themselves",
-    "flips of poisoned samples": "units of the network that switch over for a sample that is changed",
-    "flips of clean samples": "units that switch over for all other samples, because the model moved",
-    "noise": "smooth functions, products and start boxes, where straight lines and boxes stand for them",
-    "rounding": "floating point",
-}
-
-LOSSES = {
-    "bce": "how sure the model is of the right one of two classes",
-    "cross_entropy": "how sure the model is of the right class",
-    "hinge": "how far the score is from the right side of the margin",
-    "mse": "the squared distance between prediction and target",
-}
-
-GLOSSARY = {
-    "admissible": "within the limits of what the adversary may do",
-    "budget": "how many samples the adversary may change",
-    "certified": "proved for every admissible data set, without trying them one by one",
-    "data as given": "the data without tampering, and the model that is trained on them",
-    "loss": "what training makes small",
-    "margin": "the score of the true class less the best score of another one",
-    "poisoning": "changing training data in order to change the trained model",
-    "radius": "how far a changed number may be from the given one",
-    "reachable set": "a box that holds the parameters of every model that admissible data can lead to",
-    "PROVED": "what was asked for holds for every admissible data set",
-    "REFUTED": "a model trained on admissible poisoned data, which are kept in a file, does not meet it",
-    "OPEN": "neither proved nor refuted; it may hold or not",
-    "REPORTED": "bounds that hold, where no threshold was asked for",
-    "relaxation": "a way of computing bounds; the tighter, the more work",
-    "width": "how far apart the ends of a certified interval are: 0 if poisoning changes nothing",
-}
+# What levels, causes of width, losses and terms are, in plain words.
+_SAID = tomllib.loads((Path(__file__).parent / "templates" / "words.toml").read_text("utf-8"))
+RELAXATIONS: Mapping[str, str] = _SAID["RELAXATIONS"]
+CAUSES: Mapping[str, str] = _SAID["CAUSES"]
+LOSSES: Mapping[str, str] = _SAID["LOSSES"]
+GLOSSARY: Mapping[str, str] = _SAID["GLOSSARY"]
 
 
 def verdict(content: Content) -> tuple[str, str]:
@@ -233,18 +198,6 @@ def sentence(each: Property) -> str:
     return text
 
 
-def box(content: Content) -> str:
-    """How large the reachable set is, beside the parameters themselves."""
-    sizes = content.document["parameters"]
-    mean, longest = (number(sizes[name], 3) for name in ("mean_width", "max_width"))
-    text = f"Its sides are {mean} long on average, the longest {longest}"
-    if not sizes.get("mean_size") or isinstance(sizes["mean_width"], str):
-        return f"{text}."
-    share = sizes["mean_width"] / sizes["mean_size"]
-    times = f"{100 * share:.2g} %" if share < 10 else f"{share:.3g} times"
-    return f"{text}: that is {times} of the average size of a parameter, {sizes['mean_size']:.3g}."
-
-
 def number(value: object, digits: int = 6) -> str:
     """A number of a JSON file, which writes what is not finite as text."""
     return format_number(value, digits) if isinstance(value, (int, float)) else str(value)
@@ -261,21 +214,6 @@ def loss(content: Content) -> str:
         return text
     root = Context(prec=3, rounding=ROUND_CEILING).plus(Context(prec=20).sqrt(Decimal(worst)))
     return f"{text} Its root, here at most {float(root):.3g}, is in the units of the targets."
-
-
-def sides(content: Content) -> str:
-    """Attack and certificate of the parameters, one beside the other; empty without an attack."""
-    found = content.attack
-    if found is None:
-        return ""
-    tried = "all admissible poisonings" if found["exhaustive"] else "poisonings"
-    certified = float(content.document["parameters"]["mean_width"])
-    return (
-        f"The truth lies between attack and certificate. {found['trained']} {tried} were trained; they "
-        f"spread the parameters by {format_number(float(found['mean_width']), 4)} on average, the "
-        f"certificate allows {format_number(certified, 4)}: a factor of "
-        f"{format_number(float(found['ratio']), 3)} between them."
-    )
 
 
 def asked(each: Property) -> str:

@@ -53,7 +53,10 @@ def _options_of_data() -> dict[str, Any]:
         "crop": Annotated[list[Index], Field(**pairs)],
     }
     told, known = described(load_dataset.__doc__ or "", "Args"), signature(load_dataset).parameters
-    return {name: Key(kind, told[name]).field(known[name].default) for name, kind in kinds.items()}
+    return {
+        name: Key(kind, told.get(name, "")).field(known[name].default)
+        for name, kind in kinds.items()
+    }
 
 
 class DataKeys(Table):

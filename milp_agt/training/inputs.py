@@ -18,8 +18,8 @@ from milp_agt.core.arguments import of_kind as of_kind
 from milp_agt.core.interval import Interval
 from milp_agt.core.numbers import all_finite, numbers_of
 from milp_agt.data import Dataset
-from milp_agt.data.checks import exact
 from milp_agt.data.origin import Origin
+from milp_agt.data.parts import exact
 from milp_agt.errors import InvalidInputError, InvalidThreatModelError
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.threats.units import located as by_origin

@@ -11,9 +11,14 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.program.counts import Reach, counted, counting
 from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
-from milp_agt.bounds.program.output_objectives import OutputObjectives, sums_of_box
+from milp_agt.bounds.program.output_objectives import (
+    OutputObjectives,
+    Reach,
+    counted,
+    counting,
+    sums_of_box,
+)
 from milp_agt.bounds.program.state_bounds import Objectives, ProgramReport, SolveOptions, improved
 from milp_agt.bounds.program.window import RANGE_LIMIT, Window, curved_inputs
 from milp_agt.bounds.program.witness import Witness

@@ -10,8 +10,12 @@ import numpy as np
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear.linearized_step import LinearizedStep
 from milp_agt.bounds.program.incumbents import EncodedBatch
-from milp_agt.bounds.program.move_columns import MoveColumns
-from milp_agt.bounds.program.selection_rows import admitted, encode_influence, influence_on
+from milp_agt.bounds.program.move_columns import (
+    MoveColumns,
+    admitted,
+    encode_influence,
+    influence_on,
+)
 from milp_agt.bounds.step import NodeOrder
 from milp_agt.core.encoder import Encoder, SelectionColumns
 from milp_agt.core.expression import Expression

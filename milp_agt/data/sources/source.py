@@ -44,7 +44,7 @@ class Source:
         notes: what was done to the data, or taken for granted of the file; trusted by the claim.
         rows: where the samples stand in the file, from 0, (n,); None for all of them in order.
         total: rows of the file; None for n.
-        ids, test_ids: who each sample is, as text, where a column says so.
+        ids: who each sample is, as text, where a column says so; nobody says it of a test part.
         lines: the line of the file of each sample, for messages; None where files have no lines.
         divisor: what the file's numbers were divided by, 255 for pixels.
     """
@@ -59,7 +59,6 @@ class Source:
     rows: Array | None = None
     total: int | None = None
     ids: Array | None = None
-    test_ids: Array | None = None
     lines: Array | None = None
     divisor: float = 1.0
 
