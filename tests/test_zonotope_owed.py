@@ -180,6 +180,30 @@ def test_one_per_cent_less_is_caught(monkeypatch: pytest.MonkeyPatch, name: str)
         CHECKS[name]()
 
 
+def test_flips_that_are_found_among_rows_change_none_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest, calls = rows.rows_of, []
+
+    def rows_of(*given: Any) -> Any:
+        if given[4].costs(given[0]) is not None:
+            calls.append((given, replace(given[4], limit=given[4].limit.clone())))
+        return honest(*given)
+
+    monkeypatch.setattr(transformer, "rows_of", rows_of)
+    Passed.of(problem("bce", "features", {"epochs": 1}, (3, 3), radius=0.5, budget=1)[0])
+    monkeypatch.setattr(rows, "CACHED", 1)
+    monkeypatch.setattr(rows, "FEWEST", 1)
+    given, slots = calls[0]
+    ends = [each.spread.up for each in honest(*given[:4], slots, *given[5:])]
+    found = honest(*given[:4], slots, *given[5:])
+    first = next(found)
+    slots.limit.fill_(len(given[5]))  # a C3 that was not there before
+    again = [first.spread.up, *(each.spread.up for each in found)]
+    assert len(ends) > 1
+    assert all(torch.equal(one, other) for one, other in zip(ends, again, strict=True))
+
+
 RUNS = [
     ("cross_entropy", "labels", {"epochs": 4}, (4, 3), {}),
     ("cross_entropy", "both", {"epochs": 3, "momentum": 0.5}, (4,), {"activation": nn.Tanh}),

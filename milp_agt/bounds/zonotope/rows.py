@@ -191,6 +191,7 @@ def rows_of(
     on_state = form.on_state
     assert isinstance(on_state, Local)
     costs = slots.costs(form)
+    known = slots.limit.clone()  # who reads the rows may add flips, whose C3 are not among these
     low, high, sizes = flat(-form.rest.lower), flat(form.rest.upper), flat(form.size)
     more = None if costs is None else tuple(flat(_unlimited(part, slots)) for part in costs)
     limited = None if costs is None else tuple(flat(part[0]) for part in costs)
@@ -223,7 +224,7 @@ def rows_of(
         spread = plain
         if more is not None:
             assert limited is not None
-            limits = slots.limit[: len(limited[0]), sample]
+            limits = known[: len(limited[0]), sample]
             down, up = (_by_culprits(part[:, index], limits, threshold) for part in limited)
             spread = _with_noise(plain, more[0][:, index], more[1][:, index], own)
             spread = replace(spread, down=spread.down + down, up=spread.up + up)
