@@ -267,8 +267,12 @@ def true_columns(instance: Instance, point: Tensor, box: Interval, states: Array
         if isinstance(op, Relu):
             parts.append(value[ambiguous])
     elif isinstance(op, Clip):
-        bent = ~op.is_linear_on(box.hull()).numpy().reshape(-1)
-        parts += [value[bent], *((z[bent] > k).astype(np.float64) for k in op.kinks)]
+        hull = box.hull()
+        bent = ~op.is_linear_on(hull).numpy().reshape(-1)
+        low = hull.lower.numpy().reshape(-1)[
+            bent
+        ]  # a range that begins at a kink decides its phase
+        parts += [value[bent], *(((z[bent] > k) | (low >= k)).astype(np.float64) for k in op.kinks)]
     elif isinstance(op, Sign):
         bent = ~op.is_linear_on(box.hull()).numpy().reshape(-1)
         parts += [(z[bent] > 0).astype(np.float64), (z[bent] < 0).astype(np.float64)]

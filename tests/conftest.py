@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from typing import Any
 
 # With two workers on two cores, more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,3 +37,15 @@ def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
     from milp_agt.certification import listing
 
     monkeypatch.setattr(listing.listed, "count_choices", lambda *_: float("inf"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures as empty pictures, where a test is about words and tables: drawing takes seconds."""
+
+    from milp_agt.reports import figures
+
+    def empty(name: str, _figure: Any, alt: str) -> object:
+        return figures.Picture(name, "<svg></svg>", b"", alt)
+
+    monkeypatch.setattr(figures, "_picture", empty)

@@ -19,7 +19,7 @@ import milp_agt as agt
 from milp_agt import attacks
 from milp_agt.attacks import Search
 from milp_agt.attacks.attacker import Attacker
-from milp_agt.attacks.corners import HiddenUnits, corners_of
+from milp_agt.attacks.corners import corners_of
 from milp_agt.attacks.moves import shrunk, turned
 from milp_agt.attacks.packed import Aim, Best
 from milp_agt.attacks.proposed import Favoured, favoured_data
@@ -144,22 +144,6 @@ def test_a_unit_that_sleeps_is_woken_where_gradients_and_chance_are_blind(
     found = agt.attack(model, (x, y), run, threat, search=FEW)
     assert widths_of_unit(found) > 1e-4
     assert found.trained < blind.trained
-
-
-def test_units_and_slopes_are_those_of_torch() -> None:
-    for kind in NETWORKS:
-        model, x, y, radius = asleep(kind, 2)
-        replay = Replay(Problem(model, x, y, agt.Training("bce"), agt.FeaturePoisoning(1, radius)))
-        units = HiddenUnits.of(replay.step_graph)
-        state = replay.unrolled.start(1)
-        before = model[: 2 if kind == "frozen" else 1](x).flatten(1)
-        torch.testing.assert_close(units.values(state, x), before.detach())
-        value, slope = units.slopes(state, x, torch.tensor([1, 0, 1, 0, 1, 0]))
-        torch.testing.assert_close(value, before.detach()[torch.arange(6), [1, 0, 1, 0, 1, 0]])
-        leaf = x.clone().requires_grad_()
-        own = model[: 2 if kind == "frozen" else 1](leaf).flatten(1)
-        (expected,) = torch.autograd.grad(own[::2, 1].sum() + own[1::2, 0].sum(), leaf)
-        torch.testing.assert_close(slope, expected)
 
 
 def test_corners_of_the_first_layer_are_signs_of_its_weights() -> None:

@@ -18,9 +18,10 @@ from milp_agt import attacks
 from milp_agt.attacks import Search
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.unrolled import Unrolled
-from milp_agt.errors import SoundnessError
+from milp_agt.errors import SoundnessError, UnsupportedOperationError
 from milp_agt.formulations.loss import get_loss
 from milp_agt.properties.triggers import BallTrigger, PatchTrigger
+from milp_agt.threats.poison import Poison
 
 QUICK = Search(pool=64, restarts=2, rounds=1, iterations=3)
 TRAINING = agt.Training(loss="bce", learning_rate=0.5, epochs=3)
@@ -363,3 +364,35 @@ MOVES: dict[str, agt.FeaturePoisoning] = {
     "missing": agt.FeaturePoisoning(2, 0.1, missing=0.0),
     "rows": agt.FeaturePoisoning(2, 0.2, rows=(np.array([[1.0, 1.0]]), np.array([0.1]))),
 }
+
+
+def test_a_threat_without_moves_is_refused() -> None:
+    class Nameless:
+        budget = 1
+
+        def bind(self, features: Tensor, labels: Tensor, loss: Any) -> Poison:
+            everyone = torch.ones(len(features), dtype=torch.bool)
+            return Poison(features, labels, everyone, 1, static=True, per_batch=False)
+
+        def describe(self) -> str:
+            return "anything"
+
+    with refused("attack needs moves", "whole samples", "certify", kind=UnsupportedOperationError):
+        attacked(Nameless())
+
+
+def test_a_run_that_is_best_for_many_ends_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data are as large as the data set: a copy for each of thousands of ends takes longer than it."""
+    unpatched, packed = Packed.of, list[int]()
+
+    def counted(data: Any, unrolled: Unrolled) -> Packed:
+        packed.append(len(data))
+        return unpatched(data, unrolled)
+
+    monkeypatch.setattr(Packed, "of", staticmethod(counted))
+    search = Search(pool=4, corners=0, restarts=0, rounds=0)
+    model = network((2, 6, 1), seed=1)
+    found = attacked(agt.FeaturePoisoning(1, 0.3), None, search, model, data(12))
+    assert found.mean_width > 0.0
+    assert len(found.widths) == 25
+    assert max(packed) <= 2  # of 50 ends

@@ -25,6 +25,8 @@ from milp_agt.cli import _parser, main
 from milp_agt.cli.common import EXIT_CODES
 from milp_agt.reports.result_folder import ResultFolder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 RUN = run_text(
     model={"layers": [2, 3, 2]},
     training={"epochs": 4},

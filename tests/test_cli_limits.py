@@ -18,6 +18,8 @@ from milp_agt.cli.progress import Lines, progress
 from milp_agt.errors import ConfigurationError
 from milp_agt.runfile.run_file import load_config
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:

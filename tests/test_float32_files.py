@@ -15,6 +15,8 @@ from milp_agt.cli import main
 from milp_agt.errors import InvalidInputError
 from milp_agt.runfile.run_file import load_config
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 RUN = run_text(
     [{"kind": "accuracy", "on": "test"}],
     data={"name": "iris", "test_fraction": 0.5, "standardise": True},

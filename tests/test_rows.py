@@ -19,6 +19,8 @@ from milp_agt.errors import ConfigurationError, InvalidInputError, InvalidThreat
 from milp_agt.runfile.run_file import load_config
 from milp_agt.threats.units import located
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -202,6 +202,9 @@ def test_projection_is_admissible_and_leaves_admissible_moves(name: str, seed: i
     assert torch.allclose(again, near, rtol=1e-13, atol=1e-15)
     drawn = samples(moves, seed, 20)
     assert torch.allclose(moves.project(drawn), drawn, rtol=1e-13, atol=1e-15)
+    if name in ("box", "fill", "vertices", "product"):  # of the others it is near, not the nearest
+        closest, away = ((far - each).norm(dim=-1) for each in (near, drawn[:, None]))
+        assert bool((closest <= away + 1e-12).all())
 
 
 @EVERY

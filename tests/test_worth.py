@@ -19,7 +19,7 @@ from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import StepRecord
 from milp_agt.experiments import still_proved
 from milp_agt.experiments.sweep import resized
-from milp_agt.reports import page, write_page
+from milp_agt.reports import write_page
 from milp_agt.runfile.run_file import LoadedRun
 
 
@@ -65,16 +65,15 @@ def test_bounds_that_hold_for_every_model(
     assert found.is_vacuous is vacuous
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("rate", "budget", "worth"), [(0.001, 1, "useful"), (30.0, 12, "vacuous")])
 def test_the_word_stands_in_the_file_and_on_the_screen(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     rate: float,
     budget: int,
     worth: str,
 ) -> None:
-    monkeypatch.setattr(page, "pictures", lambda _: {})  # drawing takes seconds
     text = run_text(
         [{"kind": "accuracy"}],
         model={"layers": [2, 4, 4, 4, 2]},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,8 @@ HOPELESS = 0.5
 # Linear forms end beside a zonotope that is narrower than they are by themselves by this share, after some
 # steps in which they took less than another share off its width.
 WIDER, GAIN, IDLE_STEPS = 0.05, 1e-4, 3
+# Programs that `auto` picked end where they took less than this share off in so many steps.
+LITTLE = 0.01
 
 
 class BoundedRun(RunInProgress):
@@ -210,6 +212,8 @@ class BoundedRun(RunInProgress):
         ``alone`` are the mean widths of chains by themselves, before the meet, after the last step.
         """
         last, recent = self.chains.tightest, [each.chains for each in self.records[-IDLE_STEPS:]]
+        if last.level is Relaxation.LP and self.plan.asked == "auto":
+            self._end_if_dear(last, recent)
         if (
             last.name != Relaxation.LINEAR.value
             or len(recent) < IDLE_STEPS
@@ -222,6 +226,19 @@ class BoundedRun(RunInProgress):
             self.notes.note(
                 f"step {len(self.records)}: linear forms end here: in {IDLE_STEPS} steps they have added "
                 "nothing to the zonotope, which is narrower"
+            )
+            self.chains.end(last)
+
+    def _end_if_dear(self, last: Chain, recent: Sequence[Mapping[str, float]]) -> None:
+        """End programs that nobody asked for where they add next to nothing: they take most of the time."""
+        others = [min(w for name, w in each.items() if name != last.name) for each in recent]
+        gain = zip(recent, others, strict=True)
+        if len(recent) == IDLE_STEPS and all(
+            each.get(last.name, 0.0) > (1.0 - LITTLE) * other for each, other in gain
+        ):
+            self.notes.note(
+                f"step {len(self.records)}: programs of single steps end here: in {IDLE_STEPS} steps they "
+                f"have taken less than {LITTLE:.0%} off the boxes; ask for relaxation='lp' to have them"
             )
             self.chains.end(last)
 

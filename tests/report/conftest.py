@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from pages import ACCURACY, LOSS, certify, run
-
-from milp_agt.reports import figures
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +33,3 @@ def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = rng.normal(size=(16, 3))
     text = run([3, 3, 1], 0.05, loss="mse") + LOSS
     return certify(tmp_path_factory.mktemp("regression"), x, x.sum(1), text)
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures as empty pictures, where a test is about words and tables: drawing takes seconds."""
-
-    def empty(name: str, _figure: Any, alt: str) -> figures.Picture:
-        return figures.Picture(name, "<svg></svg>", b"", alt)
-
-    monkeypatch.setattr(figures, "_picture", empty)

@@ -159,6 +159,7 @@ def test_predictions_with_two_outputs_and_attacks(tmp_path: Path) -> None:
         assert " to ".join(format_number(float(end)) for end in ends) in shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_attacks_stand_beside_every_point(tmp_path: Path) -> None:
     folder = small(tmp_path, run([2, 2]) + QUICK, "--attack", count=12)
     points = read(folder).points

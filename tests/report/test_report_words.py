@@ -239,6 +239,7 @@ def arrays() -> agt.Dataset:
     return agt.Dataset.of(x[:12], y[:12], x[12:], y[12:], name="clouds")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_call_writes_what_the_command_line_writes(
     arrays: agt.Dataset, classes: Path, tmp_path: Path
 ) -> None:

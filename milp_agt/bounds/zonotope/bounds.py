@@ -39,6 +39,7 @@ class StateBounds:
         alpha: multipliers of these rows, for 2 P ends: upper ones first, then lower ones.
         below, above: how far each coordinate lies below and above the centre, (P,), >= 0.
         clean, poisoned: the same for both ends if a sample is clean, and if it may be poisoned, (2 P, m).
+        rest, dev: the parts of both ends that are there anyway, (2 P,), and that each sample adds, (2 P, m).
         terms: sizes of the terms of each coordinate, (P,).
     """
 
@@ -48,6 +49,8 @@ class StateBounds:
     above: Tensor
     clean: Tensor
     poisoned: Tensor
+    rest: Tensor
+    dev: Tensor
     terms: Tensor
 
     @staticmethod
@@ -71,8 +74,9 @@ class StateBounds:
             found = bound(directions, flips, alpha, samples)
             found = narrowed(found, directions, flips, alpha, samples)
             total = found.total(samples).clamp(min=0.0)
-            pieces.append((alpha, total, *_conditional(found, samples)))
-        alphas, totals, cleans, poisoneds = zip(*pieces, strict=True)
+            rest = (found.rest + found.slack).clamp(min=0.0) * (1.0 + gamma(4))
+            pieces.append((alpha, total, *_conditional(found, samples), rest, found.dev))
+        alphas, totals, cleans, poisoneds, rests, devs = zip(*pieces, strict=True)
         at = torch.cat(order).argsort()
         alpha, total = Multipliers.cat(alphas).take(at), torch.cat(totals)[at]
         clean, poisoned = torch.cat(cleans)[at], torch.cat(poisoneds)[at]
@@ -84,6 +88,8 @@ class StateBounds:
             total[:size],
             torch.minimum(clean, ends_of_all),
             torch.minimum(poisoned, ends_of_all),
+            torch.cat(rests)[at],
+            torch.cat(devs)[at],
             terms,
         )
 

@@ -216,7 +216,7 @@ def _on_new(scale: Tensor, on_flips: Tensor, before: int) -> Tensor:
 
 
 OWN = ("centre", "on_moves", "on_phase", "on_bend", "squares")
-PROVED = ("below", "above", "clean", "poisoned", "terms")
+PROVED = ("below", "above", "clean", "poisoned", "rest", "dev", "terms")
 
 
 def pack_forward(forward: ZonotopePass) -> dict[str, Any]:

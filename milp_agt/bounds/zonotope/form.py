@@ -34,6 +34,7 @@ class Form:
         on_moves: E, (width, n, *shape).
         on_phase, on_bend: Lp and Lr, (slots, n, *shape).
         charge: noise that is there only if a flip happens, on either side, (slots, n, *shape).
+        owed: noise that is there only if another sample is poisoned, ends of (m, n, *shape) around 0.
         squares: further terms ``u'Qu`` in the move of the sample, (width^2, n, *shape); of summed products.
     """
 
@@ -45,6 +46,7 @@ class Form:
     on_phase: Tensor | None = None
     on_bend: Tensor | None = None
     charge: Tensor | None = None
+    owed: Interval | None = None
     squares: Tensor | None = None
 
     @staticmethod
@@ -56,20 +58,20 @@ class Form:
     @property
     def is_constant(self) -> bool:
         """Whether it is one and the same number, whatever happens."""
-        moved = (self.on_state, self.on_moves, self.on_phase, self.on_bend, self.charge)
+        moved = (self.on_state, self.on_moves, self.on_phase, self.on_bend, self.charge, self.owed)
         exact = not bool(self.rest.lower.any()) and not bool(self.rest.upper.any())
         return exact and all(part is None for part in moved)
 
     @property
     def is_own(self) -> bool:
         """Whether the move of its own sample moves it, and the state does not, nor flips."""
-        others = (self.on_state, self.on_phase, self.on_bend, self.charge)
+        others = (self.on_state, self.on_phase, self.on_bend, self.charge, self.owed)
         return self.on_moves is not None and all(part is None for part in others)
 
     @property
     def is_phase(self) -> bool:
         """Whether nothing but flips of its own sample, and rounding, moves it."""
-        others = (self.on_state, self.on_moves, self.on_bend, self.charge)
+        others = (self.on_state, self.on_moves, self.on_bend, self.charge, self.owed)
         return self.on_phase is not None and all(part is None for part in others)
 
     def blurred(self, error: Tensor) -> Form:
@@ -81,10 +83,10 @@ class Form:
 
     def scaled(self, factor: Tensor) -> Form:
         """Elementwise product with constants, but for the centre, which stays; ([n], *shape)."""
-        low, high = factor * self.rest.lower, factor * self.rest.upper
         return replace(
             self,
-            rest=Interval(torch.minimum(low, high), torch.maximum(low, high)),
+            rest=_scaled(self.rest, factor),
+            owed=self.owed and _scaled(self.owed, factor).each(lambda end: end * (1.0 + gamma(4))),
             on_state=mapped(self.on_state, lambda part: part * factor),
             **self.images(lambda part: part * factor, lambda part: part * factor.abs()),
         )
@@ -109,6 +111,7 @@ class SummedForm:
         charge: on those of them that have rows, (q, *shape).
         base: noise of everyone, (1, *shape).
         charges: further noise if a sample is poisoned, ends of (entries, *shape) around 0.
+        owed: noise of the others if it is, ends of (m, *shape) around 0, for all generators.
         squares: (width^2, entries, *shape), see squares.py.
     """
 
@@ -121,6 +124,7 @@ class SummedForm:
     charge: Tensor
     base: Interval
     charges: Interval
+    owed: Interval | None = None
     squares: Tensor | None = None
 
     def without_squares(self) -> SummedForm:
@@ -156,6 +160,7 @@ class SummedForm:
             joined("charge"),
             Interval(low, high).widen(error),
             Interval(*(torch.cat([getattr(c, e) for c in charges]) for e in ("lower", "upper"))),
+            together(self.owed, other.owed),
             None
             if self.squares is None or other.squares is None
             else torch.cat([self.squares, other.squares], 1),
@@ -168,6 +173,18 @@ class SummedForm:
         assert like.on_moves is not None
         lower = self.charges.lower
         return lower.new_zeros(len(like.on_moves), *lower.shape)
+
+
+def _scaled(box: Interval, factor: Tensor) -> Interval:
+    low, high = factor * box.lower, factor * box.upper
+    return Interval(torch.minimum(low, high), torch.maximum(low, high))
+
+
+def together(first: Interval | None, second: Interval | None) -> Interval | None:
+    """The sum of what two terms owe."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first.plus(second).each(lambda end: end * (1.0 + gamma(4)))
 
 
 def by_part(ends: Tensor, parts: int) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,11 @@ class Gradient:
             low, high = (end.flatten(1).T for end in (-form.charges.lower, form.charges.upper))
             found.down[at] = _in_columns(low, columns, known, old.samples.count)
             found.up[at] = _in_columns(high, columns, known, old.samples.count)
+            if form.owed is not None:
+                low, high = (end.flatten(1).T for end in (-form.owed.lower, form.owed.upper))
+                grow = 1.0 + gamma(4)
+                found.down[at] = (found.down[at] + low) * grow
+                found.up[at] = (found.up[at] + high) * grow
         return found
 
 

@@ -44,6 +44,8 @@ def of_forms(op: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -
     if any(part is not None for part, _ in given):
         parts = _filled(given)
         charge = linear.interval(*(Interval(-part, part) for part in parts)).upper
+    lead = [len(f.owed.lower) for f in inputs if f.owed is not None]
+    owed = [_owed_like(form.owed, form.centre, max(lead)) for form in inputs] if lead else []
     return Form(
         op.value(*(form.centre for form in inputs)),
         rest.expand_states(states),
@@ -53,6 +55,7 @@ def of_forms(op: LinearMap, inputs: Sequence[Form], by_sample: Sequence[bool]) -
         image("on_phase"),
         image("on_bend"),
         charge,
+        _owed(op, owed),
     )
 
 
@@ -68,6 +71,7 @@ def of_sums(op: LinearMap, inputs: Sequence[SummedForm]) -> SummedForm:
     moved = [form for form in inputs if form.on_moves is not None]
     moves = linear.value(*(form.moves_like(moved[0]) for form in inputs)) if moved else None
     phase, bend = image("on_phase"), image("on_bend")
+    lead = [len(f.owed.lower) for f in inputs if f.owed is not None]
     assert phase is not None
     assert bend is not None
     return SummedForm(
@@ -80,7 +84,21 @@ def of_sums(op: LinearMap, inputs: Sequence[SummedForm]) -> SummedForm:
         linear.interval(*(Interval(-form.charge, form.charge) for form in inputs)).upper,
         linear.interval(*(form.base for form in inputs)).widen(error_of(op, size)),
         linear.interval(*(form.charges for form in inputs)),
+        _owed(op, [_owed_like(f.owed, f.centre, max(lead)) for f in inputs] if lead else []),
     )
+
+
+def _owed_like(owed: Interval | None, centre: Tensor, count: int) -> Interval:
+    zero = torch.zeros_like(centre).expand(count, *centre.shape)
+    return Interval(zero, zero) if owed is None else owed
+
+
+def _owed(op: LinearMap, owed: Sequence[Interval]) -> Interval | None:
+    """What is owed after a map, a sum of numbers >= 0 at either end."""
+    if not owed:
+        return None
+    grow = 1.0 + gamma(16.0 * op.terms() + 128.0)
+    return homogeneous(op).interval(*owed).each(lambda end: end * grow)
 
 
 def sizes(op: LinearMap, parts: Sequence[Tensor]) -> Tensor:

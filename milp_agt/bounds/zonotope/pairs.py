@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.form import Form, plus
+from milp_agt.bounds.zonotope.form import Form, plus, together
 from milp_agt.bounds.zonotope.local import PLAIN, Local
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import gamma
@@ -86,12 +86,18 @@ class Factor:
             rows = taken(form.on_state)
         low, high = (taken(end) * by for end in (form.rest.lower, form.rest.upper))
         parts = (form.on_moves, form.on_phase, form.on_bend, form.charge)
+        moves, phase, bend, charge = (None if p is None else taken(p) * by for p in parts)
+        owed = form.owed and form.owed.each(lambda end: taken(end) * by * (1.0 + gamma(4)))
         return Form(
             torch.zeros_like(by),
             Interval(low, high).expand_states(self.states),
             taken(form.size, 0) * by,
             rows * by,
-            *(None if part is None else taken(part) * by for part in parts),
+            moves,
+            phase,
+            bend,
+            charge,
+            owed,
         )
 
 
@@ -133,6 +139,9 @@ def _sum(first: Form, second: Form, sign: float) -> Form:
     """One form plus or less another."""
     low, high = second.rest.lower, second.rest.upper
     rest = Interval(low, high) if sign > 0 else Interval(-high, -low)
+    owed = second.owed
+    if owed is not None and sign < 0:
+        owed = Interval(-owed.upper, -owed.lower)
 
     def both(name: str) -> Tensor | None:
         part = getattr(second, name)
@@ -146,5 +155,9 @@ def _sum(first: Form, second: Form, sign: float) -> Form:
         first.rest.plus(rest),
         first.size + second.size,
         Local({PLAIN: on_state}, len(on_state)),
-        *(both(name) for name in ("on_moves", "on_phase", "on_bend", "charge")),
+        both("on_moves"),
+        both("on_phase"),
+        both("on_bend"),
+        both("charge"),
+        together(first.owed, owed),
     )

@@ -9,10 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.form import Form, Image, added_images, holding_zero, plus
+from milp_agt.bounds.zonotope.form import (
+    Form,
+    Image,
+    added_images,
+    holding_zero,
+    plus,
+    together,
+)
 from milp_agt.bounds.zonotope.local import Local, OnState, added, mapped
+from milp_agt.bounds.zonotope.owed import Owing, Shares, most_of, of_everyone, product, times_centre
 from milp_agt.bounds.zonotope.pairs import Factor
 from milp_agt.bounds.zonotope.rows import Slots
+from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.squares import LOOSER, SHARE, of_moves
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
@@ -34,11 +43,13 @@ class Operand:
         away: range of its deviation from the centre, (states, [n], *shape); None for a constant.
         apart: whether the range is given sample by sample for a node without sample axis: what a
             parameter can be if this sample is clean, and if it may be poisoned.
+        shares: of a clean sample, where it is told apart who owes what.
     """
 
     form: Form
     away: Interval | None
     apart: bool = False
+    shares: Shares | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +73,14 @@ def multiplied(
     summed: bool = False,
     by_pairs: ByPairs | None = None,
     squares: OwnSquares | None = None,
+    owing: Owing = of_everyone,
 ) -> Form:
     """``a b = a_c b_c + a_c db + da b_c + da db``, where the first three are affine in the generators.
 
     ``summed``: the coefficients on the state are added up over the samples, (p, *shape). ``by_pairs`` may
     know a smaller box of ``da db`` than ranges say. ``squares`` are the part of it that is kept as it is;
     ``da`` and ``db`` are then without it.
+    know a smaller box of ``da db`` than ranges say, ``owing`` who owes it.
     """
     a, b = first.form, second.form
     letters = op.letters
@@ -79,8 +92,16 @@ def multiplied(
     )
     swapped: Letters = (letters[1], letters[0], letters[2])
     rest = _times_centre(letters, a.rest, b.centre).plus(_times_centre(swapped, b.rest, a.centre))
+    own = times_centre(letters, a.owed, b.centre, summed)
+    owed = together(own, times_centre(swapped, b.owed, a.centre, summed))
     if first.away is not None and second.away is not None:
         more, charged = _second_order(op, first, second, slots, None if squares else by_pairs)
+        if more is not None and first.shares and second.shares:
+            by_sample = _by_sample(letters, first, second)
+            more, own = owing(more, product(by_sample, first.shares, second.shares))
+            if own is not None and summed:
+                own = own.each(lambda end: end.sum(1, keepdim=True) * (1.0 + gamma(len(size) + 8)))
+            owed = together(owed, own)
         rest = rest if more is None else rest.plus(more)
         images["charge"] = plus(images["charge"], charged)
     if squares is not None:
@@ -95,6 +116,7 @@ def multiplied(
         _on_state(op, a, b, summed),
         squares=None if squares is None else squares.matrices,
         **images,
+        owed=owed,
     )
 
 
@@ -242,6 +264,15 @@ def _times_centre(letters: Letters, rest: Interval, centre: Tensor) -> Interval:
         return Interval(zero, zero)
     point = centre[None]
     return box_of_products(letters, rest, Interval(point, point))
+
+
+def settled(operand: Operand, samples: SampleGenerators) -> Operand:
+    """The same with what is owed as noise of everyone."""
+    form = operand.form
+    if form.owed is None:
+        return operand
+    rest = form.rest.widen(most_of(samples, form.owed))
+    return replace(operand, form=replace(form, rest=rest, owed=None))
 
 
 def squared(op: SquaredNorm, operands: Sequence[Operand]) -> Form:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.form import Form, holding_zero
+from milp_agt.bounds.zonotope.form import Form, holding_zero, together
 from milp_agt.bounds.zonotope.local import mapped
+from milp_agt.bounds.zonotope.owed import Owing, Shares, Split, of_everyone
 from milp_agt.core.graph import Node
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, gamma
@@ -73,7 +74,12 @@ def _chain(probability: Node, known: dict[str, Node]) -> Softmax | None:
     return Softmax(differences.inputs[0], differences, exponentials, total, probability)
 
 
-def softmax_form(logits: Form, away: Interval) -> Form:
+def softmax_form(
+    logits: Form,
+    away: Interval,
+    shares: Shares | None = None,
+    owing: Owing = of_everyone,
+) -> Form:
     """The form of softmax, from that of the logits and the deviations of all differences.
 
     ``away`` (2, n, c (c - 1)) are those of ``f_k - f_j``, ordered as :class:`Softmax` has them. Along a
@@ -88,18 +94,27 @@ def softmax_form(logits: Form, away: Interval) -> Form:
     ``-d2 p_j`` is at most ``p q D^2 / 4`` for p <= 1/2, ``p D^2 / 8`` up to 3/4, and ``p q (2 p - 1) D^2``
     beyond.
     Both are unimodal in p, and on the way p_j stays within ``p exp(+-D_j) / (1 - p + p exp(+-D_j))``.
+
+    With the ``shares`` of the differences ``owing`` may leave of that what is there if nobody is poisoned,
+    and have generators owe the rest: where i is poisoned, ``D^2`` is at most D times its total.
     """
     centre = torch.softmax(logits.centre, -1)
     jacobian = torch.diag_embed(centre) - centre.unsqueeze(-1) * centre.unsqueeze(-2)
     classes = centre.shape[-1]
-    reach = away.magnitude.unflatten(-1, (classes, classes - 1)).amax(-1)  # (2, n, c)
+
+    def furthest(part: Tensor) -> Tensor:  # (..., n, c)
+        each = part.reshape(*part.shape[:-1], classes, classes - 1)
+        return each.amax(-1)
+
+    reach = furthest(away.magnitude)
     widest = reach.amax(-1, keepdim=True)
-    low, high = _moved(centre, -reach), _moved(centre, reach)
-    slack = 1.0 + 1e-9
-    rise = torch.clamp(torch.full_like(low, RISE), min=low, max=high)
-    fall = torch.clamp(torch.full_like(low, FALL), min=low, max=high)
-    up = 0.5 * slack * _rising(rise) * reach**2
-    down = 0.5 * slack * _falling(fall) * widest**2
+    second, split = _second_order(centre, reach, reach), None
+    if shares is not None:
+        each, total, base = (furthest(part) for part in shares.size)
+        anyway = _second_order(centre, base, base)
+        split = Split(anyway, _second_order(centre, total, each))
+    largest = second.magnitude.amax(0)
+    second, owed = owing(second, split)
     positive, negative = jacobian.clamp(min=0.0), (-jacobian).clamp(min=0.0)
 
     def image(part: Tensor, matrix: Tensor) -> Tensor:
@@ -107,19 +122,40 @@ def softmax_form(logits: Form, away: Interval) -> Form:
 
     lower = image(logits.rest.lower, positive) - image(logits.rest.upper, negative)
     upper = image(logits.rest.upper, positive) - image(logits.rest.lower, negative)
-    size = centre + image(logits.size, jacobian.abs()) + torch.maximum(up, down).amax(0)
+    size = centre + image(logits.size, jacobian.abs()) + largest
     spread = logits.centre.amax(-1, keepdim=True) - logits.centre.amin(-1, keepdim=True)
     # Of the run: exponentials of differences, their sum, and a quotient, relative to p <= 1.
     argument = spread + widest.amax(0)
     evaluation = UNIT_ROUNDOFF * (4.0 * ELEMENTARY + 8.0 * classes + 16.0 * argument)
     error = evaluation + gamma(16 * classes + 64) * size + TINY
-    rest = holding_zero(Interval(lower - down, upper + up).widen(error))
+    rest = holding_zero(Interval(lower, upper).plus(second).widen(error))
+    if logits.owed is not None:
+        low, high = logits.owed.lower, logits.owed.upper
+        ends = (
+            image(low, positive) - image(high, negative),
+            image(high, positive) - image(low, negative),
+        )
+        own = Interval(*ends).each(lambda end: end * (1.0 + gamma(8 * classes + 64)))
+        owed = together(own, owed)
     return Form(
         centre,
         rest,
         size,
         mapped(logits.on_state, lambda part: image(part, jacobian)),
         **logits.images(lambda p: image(p, jacobian), lambda p: image(p, jacobian.abs())),
+        owed=owed,
+    )
+
+
+def _second_order(centre: Tensor, reach: Tensor, other: Tensor) -> Interval:
+    """What second order adds, for moves within a reach whose squares are at most ``reach * other``."""
+    low, high = _moved(centre, -reach), _moved(centre, reach)
+    slack = 1.0 + 1e-9
+    rise = torch.clamp(torch.full_like(low, RISE), min=low, max=high)
+    fall = torch.clamp(torch.full_like(low, FALL), min=low, max=high)
+    widest = reach.amax(-1, keepdim=True) * other.amax(-1, keepdim=True)
+    return Interval(
+        -0.5 * slack * _falling(fall) * widest, 0.5 * slack * _rising(rise) * reach * other
     )
 
 

@@ -12,13 +12,15 @@ from milp_agt.bounds.step import Step
 from milp_agt.bounds.zonotope import linear_maps, pairs, squares
 from milp_agt.bounds.zonotope.bounds import Carried
 from milp_agt.bounds.zonotope.candidates import Search
+from milp_agt.bounds.zonotope.curves import curved
 from milp_agt.bounds.zonotope.exchanges import exchanged, selection_box
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero
 from milp_agt.bounds.zonotope.kinks import kink_of, pieces_of, unsupported
 from milp_agt.bounds.zonotope.local import Local
+from milp_agt.bounds.zonotope.owed import Shares, Split, most_of, owing, tells
 from milp_agt.bounds.zonotope.pairs import Factor
-from milp_agt.bounds.zonotope.products import Operand, besides_squares, multiplied, squared
+from milp_agt.bounds.zonotope.products import Operand, besides_squares, multiplied, settled, squared
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
 from milp_agt.bounds.zonotope.softmax import Softmax, softmax_form, softmaxes
 from milp_agt.bounds.zonotope.sums import summed
@@ -86,6 +88,7 @@ class Transformer:
         self.slots = Slots.empty(self.states, self.step.size, self.zonotope.centre)
         self.flips = self.earlier
         self.done: set[str] = set()
+        self.shares: dict[str, Shares] = {}  # of clean samples by who is poisoned
         zonotope, samples = self.zonotope, self.zonotope.samples
         self.keeps_squares = (
             squares.fit_in(zonotope.size, samples.count, samples.width, self.before.memory)
@@ -154,8 +157,13 @@ class Transformer:
         if form.is_constant:
             return Interval.point(form.centre[None])
         if node.batched and (self._is_masked(node) or not self.work.fits(form.centre[0].numel())):
+            if tells(self.zonotope.samples, form.centre) and isinstance(form.on_state, Local):
+                moved = self.slots.moved(form)
+                self.shares[node.name] = Shares.of_form(
+                    form, moved, self.bounds, self.zonotope.samples
+                )
             return node.op.interval(*(self.box(name) for name in node.inputs))
-        down, up = self._reach(form)
+        down, up = self._reach(form, node.name)
         error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
         box = Interval(form.centre - down, form.centre + up).widen(error)
         if all(name in self.boxes for name in node.inputs):
@@ -174,7 +182,7 @@ class Transformer:
         forms = [self.forms[name] for name in node.inputs]
         return any(form.is_phase or form.is_constant for form in forms)
 
-    def _reach(self, form: Form) -> tuple[Tensor, Tensor]:
+    def _reach(self, form: Form, name: str = "") -> tuple[Tensor, Tensor]:
         """How far a node lies below and above its centre, (states or 1, [n], *shape)."""
         if len(form.rest.lower) == 1:  # no sample axis
             low, high = -form.rest.lower, form.rest.upper
@@ -185,15 +193,20 @@ class Transformer:
             return low, high
         if form.on_state is None:
             return self._own_reach(form)
-        return self._reach_of(form, torch.arange(len(form.centre), device=form.centre.device))
+        every = torch.arange(len(form.centre), device=form.size.device)
+        return self._reach_of(form, every, name)
 
-    def _reach_of(self, form: Form, at: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of a form of numbers of the samples ``at`` of the batch."""
+    def _reach_of(self, form: Form, at: Tensor, name: str = "") -> tuple[Tensor, Tensor]:
+        """The same of a form of numbers of the samples ``at`` of the batch, of the node of a name."""
         found: list[tuple[Tensor, Tensor]] = []
+        shares: list[tuple[Tensor, ...]] = []
         samples, columns, slots = self.zonotope.samples, self.columns[at], self.slots.take(at)
-        for rows in rows_of(form, self.zonotope, self.bounds, columns, slots):
+        told = name and tells(samples, form.centre)
+        for rows in rows_of(form, self.zonotope, self.bounds, columns, slots, self.flips.threshold):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
+            if told:
+                shares.append(Shares.of((below, above), samples, rows.own))
         count, shape = len(form.centre), (self.states, *form.centre.shape)
         down, up = (
             torch.cat([pair[k] for pair in found], 1)
@@ -202,6 +215,8 @@ class Transformer:
             .reshape(shape)
             for k in (0, 1)
         )
+        if told:
+            self.shares[name] = Shares.joined(shares, form.centre)
         return down.clamp(min=0.0), up.clamp(min=0.0)
 
     def _plain_reach(self, form: Form) -> Tensor:
@@ -218,6 +233,8 @@ class Transformer:
     def _own_reach(self, form: Form) -> tuple[Tensor, Tensor]:
         """The same for a node that only its own sample's move and flips reach."""
         low, high = -form.rest.lower, form.rest.upper
+        if form.owed is not None:
+            low, high = (end + most_of(self.zonotope.samples, form.owed) for end in (low, high))
         if form.on_moves is not None:
             moved = torch.zeros_like(low).expand(self.states, *low.shape[1:]).clone()
             for part, columns in enumerate(self.columns.T):
@@ -242,11 +259,14 @@ class Transformer:
         if name in self.layout.slices:
             below, above = self.bounds.given(self.layout.slices[name], self.columns)
             shape = (self.states, len(self.columns), *self.layout.shapes[name])
-            return Operand(form, Interval(-below.reshape(shape), above.reshape(shape)), apart=True)
+            away = Interval(-below.reshape(shape), above.reshape(shape))
+            known = None
+            if tells(self.zonotope.samples):  # alike in all clean samples
+                known = Shares.of_state(self.bounds, self.layout.slices[name], shape[1:])
+            return Operand(form, away, True, known)
         box = self.box(name)
-        return Operand(
-            form, holding_zero(Interval(box.lower - form.centre, box.upper - form.centre))
-        )
+        away = holding_zero(Interval(box.lower - form.centre, box.upper - form.centre))
+        return Operand(form, away, shares=self.shares.get(name))
 
     # -- operations
 
@@ -260,8 +280,7 @@ class Transformer:
             return
         inputs = [self.forms[name] for name in node.inputs]
         if not node.inputs:
-            states = self.states if node.batched else 1
-            self.forms[node.name] = Form.constant(op.value(), states)
+            self.forms[node.name] = Form.constant(op.value(), self.states if node.batched else 1)
         elif isinstance(op, LinearMap):
             self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched_inputs)
             self._collapse(node.name)
@@ -278,11 +297,12 @@ class Transformer:
             width = self.zonotope.samples.width
             self.forms[node.name] = exchanged(op, inputs[0], boxes[0], boxes[1], width)
         elif isinstance(op, SquaredNorm):
-            self.forms[node.name] = squared(op, [self.operand(name) for name in node.inputs])
+            operands = [settled(self.operand(name), self.zonotope.samples) for name in node.inputs]
+            self.forms[node.name] = squared(op, operands)
         elif node.batched and kink_of(op) is not None:
             self.forms[node.name] = self._kinked(node, inputs[0])
         elif isinstance(op, Univariate):
-            self.forms[node.name] = self._curved(node, inputs[0])
+            self.forms[node.name] = self._curved(op, inputs[0], node.inputs[0])
         else:
             raise unsupported(op, node)
 
@@ -299,7 +319,12 @@ class Transformer:
             columns = self.columns[:, 0]
             reach = self.zonotope.samples.reach[columns.clamp(min=0)] * (columns >= 0)[:, None]
             first, second, own = besides_squares(node.op.letters, first, second, reach, self._reach)
-        return multiplied(node.op, first, second, self.slots, summed, self._by_pairs, own)
+        return multiplied(
+            node.op, first, second, self.slots, summed, self._by_pairs, own, self._owing
+        )
+
+    def _owing(self, whole: Interval, split: Split | None) -> tuple[Interval, Interval | None]:
+        return owing(self.zonotope.samples, self.columns, whole, split)
 
     def _by_pairs(self, letters: Letters, first: Factor, second: Factor) -> Interval | None:
         noisy = self.zonotope.noise_share(self.bounds.radius) > pairs.NOISY
@@ -311,6 +336,9 @@ class Transformer:
         name, logits = nodes.differences.name, self.forms[nodes.logits]
         if name in self.unmade:
             self.boxes[name] = nodes.differences.op.interval(self.box(nodes.logits))
+            if nodes.logits in self.shares:
+                known = self.shares[nodes.logits].mapped(nodes.differences.op)
+                self.shares |= {} if known is None else {name: known}
         centre, box = nodes.differences.op.value(logits.centre), self.box(name)
         for node in (nodes.exponentials, nodes.total, nodes.probability):
             box = node.op.interval(box)
@@ -318,34 +346,14 @@ class Transformer:
         away = self.box(name)
         error = gamma(8) * (away.magnitude + centre.abs()) + TINY
         away = Interval(away.lower - centre, away.upper - centre).widen(error)
-        return softmax_form(logits, away.expand_states(self.states))
+        known = self.shares.get(name)
+        return softmax_form(logits, away.expand_states(self.states), known, self._owing)
 
-    def _curved(self, node: Node, argument: Form) -> Form:
-        """``f(c) + m (u - c)`` with the slope m at the centre, and the residual of f over the range."""
-        op, centre = node.op, argument.centre
-        assert isinstance(op, Univariate)
+    def _curved(self, op: Univariate, argument: Form, name: str) -> Form:
         if argument.is_constant and not isinstance(op, Smooth):
-            return Form.constant(op.value(centre), len(argument.rest.lower))
-        box = self.box(node.inputs[0])
-        if isinstance(op, Smooth):
-            slope = op.derivative(centre)
-        else:
-            clean = Interval(box.lower[0], box.upper[0])
-            lower, upper = op.slopes(clean)
-            slope = 0.5 * lower + 0.5 * upper
-        slope = torch.nan_to_num(slope, posinf=0.0, neginf=0.0)
-        planes = op.relax_with((slope, slope), box)
-        assert planes.lower is not None
-        assert planes.upper is not None
-        value = op.value(centre)
-        at_centre = value - slope * centre
-        size = value.abs() + slope.abs() * (argument.size + centre.abs())
-        error = gamma(16) * size + TINY
-        residual = Interval(planes.lower - at_centre, planes.upper - at_centre).widen(error)
-        residual = holding_zero(residual)
-        form = replace(argument.scaled(slope), centre=value)
-        rest = form.rest.plus(residual)
-        return replace(form, rest=rest, size=size + rest.magnitude.amax(0))
+            return Form.constant(op.value(argument.centre), len(argument.rest.lower))
+        box = self.box(name)
+        return curved(op, argument, box, self.shares.get(name), self._owing)
 
     def _kinked(self, node: Node, argument: Form) -> Form:
         kink = kink_of(node.op)

@@ -1,0 +1,223 @@
+"""Second order of clean samples by who else is poisoned: noise that is there only with its culprits.
+
+A term of second order in the deviations of a sample, a product of two or the residual of a curved
+function, is noise of everyone if its largest value counts. But what moves a sample most depends on who is
+poisoned, and few are: here each poisoned sample *owes* a part.
+
+Let the sample j be clean, and let a deviation d of it be at most ``base + sum_{i in S} each_i`` for every
+admissible set S without j, and at most ``total_i`` if i is in S. Whatever has the bounds ``k_i d + o_i``
+for every i in S, k_i >= 0, is at most
+
+    sum_{i in S} ( k_i (base + each_i) + o_i ),
+
+for with the i in S whose k_i is least, ``k_i d <= k_i base + sum_{h in S} k_h each_h``. A part of S may as
+well owe an upper bound of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from milp_agt.bounds.zonotope.bounds import StateBounds
+from milp_agt.bounds.zonotope.dual import Bound
+from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.local import Local
+from milp_agt.bounds.zonotope.samples import SampleGenerators
+from milp_agt.core.graph import Operation
+from milp_agt.core.interval import Interval
+from milp_agt.core.rounding import TINY, gamma
+from milp_agt.formulations.einsum import Letters
+from milp_agt.formulations.linear_map import LinearMap
+
+# Numbers of what a node owes at most, and how much less than noise of everyone that should be.
+MOST, LESS = 2**23, 0.9
+
+
+def tells(samples: SampleGenerators, node: Tensor | None = None) -> bool:
+    """Whether few of the samples can be poisoned together: of more it gains nothing who owes what; and
+    whether a node, (n, *shape), is small enough for that."""
+    wanted = sum(groups * most for groups, most in samples.quotas)
+    small = node is None or node.numel() * samples.count <= MOST
+    return small and 0 < 2 * wanted <= len(samples.known)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How far numbers of clean samples lie from their centres, by who else is poisoned.
+
+    Attributes:
+        base: where nobody is, ends of (1, n, *shape) around 0.
+        each: what each generator adds if it is poisoned, (m, n, *shape).
+        total: all there is if it is, (m, n, *shape).
+    """
+
+    base: Interval
+    each: Interval
+    total: Interval
+
+    @staticmethod
+    def of(
+        bounds: tuple[Bound, Bound], samples: SampleGenerators, own: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The ends of :attr:`base`, (r,), :attr:`each` and :attr:`total`, (r, m), from bounds of rows
+        downwards and upwards with own generators (r, parts)."""
+        ends = []
+        for found in bounds:
+            others, _ = samples.others(found.dev, own)
+            rest = found.rest + found.slack
+            rest = (rest + gamma(8) * rest.abs()).clamp(min=0.0)
+            _, total = samples.conditional(others)
+            grow = 1.0 + gamma(16 + 8 * samples.terms)
+            ends.append((rest, others * grow, (rest[:, None] + total) * grow))
+        return tuple(part for pair in zip(*ends, strict=True) for part in pair)
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[Tensor, ...]], like: Tensor) -> Shares:
+        """From rows ordered by elements, then samples; ``like`` is the node, (n, *shape)."""
+        count = len(like)
+
+        def shaped(part: Tensor) -> Tensor:
+            rows = part.reshape(-1, count, part[0].numel())  # (elements, n, m)
+            return rows.permute(2, 1, 0).reshape(-1, *like.shape)
+
+        down, up, each_down, each_up, all_down, all_up = (
+            shaped(torch.cat(part)) for part in zip(*parts, strict=True)
+        )
+        each, total = Interval(-each_down, each_up), Interval(-all_down, all_up)
+        return Shares(Interval(-down, up), each, total)
+
+    @staticmethod
+    def of_state(bounds: StateBounds, at: slice, shape: Sequence[int]) -> Shares:
+        """Of some coordinates of the state in all samples alike, seen as (n, *shape)."""
+        size = len(bounds.below)
+        lower, upper = (slice(end + at.start, end + at.stop) for end in (size, 0))
+
+        def spread(part: Tensor) -> Interval:
+            low, high = (
+                part[rows].reshape(*shape[1:], -1).movedim(-1, 0).unsqueeze(1).expand(-1, *shape)
+                for rows in (lower, upper)
+            )
+            return Interval(-low, high)
+
+        return Shares(spread(bounds.rest), spread(bounds.dev), spread(bounds.poisoned))
+
+    @staticmethod
+    def of_form(
+        form: Form,
+        moved: tuple[Tensor, Tensor] | None,
+        bounds: StateBounds,
+        samples: SampleGenerators,
+    ) -> Shares:
+        """Of a node by what coordinates of the state do one by one, and flips of its sample (``moved``)."""
+        on_state = form.on_state
+        assert isinstance(on_state, Local)
+        ends = (bounds.rest[:, None], bounds.dev, bounds.poisoned)
+        size, used = len(bounds.below), on_state.parameters
+        radius = torch.cat([torch.maximum(e[:used], e[size : size + used]).T for e in ends])
+        far = torch.vmap(on_state.reach)(radius)
+        far = far * (1.0 + gamma(8.0 * used + 8.0 * on_state.symbols + 64.0))
+        base, each, total = far.split([1, samples.count, samples.count])
+        own = form.rest.magnitude[0] + gamma(64) * form.size + TINY
+        if moved is not None:
+            own = own + torch.maximum(moved[0][0], moved[1][0])
+        base, total = base + own, total + own
+        if form.owed is not None:
+            each, total = each + form.owed.magnitude, total + most_of(samples, form.owed)
+        grow = 1.0 + gamma(8)
+        return Shares(*(Interval(-part * grow, part * grow) for part in (base, each, total)))
+
+    def mapped(self, op: Operation) -> Shares | None:
+        """Of the image under a linear map without a constant, as of independent numbers; None if large."""
+        assert isinstance(op, LinearMap)
+        if self.each.lower.numel() * self.each.lower.shape[-1] > MOST:
+            return None
+        grow = 1.0 + gamma(16.0 * op.terms() + 128.0)
+        parts = (self.base, self.each, self.total)
+        return Shares(*(op.interval(part).each(lambda end: end * grow) for part in parts))
+
+    @property
+    def size(self) -> Sequence[Tensor]:
+        """The largest sizes: of all with base, (m, n, *shape), of totals, and of base."""
+        base, each, total = (part.magnitude for part in (self.base, self.each, self.total))
+        return base + each, total, base
+
+
+@dataclass(frozen=True)
+class Split:
+    """Second order of clean samples: what is there if nobody is poisoned, (1, n, *shape), and what each
+    generator owes, (m, n, *shape)."""
+
+    base: Interval
+    owed: Interval
+
+
+# Second order as noise, in each state of its sample, and as what is owed; from all of it as noise.
+Owing = Callable[[Interval, Split | None], tuple[Interval, Interval | None]]
+
+
+def of_everyone(whole: Interval, split: Split | None) -> tuple[Interval, None]:
+    """Nobody owes anything."""
+    return whole, None
+
+
+def product(letters: Letters, first: Shares, second: Shares) -> Split:
+    """Of ``einsum(da, db)``, letters with samples.
+
+    ``da db`` has the bound ``|da| total_i`` with the total of db, and the other way round: half of each.
+    """
+    equation = "Z{},Z{}->Z{}".format(*letters)
+    (one, all_one, none), (two, all_two, nothing) = first.size, second.size
+    grow = 1.0 + gamma(16.0 * one[0, 0].numel() + 64.0)
+    owed = torch.einsum(equation, one, all_two) + torch.einsum(equation, all_one, two)
+    base, owed = torch.einsum(equation, none, nothing) * grow, 0.5 * grow * owed
+    return Split(Interval(-base, base), Interval(-owed, owed))
+
+
+def owing(
+    samples: SampleGenerators, columns: Tensor, whole: Interval, split: Split | None
+) -> tuple[Interval, Interval | None]:
+    """Second order of a node as noise and as what is owed, if that is less than all of it as noise.
+
+    Who owes has all of it, as noise of its own, in the states in which it may be poisoned itself; ``columns``
+    (n, parts) are the generators of the samples.
+    """
+    if split is None:
+        return whole, None
+    rank = whole.lower.dim() - 2
+    owed = split.owed.width.flatten(1).sum(1)
+    if not bool(split.base.width.sum() + samples.worst(owed) < LESS * whole.width[0].sum()):
+        return whole, None
+    masks = []
+    for state in range(len(whole.lower)):
+        chosen = [p for p in range(columns.shape[1]) if state >> p & 1]
+        masks.append((columns[:, chosen] >= 0).any(1))
+    poisoned = torch.stack(masks).reshape(len(masks), -1, *[1] * rank)
+    ends = ((getattr(whole, e), getattr(split.base, e)) for e in ("lower", "upper"))
+    return Interval(*(torch.where(poisoned, own, base) for own, base in ends)), split.owed
+
+
+def times_centre(
+    letters: Letters, owed: Interval | None, centre: Tensor, summed: bool
+) -> Interval | None:
+    """What is owed of a product with constants, (m, n, *shape), or (m, 1, *shape) summed over samples."""
+    if owed is None:
+        return None
+    own, other, out = letters
+    if summed:
+        out = out.replace("n", "")
+    equation = f"Z{own},{other}->Z{out}"
+    plus, minus = centre.clamp(min=0.0), (-centre).clamp(min=0.0)
+    grow = 1.0 + gamma(16.0 * centre.numel() + 64.0)
+    low = torch.einsum(equation, owed.lower, plus) - torch.einsum(equation, owed.upper, minus)
+    high = torch.einsum(equation, owed.upper, plus) - torch.einsum(equation, owed.lower, minus)
+    found = Interval(low * grow, high * grow)
+    return found.each(lambda end: end.unsqueeze(1)) if summed else found
+
+
+def most_of(samples: SampleGenerators, owed: Interval) -> Tensor:
+    """The most that an admissible choice owes, ([n], *shape)."""
+    return samples.worst(owed.magnitude.movedim(0, -1)) * (1.0 + gamma(8 * samples.terms + 8))

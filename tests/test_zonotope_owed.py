@@ -1,0 +1,161 @@
+"""Second order that poisoned samples owe: no set of them pays too little, and one alone pays exactly."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from problems import problem
+from torch import Tensor, nn
+from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
+
+from milp_agt.bounds.zonotope import curves, owed, softmax, transformer
+from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.owed import Shares, Split
+from milp_agt.core.interval import Interval
+from milp_agt.formulations.elu import Elu
+from milp_agt.formulations.exponential import Exponential
+from milp_agt.formulations.sigmoid import Sigmoid
+
+SAMPLES, GENERATORS, BUDGET = 2, 4, 2
+SETS = [s for k in range(1, BUDGET + 1) for s in itertools.combinations(range(GENERATORS), k)]
+
+
+def shares(seed: int, *shape: int) -> Shares:
+    """Of nodes that ``GENERATORS`` samples move, of which ``BUDGET`` are poisoned."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.rand(*sizes, generator=generator, dtype=torch.float64)
+
+    ends = []
+    for _ in range(2):
+        base, each = 0.1 * draw(1, SAMPLES, *shape), draw(GENERATORS, SAMPLES, *shape)
+        best = [each[[i for i in range(GENERATORS) if i != j]].amax(0) for j in range(GENERATORS)]
+        ends.append((base, each, base + each + torch.stack(best)))
+    return Shares(*(Interval(-low, high) for low, high in zip(*ends, strict=True)))
+
+
+def reached(known: Shares, chosen: tuple[int, ...]) -> Iterator[Tensor]:
+    """Deviations under a set: fractions of its largest one on either side."""
+    low = known.base.lower + known.each.lower[list(chosen)].sum(0)
+    high = known.base.upper + known.each.upper[list(chosen)].sum(0)
+    for share in torch.linspace(0.0, 1.0, 9, dtype=torch.float64):
+        yield (low + share * (high - low))[0]
+
+
+def paid(split: Split, chosen: tuple[int, ...]) -> Interval:
+    """What a set may add, and rounding of the values that are held against it."""
+    ends = (split.owed.lower, split.owed.upper)
+    low, high = (end[list(chosen)].sum(0) for end in ends)
+    return Interval(split.base.lower[0] + low, split.base.upper[0] + high).widen(1e-13)
+
+
+def check_products() -> None:
+    for letters in (("na", "nb", "nab"), ("na", "nab", "nb")):
+        first, second = shares(0, 3), shares(1, *(3, 4)[2 - len(letters[1][1:]) :])
+        split = owed.product(letters, first, second)
+        for chosen in SETS:
+            box = paid(split, chosen)
+            for x, y in itertools.product(reached(first, chosen), reached(second, chosen)):
+                assert box.contains(torch.einsum("{},{}->{}".format(*letters), x, y))
+        one, two = (
+            replace(s, each=s.total, base=Interval.point(0.0 * s.base.upper))
+            for s in (first, second)
+        )
+        alone = owed.product(letters, one, two)
+        exact = torch.einsum(
+            "Z{},Z{}->Z{}".format(*letters), one.total.magnitude, two.total.magnitude
+        )
+        assert (alone.owed.upper >= exact).all()
+
+
+def check_residuals() -> None:
+    for op, seed in itertools.product((Exponential(), Sigmoid(), Elu(1.0)), range(2)):
+        known = shares(seed, 3)
+        centre = torch.linspace(-1.0, 1.0, SAMPLES * 3, dtype=torch.float64).reshape(SAMPLES, 3)
+        for slope in (op.derivative(centre), op.derivative(centre + 0.3)):
+            split = curves.off_line(op, slope, centre, known)
+            for chosen in SETS:
+                box = paid(split, chosen)
+                for d in reached(known, chosen):
+                    assert box.contains(op.value(centre + d) - op.value(centre) - slope * d)
+
+
+def check_softmax() -> None:
+    """One sample alone owes the second order of all that it does."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(SAMPLES, 3, generator=generator, dtype=torch.float64)
+    zero = torch.zeros(2, *logits.shape, dtype=torch.float64)
+    form = Form(logits, Interval(zero, zero), logits.abs())
+    known = shares(0, 6)
+    known = replace(known, each=known.total, base=Interval.point(0.0 * known.base.upper))
+    seen: list[Split] = []
+
+    def owing(whole: Interval, split: Split | None) -> tuple[Interval, None]:
+        assert split is not None
+        seen.append(split)
+        return whole, None
+
+    for i in range(GENERATORS):
+        low, high = known.total.lower[[i, i]], known.total.upper[[i, i]]
+        rest = softmax.softmax_form(form, Interval(low, high), known, owing).rest
+        assert (seen[-1].owed.upper[i] >= rest.upper[1] - 1e-12).all()
+        assert (seen[-1].owed.lower[i] <= rest.lower[1] + 1e-12).all()
+
+
+CHECKS = {"product": check_products, "off_line": check_residuals, "_second_order": check_softmax}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=str)
+def test_no_set_is_charged_too_little(check: Any) -> None:
+    check()
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_one_per_cent_less_is_caught(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    room = {"product": owed, "off_line": curves, "_second_order": softmax}[name]
+    honest = getattr(room, name)
+
+    def less(*given: Any) -> Any:
+        found = honest(*given)
+        if isinstance(found, Interval):
+            return found if given[1] is given[2] else found.each(lambda end: 0.99 * end)
+        return replace(found, owed=found.owed.each(lambda end: 0.99 * end))
+
+    monkeypatch.setattr(room, name, less)
+    with pytest.raises(AssertionError):
+        CHECKS[name]()
+
+
+RUNS = [
+    ("cross_entropy", "labels", {"epochs": 4}, (4, 3), {}),
+    ("cross_entropy", "both", {"epochs": 3, "momentum": 0.5}, (4,), {"activation": nn.Tanh}),
+    ("bce", "features", {"epochs": 5}, (4,), {"budget": 2, "radius": 0.3}),
+]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_real_runs_lie_within_what_is_owed(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    """Whatever it costs: second order is owed in all nodes."""
+    loss, kind, options, hidden, more = run
+    monkeypatch.setattr(owed, "LESS", 1e9)
+    taken: list[Interval | None] = []
+    honest = owed.owing
+
+    def owing(*given: Any) -> Any:
+        found = honest(*given)
+        taken.append(found[1])
+        return found
+
+    monkeypatch.setattr(transformer, "owing", owing)
+    case, _, _ = problem(loss, kind, options, hidden, **more)
+    passed = Passed.of(case)
+    assert any(each is not None for each in taken)
+    for attacks in attacks_of(passed, 0, 64):
+        assert_in_boxes(passed, attacks)
+        assert_generators(passed, attacks)
