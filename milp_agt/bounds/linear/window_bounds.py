@@ -20,9 +20,8 @@ from milp_agt.bounds.linear.linearized_step import (
 )
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.step import NodeOrder, State
-from milp_agt.core.graph import Node, boxes_of
+from milp_agt.core.graph import BackwardSlopes, LinearBounds, Node, boxes_of
 from milp_agt.core.interval import CLEAN, POISONED, Interval
-from milp_agt.core.planes import BackwardSlopes, LinearBounds
 from milp_agt.core.rounding import gamma
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.einsum import Ends
