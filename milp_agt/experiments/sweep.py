@@ -37,8 +37,7 @@ class SweepCell:
     Attributes:
         budget, radius: of the threat; no radius where it is not swept.
         answers: bounds by name of the question, after the meet with all larger threats.
-        seconds: of the certification and its questions; None where nothing was run, because the
-            bounds of a larger threat left nothing to gain.
+        seconds: of the certification and its questions; None where a larger threat left nothing to gain.
     """
 
     budget: int
@@ -171,8 +170,7 @@ def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> Th
         flipped = resized(threat.labels, budget if threat.labels.budget else None, None)
         return replace(threat, features=moved, labels=flipped)  # type: ignore[arg-type]
     known = {f.name for f in fields(threat)}  # type: ignore[arg-type]
-    changes = {"budget": budget, "radius": radius}
-    wanted = {name: value for name, value in changes.items() if value is not None}
+    wanted = {n: v for n, v in (("budget", budget), ("radius", radius)) if v is not None}
     missing = sorted(set(wanted) - known)
     if missing or (radius is not None and getattr(threat, "radius", None) is None):
         raise InvalidInputError(
@@ -332,8 +330,11 @@ def by_point(
 ) -> dict[str, bool | str]:
     """Statements about test points for :func:`largest`: ``name[0]``, ``name[1]``, ...
 
-    ``certified`` is a sequence that says of each point whether it is proved, for instance
+    ``name`` is that of the property; ``certified`` says of each point whether it is proved, for instance
     ``result.accuracy(X, y).points.lower == 1``, or its verdict, ``result.accuracy(X, y).points.verdict``.
+
+    Raises:
+        TypeError: ``certified`` that is no sequence.
     """
     return {
         f"{name}[{point}]": str(proved) if isinstance(proved, str) else bool(proved)
