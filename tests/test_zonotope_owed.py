@@ -111,7 +111,7 @@ def check_softmax() -> None:
 CHECKS = {"product": check_products, "off_line": check_residuals, "_second_order": check_softmax}
 
 
-@pytest.mark.parametrize("check", CHECKS.values(), ids=str)
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
 def test_no_set_is_charged_too_little(check: Any) -> None:
     check()
 
