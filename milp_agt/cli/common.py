@@ -40,6 +40,8 @@ CHOICE = re.compile(
     r"(?P<where>argument .*?): invalid choice: '(?P<word>.*?)' \(choose from (?P<all>.*)\)"
 )
 UNKNOWN = re.compile(r"unrecognized arguments: (?P<words>.*)")
+# Options that are no more, and what stands in for them.
+REPLACED = {"--case": "milp-agt compare RUN.toml measures the run of a file; "}
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,8 +59,11 @@ class Parser(argparse.ArgumentParser):
             known = choice["all"].replace("'", "")
             remedy = f"{_nearest(choice['word'], known.split(', '))}choose from {known}"
         elif unknown := UNKNOWN.fullmatch(message):
-            first = unknown["words"].partition(" ")[0]  # an argument may be empty
-            remedy = _nearest(first, list(self._options()))
+            first = unknown["words"].partition(" ")[0].partition("=")[0]  # an argument may be empty
+            if first in (known := list(self._options())):
+                remedy = "it is an option of other commands: "
+            else:
+                remedy = REPLACED.get(first) or _nearest(first, known)
             remedy += f"'{self.prog} COMMAND --help' lists all arguments"
         elif self.epilog:
             remedy = f"{self.epilog[0].lower()}{self.epilog[1:]}; '{self.prog} --help' says more"
