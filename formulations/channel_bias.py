@@ -11,9 +11,8 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions
-from milp_agt.core.graph import Graph, Node, Pulled, Signature, Wanted
+from milp_agt.core.graph import Graph, Node, Pulled, Signature, Tensors, Wanted
 from milp_agt.core.interval import Boxes, Interval
-from milp_agt.core.planes import Tensors
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear import Affine, Combine, Reshape
 from milp_agt.formulations.linear_map import LinearPlanes, Scale

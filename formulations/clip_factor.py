@@ -10,8 +10,8 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions
+from milp_agt.core.graph import Tensors
 from milp_agt.core.interval import Boxes, Interval
-from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.einsum import BilinearPlanes

@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from milp_agt.core.planes import Tensors
+from milp_agt.core.graph import Tensors
 
 Letters = tuple[str, str, str]  # of both operands and of the result
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Expressions, add
-from milp_agt.core.graph import Graph, Node, Pulled, Signature, Wanted
+from milp_agt.core.graph import Graph, Node, Pulled, Signature, Tensors, Wanted
 from milp_agt.core.interval import Boxes, Interval, as_array
-from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import (

@@ -15,9 +15,17 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions
-from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
+from milp_agt.core.graph import (
+    Graph,
+    LinearBounds,
+    Node,
+    Operation,
+    Pulled,
+    Signature,
+    Tensors,
+    Wanted,
+)
 from milp_agt.core.interval import Boxes, Interval, as_array
-from milp_agt.core.planes import LinearBounds, Tensors
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 

@@ -11,9 +11,8 @@ from torch.nn import functional
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions, add
-from milp_agt.core.graph import Operation, Signature
+from milp_agt.core.graph import Operation, Signature, Tensors
 from milp_agt.core.interval import Boxes, Interval, as_array
-from milp_agt.core.planes import Tensors
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import register

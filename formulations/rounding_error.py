@@ -8,9 +8,8 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions
-from milp_agt.core.graph import Operation, Signature
+from milp_agt.core.graph import LinearBounds, Operation, Signature
 from milp_agt.core.interval import Boxes, Interval
-from milp_agt.core.planes import LinearBounds
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.registry import ElementwisePlanes, register

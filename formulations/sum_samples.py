@@ -11,9 +11,8 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions
-from milp_agt.core.graph import Operation, Signature
+from milp_agt.core.graph import LinearBounds, Operation, Signature, Tensors
 from milp_agt.core.interval import Boxes, Interval, as_array
-from milp_agt.core.planes import LinearBounds, Tensors
 from milp_agt.core.rounding import FLOAT64, Precision, gamma
 from milp_agt.errors import EncodingError
 from milp_agt.formulations.linear_map import LinearPlanes

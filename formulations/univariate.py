@@ -13,9 +13,8 @@ from torch import Tensor
 
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Expression, Expressions, Index, add
-from milp_agt.core.graph import Graph, Node, Operation, Pulled, Signature, Wanted
+from milp_agt.core.graph import Graph, LinearBounds, Node, Operation, Pulled, Signature, Wanted
 from milp_agt.core.interval import Boxes, Interval
-from milp_agt.core.planes import LinearBounds
 from milp_agt.core.program import Function
 from milp_agt.core.rounding import ELEMENTARY, TINY, UNIT_ROUNDOFF, Precision, gamma
 from milp_agt.errors import EncodingError

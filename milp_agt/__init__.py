@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from milp_agt.data import load_dataset as load_dataset
     from milp_agt.errors import MilpAgtError as MilpAgtError
     from milp_agt.experiments.compare import compare as compare
-    from milp_agt.experiments.largest import by_point as by_point
-    from milp_agt.experiments.largest import largest as largest
+    from milp_agt.experiments.sweep import by_point as by_point
+    from milp_agt.experiments.sweep import largest as largest
     from milp_agt.experiments.sweep import sweep as sweep
     from milp_agt.properties.answer import Answer as Answer
     from milp_agt.properties.triggers import BallTrigger as BallTrigger
@@ -80,11 +80,11 @@ _HOMES = {
     "Training": "training.training",
     "Witness": "properties.witness",
     "attack": "attacks",
-    "by_point": "experiments.largest",
+    "by_point": "experiments.sweep",
     "certify": "certification.certify",
     "compare": "experiments.compare",
     "from_sklearn": "training.from_sklearn",
-    "largest": "experiments.largest",
+    "largest": "experiments.sweep",
     "load": "certification.result",
     "load_dataset": "data",
     "load_run": "recording",

@@ -17,6 +17,8 @@ gc.disable()  # nothing that is made while tests are collected is garbage
 
 
 def pytest_collection_finish() -> None:
+    """What was collected belongs to no run: searches through all objects, as for hooks, leave it out."""
+    gc.freeze()
     gc.enable()
 
 

@@ -34,7 +34,10 @@ def in_turn(rows: list[tuple[int, ...]]) -> list[int]:
 
 
 def every_value(**axes: Iterable[Any]) -> pytest.MarkDecorator:
-    """Like ``every_pair``, but quick are those rows alone that give each value a turn."""
+    """Like ``every_pair``, but quick is one row for each value of the first axis, the longest.
+
+    The others take turns beside it: each of their values has one, and pairs of them may have none.
+    """
     return _parametrized(axes, in_turn)
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 import milp_agt as agt
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
-from milp_agt.recording.watched_numbers import is_watched, watched
+from milp_agt.recording.origins import is_watched, watched
 
 
 def _threaded(action: Callable[[Script], object]) -> Callable[[Script], None]:

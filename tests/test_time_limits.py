@@ -22,7 +22,7 @@ from milp_agt.core.deadline import Deadline, shorter
 from milp_agt.errors import InvalidInputError
 from milp_agt.experiments import compare as comparing
 from milp_agt.experiments.bench import Series, bench
-from milp_agt.experiments.largest import largest
+from milp_agt.experiments.sweep import largest
 
 RUN = run_text(
     [{"kind": "accuracy", "at_least": 0.5}, {"kind": "loss"}],

@@ -10,7 +10,7 @@ import torch
 from attacks import Problem, Replay, network
 
 import milp_agt as agt
-from milp_agt.bounds import signed_entries
+from milp_agt.bounds import forms
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.linear import backward, linearized_step, window_bounds
 from milp_agt.bounds.linear.backward import Strip
@@ -123,15 +123,15 @@ def test_mutants_of_sums_of_products_are_found(part: str) -> None:
 def test_rows_come_by_units_and_every_row_once() -> None:
     shapes = [torch.Size(s) for s in ((6, 9), (6,), (2, 6), (2,), ())]
     total = sum(shape.numel() for shape in shapes)
-    units = list(signed_entries._units(shapes))
+    units = list(forms._units(shapes))
     assert sorted(torch.cat(units).tolist()) == list(range(2 * total))
     # A unit of the layer: 9 weights, a bias, and a weight for each of 2 outputs, from both sides.
     assert [len(u) for u in units] == [2 * 12] * 6 + [2] * 2 + [2]
     for chunk in (5, 24, 64):
-        pieces = list(signed_entries._packed(iter(units), chunk))
+        pieces = list(forms._packed(iter(units), chunk))
         assert torch.equal(torch.cat(pieces), torch.cat(units))
         assert max(map(len, pieces)) <= chunk
-    assert len(next(iter(signed_entries._packed(iter(units), 64)))) == 48
+    assert len(next(iter(forms._packed(iter(units), 64)))) == 48
 
 
 def test_strips_of_the_same_units_meet_without_being_filled(

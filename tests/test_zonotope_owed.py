@@ -157,7 +157,7 @@ CHECKS = {
 ROOMS = {"product": owed, "off_line": curves, "_second_order": softmax, "_by_culprits": rows}
 
 
-@pytest.mark.parametrize("check", CHECKS.values(), ids=str)
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
 def test_no_set_is_charged_too_little(check: Any) -> None:
     check()
 

@@ -50,9 +50,11 @@ LIVE_STATES = 4
 MULTIPLIED_PER_SECOND = 5e9
 # The work on an element of a node beside a first layer that is a sum over samples.
 TOLD = 16
-# Coefficients of nodes on parameters that a zonotope deals with per second, with all that it does beside;
-# squares of coordinates beside its noise, and rows of flips.
-FORMED_PER_SECOND = 2e6
+# Coefficients of nodes on symbols of their samples, of which there are so many at most, that a zonotope deals
+# with per second: the first so many with searches beside, which do not grow further; and coefficients of the
+# state on moves. Squares of coordinates beside its noise, and rows of flips.
+SYMBOLS = 64
+SEARCHED, SEARCHED_PER_SECOND, FORMED_PER_SECOND, MOVED_PER_SECOND = 2**21, 2e6, 1.2e7, 3e6
 ZONOTOPE_SQUARES, ZONOTOPE_ROWS = 8, 640
 
 
@@ -131,8 +133,10 @@ class Sizes:
         numbers = self.state * (ZONOTOPE_SQUARES * self.state + noise + 3 * kept)
         numbers += ZONOTOPE_ROWS * moves
         size = min(FLOAT * forms, self.memory // SHARE) + FLOAT * numbers
-        worked = [forms + self.state * count * (moved + 4) for count in met]
-        return [0.02 + each / FORMED_PER_SECOND for each in worked], size
+        formed = self.batch * self.made * min(self.state, SYMBOLS)
+        each = 0.02 + min(formed, SEARCHED) / SEARCHED_PER_SECOND + formed / FORMED_PER_SECOND
+        carried = (self.state * count * (moved + 4) for count in met)
+        return [each + numbers / MOVED_PER_SECOND for numbers in carried], size
 
     def gathered(self, met: Sequence[int], budget: int) -> tuple[Sequence[float], int]:
         """The same of a zonotope whose first layer is a sum over samples: intervals, and what a budget buys

@@ -20,8 +20,7 @@ from typing import TextIO
 
 import milp_agt
 from milp_agt.cli import attack, bench, certify, common, compare, show, sweep
-from milp_agt.cli.common import BAD_INPUT, EXIT_CODES, LIMIT_REACHED, PROVED, tell
-from milp_agt.cli.parser import Parser
+from milp_agt.cli.common import BAD_INPUT, EXIT_CODES, LIMIT_REACHED, PROVED, Parser, tell
 from milp_agt.errors import MilpAgtError
 from milp_agt.runfile.reading import read_tables
 

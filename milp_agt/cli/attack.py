@@ -44,7 +44,7 @@ def add(commands: common.Commands) -> None:
 
 def _attack(arguments: argparse.Namespace) -> int:
     from milp_agt.attacks import attack
-    from milp_agt.reports.attack_folder import AttackFolder
+    from milp_agt.reports.result_folder import AttackFolder
     from milp_agt.runfile.run_file import load_config
 
     config = load_config(arguments.run)

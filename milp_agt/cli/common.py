@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import tomllib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from milp_agt.cli.progress import tell as tell
 from milp_agt.core.relaxation import levels
 from milp_agt.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
-
-    from milp_agt.cli.parser import Parser
-
-    Commands = argparse._SubParsersAction[Parser]
-else:
-    Commands = argparse._SubParsersAction
 
 LOADED = monotonic()  # when the process began, but for the start of the interpreter
 PROVED, NOT_PROVED, BAD_INPUT, REJECTED, LIMIT_REACHED = 0, 1, 2, 3, 4
@@ -40,6 +34,56 @@ OPTION = "option_"  # before the names of options among the arguments
 RUN_FILE = (
     "a run file: data, model, training, threat, what is to be proved (see 'milp-agt options')"
 )
+
+
+CHOICE = re.compile(
+    r"(?P<where>argument .*?): invalid choice: '(?P<word>.*?)' \(choose from (?P<all>.*)\)"
+)
+UNKNOWN = re.compile(r"unrecognized arguments: (?P<words>.*)")
+# Options that are no more, and what stands in for them.
+REPLACED = {"--case": "milp-agt compare RUN.toml measures the run of a file; "}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises instead of leaving; the epilog is a command that works."""
+
+    def error(self, message: str) -> NoReturn:
+        """Turn a complaint into an error.
+
+        Raises:
+            InvalidInputError: always.
+        """
+        found, remedy = message, ""
+        if choice := CHOICE.fullmatch(message):
+            found = f"{choice['where']}: '{choice['word']}'"
+            known = choice["all"].replace("'", "")
+            remedy = f"{_nearest(choice['word'], known.split(', '))}choose from {known}"
+        elif unknown := UNKNOWN.fullmatch(message):
+            first = unknown["words"].partition(" ")[0].partition("=")[0]  # an argument may be empty
+            if first in (known := list(self._options())):
+                remedy = "it is an option of other commands: "
+            else:
+                remedy = REPLACED.get(first) or _nearest(first, known)
+            remedy += f"'{self.prog} COMMAND --help' lists all arguments"
+        elif self.epilog:
+            remedy = f"{self.epilog[0].lower()}{self.epilog[1:]}; '{self.prog} --help' says more"
+        raise InvalidInputError(f"Run '{self.prog}'", found, remedy or f"see '{self.prog} --help'")
+
+    def _options(self) -> Iterator[str]:
+        """Names of options, those of all commands included."""
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    yield from command._options()
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word.partition("=")[0], known, 1)
+    return f"did you mean '{near[0]}'? " if near else ""
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def new(

@@ -16,8 +16,7 @@ from milp_agt.errors import InvalidInputError
 if TYPE_CHECKING:
     from milp_agt.certification.result import Result
     from milp_agt.core.reachable import Bounds
-    from milp_agt.experiments.largest import Largest
-    from milp_agt.experiments.sweep import Sweep, SweepCell
+    from milp_agt.experiments.sweep import Largest, Sweep, SweepCell
     from milp_agt.runfile.run_file import LoadedRun
     from milp_agt.threats import ThreatModel
 
@@ -218,7 +217,7 @@ def _largest(
     run: LoadedRun, arguments: argparse.Namespace, certify: Callable[[ThreatModel], Result]
 ) -> Largest:
     from milp_agt.certification.verdicts import judge
-    from milp_agt.experiments.largest import largest
+    from milp_agt.experiments.sweep import largest
 
     if not arguments.points and all(p.at_least is p.at_most is None for p in run.properties):
         raise InvalidInputError(

@@ -13,8 +13,7 @@ from milp_agt.certification.verdicts import Verdict
 from milp_agt.certification.worth import Worth
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.experiments.largest import Bracket, Largest, Trial, largest
-from milp_agt.experiments.sweep import resized
+from milp_agt.experiments.sweep import Bracket, Largest, Trial, largest, resized
 from milp_agt.io.tables import format_number
 from milp_agt.properties.reached import Reached
 from milp_agt.runfile.run_file import LoadedRun

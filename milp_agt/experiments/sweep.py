@@ -1,25 +1,33 @@
-"""Curves: the same questions under many budgets and radii, and what holds for all smaller threats."""
+"""Many threats: curves over budgets and radii, and the largest threat that is still certified.
+
+What is proved for a threat holds for all smaller ones; bisection asks many questions at once.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import numpy.typing as npt
+
 from milp_agt.certification.result import Result
-from milp_agt.core.arguments import callable_of, listed
+from milp_agt.core.arguments import callable_of, listed, of_kind
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.reachable import Bounds
-from milp_agt.errors import InvalidInputError
+from milp_agt.errors import InvalidInputError, SoundnessError
 from milp_agt.io.tables import Exported, format_table
 from milp_agt.properties.answer import meet, unattacked
 from milp_agt.threats import SeparatePoisoning, ThreatModel
 
 Certify = Callable[["ThreatModel"], "Result"]
 Ask = Callable[["Result"], Mapping[str, Bounds]]
+Holds = Callable[["Result"], Mapping[str, bool | str]]
+_CERTIFY = "give lambda threat: agt.certify(model, data, training, threat)"
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,7 @@ class SweepCell:
     Attributes:
         budget, radius: of the threat; no radius where it is not swept.
         answers: bounds by name of the question, after the meet with all larger threats.
-        seconds: of the certification and its questions; None where nothing was run, because the
-            bounds of a larger threat left nothing to gain.
+        seconds: of the certification and its questions; None where a larger threat left nothing to gain.
     """
 
     budget: int
@@ -103,9 +110,7 @@ def sweep(
         InvalidInputError: no budgets or no radii, or a threat without a radius.
         SoundnessError: bounds of two threats that do not meet.
     """
-    callable_of(
-        certify, "certify", "give lambda threat: agt.certify(model, data, training, threat)"
-    )
+    callable_of(certify, "certify", _CERTIFY)
     callable_of(ask, "ask", "give lambda result: {'accuracy': result.accuracy(X, y)}")
     if on_cell is not None:
         callable_of(on_cell, "on_cell", "give a function (cell, number, cells), or leave it out")
@@ -163,18 +168,17 @@ def resized(threat: ThreatModel, budget: int | None, radius: float | None) -> Th
     if isinstance(threat, SeparatePoisoning):
         moved = resized(threat.features, budget if threat.features.budget else None, radius)
         flipped = resized(threat.labels, budget if threat.labels.budget else None, None)
-        return dataclasses.replace(threat, features=moved, labels=flipped)  # type: ignore[arg-type]
-    fields = {f.name for f in dataclasses.fields(threat)}  # type: ignore[arg-type]
-    changes = {"budget": budget, "radius": radius}
-    wanted = {name: value for name, value in changes.items() if value is not None}
-    missing = sorted(set(wanted) - fields)
+        return replace(threat, features=moved, labels=flipped)  # type: ignore[arg-type]
+    known = {f.name for f in fields(threat)}  # type: ignore[arg-type]
+    wanted = {n: v for n, v in (("budget", budget), ("radius", radius)) if v is not None}
+    missing = sorted(set(wanted) - known)
     if missing or (radius is not None and getattr(threat, "radius", None) is None):
         raise InvalidInputError(
             f"Another {' and '.join(sorted(wanted))} for {type(threat).__name__}",
             f"a threat without a {missing[0] if missing else 'radius'}",
             "leave it out, or choose a threat that has one",
         )
-    changed: ThreatModel = dataclasses.replace(threat, **wanted)  # type: ignore[type-var]
+    changed: ThreatModel = replace(threat, **wanted)  # type: ignore[type-var]
     return changed
 
 
@@ -184,3 +188,212 @@ def _known(larger: Sequence[Mapping[str, Bounds]]) -> Mapping[str, Bounds]:
     for answers in larger[1:]:
         known = {name: meet(bounds, answers[name]) for name, bounds in known.items()}
     return known
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Between which threats a statement stops being proved.
+
+    Attributes:
+        proved: the largest value that was proved; None if not even the smallest was.
+        unproved: the smallest value above it that was tried and not proved; None if the largest
+            value was proved.
+        refuted: the smallest value at which real poisoned data violate it: a larger threat admits them as
+            well; None where no attack was told of.
+
+    Raises:
+        SoundnessError: proved where it is refuted.
+    """
+
+    proved: float | None
+    unproved: float | None
+    refuted: float | None = None
+
+    def __post_init__(self) -> None:
+        if None not in (self.proved, self.refuted) and self.refuted <= self.proved:  # type: ignore[operator]
+            raise SoundnessError(
+                "What is proved for one threat cannot be refuted for a smaller one",
+                f"proved up to {self.proved}, refuted from {self.refuted} on",
+                "do not use these certificates; please report this run",
+            )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One certification: the value, how many statements it proved, what it cost."""
+
+    value: float
+    proved: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Largest(Exported):
+    """Brackets of every statement, and the runs that found them, in their order.
+
+    What is proved for one value holds for all smaller ones: the statement is certified up to and
+    including ``proved``. Above ``unproved`` it may still be provable by tighter means. ``cut_short``:
+    time was over before the brackets were narrow.
+    """
+
+    what: str
+    brackets: Mapping[str, Bracket]
+    trials: tuple[Trial, ...]
+    cut_short: bool = False
+
+    columns = ("statement", "over", "proved", "unproved", "refuted")
+
+    def __getitem__(self, name: str) -> Bracket:
+        return self.brackets[name]
+
+    def table(self) -> str:
+        """Brackets and runs as text."""
+        count = len(self.brackets)
+        rows = [(name, b.proved, b.unproved, b.refuted) for name, b in self.brackets.items()]
+        runs = [(t.value, f"{t.proved} of {count}", f"{t.seconds:.2f}") for t in self.trials]
+        headers = ("statement", f"largest {self.what} proved", "not proved", "refuted from")
+        found = format_table(headers, rows)
+        return f"{found}\n\n{format_table((self.what, 'proved', 'seconds'), runs)}"
+
+    def lines(self) -> Iterable[Mapping[str, Any]]:
+        return ({"statement": n, "over": self.what, **asdict(b)} for n, b in self.brackets.items())
+
+    def document(self) -> Mapping[str, Any]:
+        brackets = {name: asdict(b) for name, b in self.brackets.items()}
+        runs = [asdict(trial) for trial in self.trials]
+        return {"schema_version": 1, "over": self.what, "brackets": brackets, "runs": runs}
+
+
+def largest(
+    certify: Certify,
+    threat: ThreatModel,
+    holds: Holds,
+    *,
+    budgets: tuple[int, int] | None = None,
+    radii: tuple[float, float] | None = None,
+    precision: float = 1.1,
+    within: float | None = None,
+) -> Largest:
+    """The largest budget, or radius, for which each statement is proved.
+
+    Every certification answers all statements at once, and its verdicts narrow all brackets: the
+    next value halves the bracket that most of the open statements share.
+
+    Args:
+        certify: the run, for instance ``lambda threat: agt.certify(model, data, training, threat)``.
+        threat: the threat whose budget or radius is replaced.
+        holds: the statements by name and whether they are proved, for instance
+            ``lambda result: {"90 %": result.accuracy(X, y).lower >= 0.9}``; for test points
+            :func:`by_point` makes them. Or their verdicts "PROVED", "REFUTED", "OPEN": then brackets say
+            from which threat on real poisoned data violate them.
+        budgets: smallest and largest count of samples; found exactly.
+        radii: smallest (above 0) and largest radius; found up to the factor ``precision``.
+        precision: ratio of unproved and proved radius at which the search ends, above 1.
+        within: seconds after which no further value is tried; brackets are wider then.
+
+    Raises:
+        InvalidInputError: not exactly one of budgets and radii, an empty range, a precision of 1 or less.
+    """
+    callable_of(certify, "certify", _CERTIFY)
+    callable_of(holds, "holds", "give lambda result: {'90 %': result.accuracy(X, y).lower >= 0.9}")
+    scale = _scale(budgets, radii, precision)
+    trials: list[Trial] = []
+    verdicts: dict[float, Mapping[str, bool]] = {}
+    refuted: dict[str, float] = {}
+
+    def attempt(value: float) -> None:
+        begun = time.perf_counter()
+        changed = resized(threat, *((int(value), None) if scale.whole else (None, value)))
+        found = holds(certify(changed))
+        verdicts[value] = {n: v == "PROVED" if isinstance(v, str) else v for n, v in found.items()}
+        for name in (n for n, v in found.items() if isinstance(v, str) and v == "REFUTED"):
+            refuted[name] = min(value, refuted.get(name, value))
+        proved = sum(verdicts[value].values())
+        trials.append(Trial(value, proved, time.perf_counter() - begun))
+
+    deadline = Deadline.within(within)
+    attempt(scale.high)
+    if not all(verdicts[scale.high].values()) and scale.low < scale.high:
+        attempt(scale.low)
+    while True:
+        brackets = {n: _bracket(n, verdicts, refuted.get(n)) for n in verdicts[scale.high]}
+        middles = (scale.middle(bracket) for bracket in brackets.values())
+        votes = Counter(value for value in middles if value is not None)
+        if not votes or deadline.is_over():
+            over = "budget" if scale.whole else "radius"
+            return Largest(over, brackets, tuple(trials), deadline.missed)
+        attempt(votes.most_common(1)[0][0])
+
+
+def by_point(
+    name: str, certified: Sequence[bool] | Sequence[str] | npt.NDArray[Any]
+) -> dict[str, bool | str]:
+    """Statements about test points for :func:`largest`: ``name[0]``, ``name[1]``, ...
+
+    ``name`` is that of the property; ``certified`` says of each point whether it is proved, for instance
+    ``result.accuracy(X, y).points.lower == 1``, or its verdict, ``result.accuracy(X, y).points.verdict``.
+
+    Raises:
+        TypeError: ``certified`` that is no sequence.
+    """
+    return {
+        f"{name}[{point}]": str(proved) if isinstance(proved, str) else bool(proved)
+        for point, proved in enumerate(certified)
+    }
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The range of values, and where a bracket is cut."""
+
+    low: float
+    high: float
+    whole: bool
+    precision: float
+
+    def middle(self, bracket: Bracket) -> float | None:
+        """A value inside a bracket; None if it is narrow enough, or open at an end."""
+        proved, unproved = bracket.proved, bracket.unproved
+        if proved is None or unproved is None:
+            return None
+        if self.whole:
+            return (proved + unproved) // 2 if unproved - proved > 1 else None
+        return math.sqrt(proved * unproved) if unproved > self.precision * proved else None
+
+
+def _scale(
+    budgets: tuple[int, int] | None, radii: tuple[float, float] | None, precision: float
+) -> _Scale:
+    asked = "Search the largest certified threat"
+    if (budgets is None) == (radii is None):
+        raise InvalidInputError(
+            asked,
+            "neither budgets nor radii" if budgets is None else "both budgets and radii",
+            "give one range, for instance budgets=(1, 20) or radii=(1e-4, 0.1)",
+        )
+    whole = budgets is not None
+    ends, kinds = (budgets, int) if whole else (radii, (int, float))
+    of_kind(precision, (int, float), "precision", "give a ratio above 1, say 1.1")
+    listed(ends, kinds, "The range", "give a smallest and a largest value")
+    if ends is None or len(ends) != 2:
+        raise InvalidInputError(asked, f"the range {ends!r:.60}", "give two values, both ends")
+    low, high = ends
+    if not (0 if whole else 5e-324) <= low <= high < math.inf:
+        raise InvalidInputError(
+            asked,
+            f"the range {low} to {high}",
+            f"give a smallest value {'>= 0' if whole else '> 0'} and a largest one above it",
+        )
+    if not precision > 1:
+        raise InvalidInputError(asked, f"precision {precision}", "give a ratio above 1, say 1.1")
+    return _Scale(low, high, whole, precision)
+
+
+def _bracket(
+    name: str, verdicts: Mapping[float, Mapping[str, bool]], refuted: float | None
+) -> Bracket:
+    """From all trials: a proof at one value settles all smaller ones."""
+    proved = max((value for value, found in verdicts.items() if found[name]), default=None)
+    failed = [value for value, found in verdicts.items() if not found[name]]
+    above = [value for value in failed if proved is None or value > proved]
+    return Bracket(proved, min(above, default=None), refuted)

@@ -16,8 +16,8 @@ from torch.nn.utils import clip_grad
 from milp_agt.bounds.step import clipped_total
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 from milp_agt.recording.backward import largest_difference
+from milp_agt.recording.origins import is_watched
 from milp_agt.recording.passes import differs
-from milp_agt.recording.watched_numbers import is_watched
 from milp_agt.training.training import ParameterGroup, UpdateRule
 from milp_agt.training.training_checks import SMALLEST_TOTAL, no_rule_for
 

@@ -12,9 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from milp_agt.recording.loop import Loop
 from milp_agt.recording.losses import FUNCTIONS, loss_call
-from milp_agt.recording.origins import FRESH, tensors_in
+from milp_agt.recording.origins import FRESH, is_watched, tensors_in, watched
 from milp_agt.recording.places import asks_for_edge, called_by_torch, place
-from milp_agt.recording.watched_numbers import is_watched, watched
 
 _TRUTHS = {Tensor.__bool__, torch.equal, Tensor.equal, torch.allclose, Tensor.allclose}
 _TRUTHS |= {torch.is_nonzero, Tensor.is_nonzero}

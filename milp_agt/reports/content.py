@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from milp_agt.errors import InvalidInputError
@@ -242,9 +242,12 @@ class Content:
 
     @cached_property
     def map(self) -> Map | None:
+        """None without one, or with bounds at points alone, as earlier versions wrote them."""
         if "map/x" not in self.arrays:
             return None
         x, y, scores, lead = (self.arrays[f"map/{n}"] for n in ("x", "y", "scores", "lower"))
+        if len(x) != scores.shape[1] + 1:
+            return None
         train, test = (
             (self.arrays[f"{part}/x"], self.arrays[f"{part}/label"]) for part in ("train", "test")
         )
@@ -261,13 +264,22 @@ def read(folder: Path) -> Content:
     path = folder / "result.json"
     try:
         document = json.loads(path.read_bytes())
-        if not isinstance(document, dict) or not {"steps", "properties"} <= set(document):
+        if not isinstance(document, dict) or not {"steps", "properties", "parameters"} <= set(
+            document
+        ):
             raise ValueError("not a result of milp-agt certify")
-        return Content(folder, document, evidence.load(folder))
+        content = Content(folder, document, evidence.load(folder))
+        content.properties  # noqa: B018  (what is wrong with one is said below)
+        return content
     except (FileNotFoundError, NotADirectoryError):
         raise InvalidInputError(
             asked, f"no {path.name} there", "run milp-agt certify RUN.toml --out DIR first"
         ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = " ".join(map(str, first["loc"]))
+        found = f"files that cannot be read (properties {place}: {first['msg']})"
+        raise InvalidInputError(asked, found, "certify the run again") from None
     except DAMAGE as error:
         raise InvalidInputError(
             asked, f"files that cannot be read ({error})", "certify the run again"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pages import LOSS, copied, document, page, run, small, visible
 from refusals import refused
@@ -14,6 +15,7 @@ from milp_agt import reports
 from milp_agt.cli import main
 from milp_agt.errors import InvalidInputError
 from milp_agt.reports import evidence
+from milp_agt.reports.content import read
 
 
 def property_of(number: int, **values: Any) -> Callable[[dict[str, Any]], None]:
@@ -78,7 +80,10 @@ def test_notes_and_fallbacks_are_told_apart(classes: Path, tmp_path: Path) -> No
     assert "left it open" not in visible(page(folder))
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"steps": ['])
+TORN = '{"steps": [], "parameters": {}, "properties": [{"kind": "loss", "lower": "high"}]}'
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"steps": [', TORN])
 def test_a_folder_without_a_result(
     tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +93,7 @@ def test_a_folder_without_a_result(
     err = capsys.readouterr().err
     for piece in ("Make a report of", "Found: ", "What to do: ", "certify"):
         assert piece in err
+    assert err.count("\n") == 1
 
 
 def test_damaged_evidence_is_said(classes: Path, tmp_path: Path) -> None:
@@ -96,6 +102,17 @@ def test_damaged_evidence_is_said(classes: Path, tmp_path: Path) -> None:
     (folder / evidence.NAME).write_bytes(raw[: len(raw) // 2])
     with refused(found="cannot be read"):
         reports.write_page(folder)
+
+
+def test_maps_of_points_alone_are_left_out(classes: Path, tmp_path: Path) -> None:
+    """Earlier versions bounded points, which says nothing about the cells between them."""
+    folder = copied(classes, tmp_path / "out")
+    assert read(folder).map is not None
+    with np.load(folder / evidence.NAME) as stored:
+        arrays = dict(stored)
+    ends = {axis: arrays[axis][:-1] for axis in ("map/x", "map/y")}
+    np.savez(folder / evidence.NAME, **(arrays | ends))
+    assert read(folder).map is None
 
 
 def test_without_the_extra_the_result_is_written_all_the_same(

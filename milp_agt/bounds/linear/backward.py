@@ -11,9 +11,8 @@ from torch import Tensor
 from milp_agt.bounds.adversary.model import OnMoves
 from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.linearized_step import SampleChunk, per_sample
-from milp_agt.core.graph import Node
+from milp_agt.core.graph import BackwardSlopes, NarrowableSlopes, Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.planes import BackwardSlopes, NarrowableSlopes
 from milp_agt.formulations.einsum import EndPlanes
 from milp_agt.training.tracing import FEATURES, LABELS, SELECTION
 

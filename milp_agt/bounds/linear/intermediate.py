@@ -16,9 +16,8 @@ from milp_agt.bounds.linear.linearized_step import Intercepts, LinearizedStep, S
 from milp_agt.bounds.linear.window_bounds import propagate_backward
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.step import NodeOrder, State, Step
-from milp_agt.core.graph import Node
+from milp_agt.core.graph import LinearBounds, Node
 from milp_agt.core.interval import Interval
-from milp_agt.core.planes import LinearBounds
 from milp_agt.formulations.clip import Clip
 from milp_agt.formulations.univariate import Univariate
 from milp_agt.threats.poison import Whole

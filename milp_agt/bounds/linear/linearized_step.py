@@ -13,8 +13,8 @@ from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval.bound_propagation import Ranges
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.step import NodeOrder, State, Step
+from milp_agt.core.graph import BackwardSlopes, LinearBounds
 from milp_agt.core.interval import Interval
-from milp_agt.core.planes import BackwardSlopes, LinearBounds
 from milp_agt.formulations.einsum import BilinearPlanes, EndPlanes
 from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison

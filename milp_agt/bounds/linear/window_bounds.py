@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.adversary.model import AdversaryModel, OnMoves, WorstCase
-from milp_agt.bounds.forms import Forms
+from milp_agt.bounds.forms import Forms, count_of, entry_boxes, forms_in_pieces
 from milp_agt.bounds.linear.backward import BackwardPass, SampleForms, sample_forms
 from milp_agt.bounds.linear.linearized_step import (
     HasIntercepts,
@@ -19,11 +19,9 @@ from milp_agt.bounds.linear.linearized_step import (
     per_sample,
 )
 from milp_agt.bounds.passes import Passes
-from milp_agt.bounds.signed_entries import count_of, entry_boxes, forms_in_pieces
 from milp_agt.bounds.step import NodeOrder, State
-from milp_agt.core.graph import Node, boxes_of
+from milp_agt.core.graph import BackwardSlopes, LinearBounds, Node, boxes_of
 from milp_agt.core.interval import CLEAN, POISONED, Interval
-from milp_agt.core.planes import BackwardSlopes, LinearBounds
 from milp_agt.core.rounding import gamma
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.einsum import Ends
