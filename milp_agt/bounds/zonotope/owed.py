@@ -35,14 +35,15 @@ from milp_agt.formulations.linear_map import LinearMap
 
 # Numbers of what a node owes at most, and how much less than noise of everyone that should be.
 MOST, LESS = 2**23, 0.9
+# What all nodes of a step owe at most, number by number.
+PER_STEP = 2**27
 
 
-def tells(samples: SampleGenerators, node: Tensor | None = None) -> bool:
+def tells(samples: SampleGenerators, elements: int) -> bool:
     """Whether few of the samples can be poisoned together: of more it gains nothing who owes what; and
-    whether a node, (n, *shape), is small enough for that."""
+    whether that is worth its time with so many elements of nodes in a step."""
     wanted = sum(groups * most for groups, most in samples.quotas)
-    small = node is None or node.numel() * samples.count <= MOST
-    return small and 0 < 2 * wanted <= len(samples.known)
+    return samples.count * elements <= PER_STEP and 0 < 2 * wanted <= len(samples.known)
 
 
 @dataclass(frozen=True)

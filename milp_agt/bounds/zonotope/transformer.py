@@ -18,7 +18,7 @@ from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.form import Form, SummedForm, data_form, holding_zero
 from milp_agt.bounds.zonotope.kinks import kink_of, pieces_of, unsupported
 from milp_agt.bounds.zonotope.local import Local
-from milp_agt.bounds.zonotope.owed import Shares, Split, most_of, owing, tells
+from milp_agt.bounds.zonotope.owed import MOST, Shares, Split, most_of, owing, tells
 from milp_agt.bounds.zonotope.pairs import Factor
 from milp_agt.bounds.zonotope.products import Operand, besides_squares, multiplied, settled, squared
 from milp_agt.bounds.zonotope.rows import Slots, rows_of
@@ -90,6 +90,8 @@ class Transformer:
         self.done: set[str] = set()
         self.shares: dict[str, Shares] = {}  # of clean samples by who is poisoned
         zonotope, samples = self.zonotope, self.zonotope.samples
+        elements = sum(node.signature.size for node in self.schedule.before if node.batched)
+        self.tells = tells(samples, elements * self.work.batch)
         self.keeps_squares = (
             squares.fit_in(zonotope.size, samples.count, samples.width, self.before.memory)
             and not zonotope.is_folded
@@ -157,7 +159,7 @@ class Transformer:
         if form.is_constant:
             return Interval.point(form.centre[None])
         if node.batched and (self._is_masked(node) or not self.work.fits(form.centre[0].numel())):
-            if tells(self.zonotope.samples, form.centre) and isinstance(form.on_state, Local):
+            if self._told(form) and isinstance(form.on_state, Local):
                 moved = self.slots.moved(form)
                 self.shares[node.name] = Shares.of_form(
                     form, moved, self.bounds, self.zonotope.samples
@@ -201,7 +203,7 @@ class Transformer:
         found: list[tuple[Tensor, Tensor]] = []
         shares: list[tuple[Tensor, ...]] = []
         samples, columns, slots = self.zonotope.samples, self.columns[at], self.slots.take(at)
-        told = name and tells(samples, form.centre)
+        told = name and self._told(form)
         for rows in rows_of(form, self.zonotope, self.bounds, columns, slots, self.flips.threshold):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
@@ -218,6 +220,10 @@ class Transformer:
         if told:
             self.shares[name] = Shares.joined(shares, form.centre)
         return down.clamp(min=0.0), up.clamp(min=0.0)
+
+    def _told(self, form: Form) -> bool:
+        """Whether it is told apart who moves a node."""
+        return self.tells and form.centre.numel() * self.zonotope.samples.count <= MOST
 
     def _plain_reach(self, form: Form) -> Tensor:
         """How far a node may lie from its centre by the boxes of parameters and moves, (n, *shape)."""
@@ -261,7 +267,7 @@ class Transformer:
             shape = (self.states, len(self.columns), *self.layout.shapes[name])
             away = Interval(-below.reshape(shape), above.reshape(shape))
             known = None
-            if tells(self.zonotope.samples):  # alike in all clean samples
+            if self.tells:  # alike in all clean samples
                 known = Shares.of_state(self.bounds, self.layout.slices[name], shape[1:])
             return Operand(form, away, True, known)
         box = self.box(name)
