@@ -78,9 +78,8 @@ def multiplied(
     """``a b = a_c b_c + a_c db + da b_c + da db``, where the first three are affine in the generators.
 
     ``summed``: the coefficients on the state are added up over the samples, (p, *shape). ``by_pairs`` may
-    know a smaller box of ``da db`` than ranges say. ``squares`` are the part of it that is kept as it is;
-    ``da`` and ``db`` are then without it.
-    know a smaller box of ``da db`` than ranges say, ``owing`` who owes it.
+    know a smaller box of ``da db`` than ranges say, ``owing`` who owes it. ``squares`` are the part of it
+    that is kept as it is; ``da`` and ``db`` are then without it.
     """
     a, b = first.form, second.form
     letters = op.letters
