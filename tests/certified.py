@@ -246,4 +246,4 @@ def boxes_of(given: Problem, activation: str, method: str) -> dict[str, Box]:
 
 def forms_of(*run: Any, at_once: int = 0) -> steps.Final:
     """What a run of the checker ends with by forms."""
-    return steps.train(*run, steps.Stored(np.zeros(0)), (), at_once)
+    return steps.train(*run, steps.Stored(np.zeros((0, 2)), np.zeros(0)), (), at_once)

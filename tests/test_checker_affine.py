@@ -25,7 +25,8 @@ def symbols_of(rng: np.random.Generator, size: float) -> Symbols:
     symbols = Symbols.none(WIDTH, BUDGET).with_slots(low, high, 0 * low)
     most, none = size * rng.uniform(0.1, 1, FLIPS), np.zeros(FLIPS)
     y = Form(none, np.zeros((FLIPS, symbols.count)), -most, most)  # of which nothing else is known
-    parts = {"most": most, "shares": shares, "cover": cover, "pays": np.zeros((FLIPS, 2, SAMPLES))}
+    names, pays = np.zeros((FLIPS, 2), np.int64), np.zeros((FLIPS, 2, SAMPLES))
+    parts = {"names": names, "most": most, "shares": shares, "cover": cover, "pays": pays}
     symbols = symbols.with_flips(y, most, most, **parts)
     owned, base = (size * rng.uniform(0, 0.3, shape) for shape in ((NOISE, SAMPLES), NOISE))
     return symbols.with_noise(base, owned, np.arange(FLIPS), size * rng.uniform(0, 0.3, FLIPS))

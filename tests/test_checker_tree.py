@@ -21,6 +21,7 @@ from milp_agt.checker.proof import LEAF, PHASE, WHERE, WHO, leaves, reached
 from milp_agt.checker.statement import Statement
 
 ENDS = LEAF, 0.0, 0.0
+NO_FLIPS: Any = np.zeros((0, 2), np.int64)
 AT = 2  # a step whose phases differ between runs
 
 
@@ -86,7 +87,7 @@ def runs() -> tuple[Statement, list[tuple[np.ndarray, dict[str, Box]]]]:
     initial = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     own = run_of("bce", one, Layer("relu"), Layer("dense", "c"), batches=[range(24)] * 4)
     samples, poisoned = data_of(x, y, 1, moved_x=1.0, open_=np.arange(24) == 0)
-    rest: Any = samples, poisoned, None, "affine", (), (), (), np.zeros(0), None, False, 0
+    rest: Any = samples, poisoned, None, "affine", (), (), (), NO_FLIPS, np.zeros(0), None, False, 0
     given = Statement(own, *rest, initial, {}, {}, {})
     found = []
     for _ in range(60):
@@ -135,7 +136,7 @@ def test_a_forced_phase_may_have_the_centre_of_a_tangent_outside_of_it(first: st
     own = run_of("mse", Layer("dense", "a"), *hidden, Layer("dense", "c"), batches=[[0]])
     samples, poisoned = data_of(x, y, 1, moved_x=2.1)
     tree = np.array([(PHASE, 0, 0), ENDS, ENDS])
-    rest: Any = samples, poisoned, None, "affine", (), (), (), np.zeros(0), tree, False, 0
+    rest: Any = samples, poisoned, None, "affine", (), (), (), NO_FLIPS, np.zeros(0), tree, False, 0
     cases = [case.boxes for case in reached(Statement(own, *rest, initial, {}, {}, {}))]
     for moved in np.linspace(-3.9, 0.3, 43):
         data = Samples(Box.point(np.full((1, 1, 1), moved)), samples.y)

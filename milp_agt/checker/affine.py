@@ -63,6 +63,7 @@ class Pass:
     symbols: Symbols
     own: Array  # slots of the samples, -1 for those that nobody poisons
     given: Mapping[str, Array]  # multipliers for the parameters, (2, *shape, flips)
+    index: int = 0  # of the step
     forced: Mapping[int, bool] = field(default_factory=dict)  # phases by number, in their order
     batch: int = 0  # samples of the whole batch, where this is a part of one
     met: int = 0  # kinks so far
@@ -155,7 +156,8 @@ class Pass:
         for number, above in self.forced.items():
             if 0 <= number - self.met < phase.size:
                 phase[number - self.met] = 1.0 if above else -1.0
-        self.met, phase = self.met + phase.size, phase.reshape(n, width)
+        before, phase = self.met, phase.reshape(n, width)
+        self.met += phase.size
         on = np.where(phase == 0, z.c, phase) > 0
         sign = np.where(on, -1.0, 1.0)
         given = carried(np.repeat(np.arange(n), width), np.tile(np.eye(width), (n, 1)))
@@ -164,12 +166,13 @@ class Pass:
         box = box.met(Box(np.where(phase > 0, 0.0, box.lo), np.where(phase < 0, 0.0, box.hi)))
         self.knows(z, box)
         at, size = np.where(on, 1.0, slope), self.size(z)
-        place: Any = np.nonzero((np.where(on, -box.lo, box.hi) >= 0).any(0) | (phase != 0))
+        beyond, edge = np.where(on, -box.lo, box.hi), self.problem.arithmetic.edge(box)
+        place: Any = np.nonzero((beyond >= -edge).any(0) | (phase != 0))
         y, own, first = z[place].scaled(sign[place]), self.own[place[0]], len(self.symbols.flips)
         given = np.where(sign[place][:, None] < 0, given[::-1][:, *place], given[:, *place])
-        beyond = np.where(on, -box.lo, box.hi)[:, *place]
+        beyond, edge = beyond[:, *place], edge[:, *place]
         least = np.maximum(np.where(on, box.hi, -box.lo)[:, *place], 0.0)
-        most, alone = np.maximum(beyond.max(0), TINY), (beyond[0] < 0) & (own >= 0)
+        most, alone = np.maximum(beyond.max(0), TINY), (beyond[0] < -edge[0]) & (own >= 0)
         shares, cover = self._shares(y, own, alone, given)
         shares[phase[place] != 0] = cover[phase[place] != 0] = 0.0
         quiet = np.where(alone, least[0], least.max(0))
@@ -178,7 +181,8 @@ class Pass:
         pays = np.zeros_like(more, shape=(len(own), 2, len(self.symbols.low)))
         pays[np.arange(len(own)), :, own] = np.where(own < 0, 0.0, up(more)).T
         y = replace(y, low=y.low[0], high=y.high[0])
-        own_parts = {"most": most, "shares": shares, "cover": cover, "pays": pays}
+        names = np.stack([np.full(len(own), self.index), before + place[0] * width + place[1]], 1)
+        own_parts = {"names": names, "most": most, "shares": shares, "cover": cover, "pays": pays}
         self.symbols = self.symbols.with_flips(y, least.max(0), quiet, **own_parts)
         error = self.off(8, 2 if slope else 0, size + box.size.max(0))
         h = z.scaled(at).widened(error)

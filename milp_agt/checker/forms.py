@@ -58,6 +58,7 @@ class Symbols:
         groups: the slots of each group, at most ``budget`` of which are poisoned.
         moves: their columns, (slots, width).
         flips: columns of phi and rho of each flip, (flips, 2): ``phi in {0, 1}, 0 <= rho <= most phi``.
+        names: the step of each flip, and its number in that, (flips, 2).
         most: (flips,).
         shares: ``phi <= sum of the shares of the slots that are poisoned``, (flips, slots).
         cover: the most that these add up to; infinite where they say nothing.
@@ -79,6 +80,7 @@ class Symbols:
     norm: int
     moves: Array
     flips: Array
+    names: Array
     most: Array
     shares: Array
     cover: Array
@@ -99,7 +101,7 @@ class Symbols:
         slots, flips, noise = z((0, width)), z((0, 2), dtype=np.int64), z(0, dtype=np.int64)
         columns, rows, pairs = z((0, width), dtype=np.int64), z((0, 2, 0)), z((0, 2))
         rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), rows, pairs, rows, z(0)
-        return Symbols(slots, slots, slots, (), budget, norm, columns, flips, *rest, 0)
+        return Symbols(slots, slots, slots, (), budget, norm, columns, flips, flips, *rest, 0)
 
     def _columns(self, *shape: int) -> Array:
         size = int(np.prod(shape))
@@ -122,8 +124,8 @@ class Symbols:
         )
 
     def with_flips(self, y: Form, least: Array, quiet: Array, **own: Array) -> Symbols:
-        """With flips of kinks, and their rows: l is ``least``, and q ``quiet``. ``own``: most, shares, cover
-        and pays.
+        """With flips of kinks, and their rows: l is ``least``, and q ``quiet``. ``own``: names, most, shares,
+        cover and pays.
         """
         new, each = self._columns(len(least), 2), np.arange(len(least))
         rows = wide(np.stack([y.s, -y.s], 1), self.count + new.size).astype(least.dtype)

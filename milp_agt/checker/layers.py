@@ -35,6 +35,8 @@ class Arithmetic:
         tiny: what underflow may add to a number.
         largest: numbers beyond it may have overflowed; nothing is proved of them.
         elementary: relative error of exp, tanh, sigmoid and log, in units.
+        margin: 0 in a check. What writes a certificate takes numbers this close to a kink, or to a tie, for
+            ones that reach it, so that its claim does not hang on how they are rounded there.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Arithmetic:
     tiny: float
     largest: float
     elementary: float = 16.0
+    margin: float = 0.0
 
     def off(self, roundings: float, size: Array) -> Array:
         """What ``roundings`` of the run in a row can change, for terms of this total size.
@@ -53,6 +56,11 @@ class Arithmetic:
         if (size > self.largest).any():
             raise Unbounded(f"numbers beyond {self.largest:g} in a {self.name} run")
         found: Array = roundings * self.unit * boxes.SPARE * size + self.tiny
+        return found
+
+    def edge(self, box: Box) -> Array:
+        """How far on the other side of 0 numbers are still taken for ones that reach it."""
+        found: Array = self.margin * (1.0 + box.size)
         return found
 
     def rounded(self, box: Box, roundings: float, size: Array) -> Box:
@@ -252,7 +260,8 @@ def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic)
     """
     if layer.kind in ("relu", "leaky_relu"):
         slope = layer.slope if layer.kind == "leaky_relu" else 0.0
-        slopes = Box(np.where(z.lo > 0, 1.0, slope), np.where(z.hi > 0, 1.0, slope))
+        edge = arithmetic.edge(z)
+        slopes = Box(np.where(z.lo > edge, 1.0, slope), np.where(z.hi > -edge, 1.0, slope))
         found = delta * slopes
         return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
     slopes = derivatives(layer, value)[0]
@@ -277,7 +286,7 @@ def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
         found = (f - y) * scale_of(Fraction(2, count), f.lo)
         return arithmetic.rounded(found, 8, (f.size + y.size) * 2.0)
     if loss == "hinge":
-        positive, negative = _kinked(-f), _kinked(f)
+        positive, negative = _kinked(-f, arithmetic), _kinked(f, arithmetic)
         share = Box(1.0 - y.hi, 1.0 - y.lo)
         return arithmetic.rounded(share * negative - y * positive, 6, np.ones(f.lo.shape))
     if loss == "bce":
@@ -293,9 +302,10 @@ def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
     return (p - y).widened(error)
 
 
-def _kinked(f: Box) -> Box:
+def _kinked(f: Box, arithmetic: Arithmetic) -> Box:
     """``step(1 + f)`` with step(0) = 0; the sign of the sum survives rounding."""
-    return Box(np.where(f.lo > -1.0, 1.0, 0.0), np.where(f.hi > -1.0, 1.0, 0.0))
+    edge = arithmetic.edge(f)
+    return Box(np.where(f.lo > edge - 1.0, 1.0, 0.0), np.where(f.hi > -1.0 - edge, 1.0, 0.0))
 
 
 def forward(problem: Problem, state: State, x: Box) -> list[Box]:

@@ -32,7 +32,7 @@ from milp_agt.checker import boxes, functions, steps, training
 from milp_agt.checker.boxes import Array, Box, down, joined, up
 from milp_agt.checker.files import Rejected
 from milp_agt.checker.layers import Problem, Samples, State, forward
-from milp_agt.checker.statement import Question, Statement
+from milp_agt.checker.statement import Question, Statement, asked_for
 
 AT_ONCE = 64  # listed runs that are bounded side by side, and test points
 MOST_LISTED = 1_000_000
@@ -45,18 +45,21 @@ def leaves(given: Statement) -> Iterator[Statement]:
     Raises:
         Rejected: no tree.
     """
-    waiting, used, whole = [given], 0, len(given.multipliers)
+    waiting, used, after, whole = [given], 0, 0, len(given.flips)
     for kind, what, value in [(LEAF, 0, whole)] if given.tree is None else given.tree.tolist():
         if not waiting or kind not in (LEAF, WHO, WHERE, PHASE):
             raise Rejected("claim.tree: a node that is none, or more nodes than a tree has")
         one = waiting.pop()
         if kind == LEAF:
-            used += int(value)
-            yield replace(one, multipliers=given.multipliers[used - int(value) : used])
+            if not 0 <= value <= whole - used:
+                raise Rejected("claim.tree: a leaf with flips that are not there")
+            own, used = given.flips[used : used + int(value)], used + int(value)
+            before, after = after, after + asked_for(given, own)
+            yield replace(one, flips=own, multipliers=given.multipliers[before:after])
         else:
             waiting += [_child(one, kind, int(what), value, side) for side in (True, False)]
     if waiting or used != whole:
-        raise Rejected("claim.tree: a node without children, or multipliers that no leaf has")
+        raise Rejected("claim.tree: a node without children, or flips that no leaf has")
 
 
 def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> Statement:
@@ -112,13 +115,13 @@ def differences(labels: Array, outputs: int) -> Array:
     return found
 
 
-def count_right(margin: Box) -> tuple[int, int]:
+def count_right(margin: Box, edge: Array) -> tuple[int, int]:
     """At how many points all models of a case, and at how many some, predict the label: the worst case of
     both.
 
     ``margin`` (cases, n, others); a tie counts as wrong in the first number and as right in the second.
     """
-    sure, possible = (margin.lo > 0).all(-1).sum(-1), (margin.hi >= 0).all(-1).sum(-1)
+    sure, possible = (margin.lo > edge).all(-1).sum(-1), (margin.hi >= -edge).all(-1).sum(-1)
     return int(sure.min()), int(possible.max())
 
 
@@ -182,10 +185,9 @@ def reached(given: Statement, jobs: int = 1) -> list[Reached]:
 
 def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
-        stored = steps.Stored(given.multipliers)
+        stored = steps.Stored(given.flips, given.multipliers)
         run = given.initial, given.samples, given.poisoned, given.anew
         forms = steps.train(given.problem, *run, stored, given.phases, given.at_once)
-        stored.fits(stored.used == len(stored.values))
         return Reached(given.problem, forms.boxes(), forms)
 
 
@@ -229,7 +231,7 @@ def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
     if asked.kind == "loss":
         means = mean(whole)
         return means.lo.min(), means.hi.max()
-    return count_right(whole)
+    return count_right(whole, case.problem.arithmetic.edge(whole))
 
 
 def all_choices(given: Statement) -> Iterator[dict[int, int]]:

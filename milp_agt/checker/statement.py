@@ -18,7 +18,7 @@ from milp_agt.checker.boxes import Array, Box
 from milp_agt.checker.files import Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Problem, Rule, Samples
 
-FORMAT = "milp-agt certificate 4"
+FORMAT = "milp-agt certificate 5"
 CLASSES = ("cross_entropy", "bce", "hinge")
 LOSSES = (*CLASSES, "mse")
 KINDS = ("dense", "relu", "leaky_relu", "sigmoid", "tanh")
@@ -74,7 +74,8 @@ class Statement:
     questions: tuple[Question, ...]
     not_covered: tuple[str, ...]
     words: tuple[str, ...]
-    multipliers: Array  # for affine, see forms.py
+    flips: Array  # (step, number) of those that have multipliers, for affine, see forms.py
+    multipliers: Array  # see steps.py
     tree: Array | None  # nodes (kind, what, value), see proof.py
     anew: bool  # whether the budget is one of every step, and not of the run
     at_once: int  # samples of a step that are taken at once, see steps.py; 0 for all
@@ -208,22 +209,35 @@ def read(claim: Table) -> Statement | tuple[str, ...]:
     at_once = claim.whole("at_once")
     wrong = at_once > 0 and (method != "affine" or not anew)
     claim.refuse(wrong, ".at_once: not for affine forms of moves that are chosen anew")
-    tree, given = None, np.zeros(0)
+    tree, flips, given = None, np.zeros((0, 2), np.int64), np.zeros(0)
     if claim.has("tree"):
         tree = claim.array("tree")
         of_one = method == "affine" and poisoned.budget == 1 and not anew
         wrong = not of_one or tree.ndim != 2 or tree.shape[1] != 3
         claim.refuse(wrong, ".tree: no table of nodes, or not for affine forms and one sample")
-    if claim.has("multipliers"):
+    has = claim.has("multipliers")
+    claim.refuse(claim.has("flips") != has, ".flips: not without multipliers, nor these without them")
+    if has:
         given = multipliers_of(claim.array("multipliers", kind="u"))
-        wrong = method != "affine" or not np.isfinite(given).all()
-        claim.refuse(wrong, ".multipliers: not finite, or not for affine forms")
+        flips = claim.array("flips", kind="i")
+        wrong = method != "affine" or at_once > 0 or not np.isfinite(given).all()
+        claim.refuse(wrong, ".multipliers: not finite, or not for affine forms of whole batches")
+        late = flips.shape[1:] != (2,) or (flips[:, 0] >= len(batches)).any() or (flips < 0).any()
+        claim.refuse(late, ".flips: no table of steps and numbers, or of steps that are not there")
     questions = tuple(_question(t, loss, x, y) for t in claim.tables("questions"))
     samples = Samples(Box.point(x[None]), Box.point(y[None]))
     what = samples, poisoned, choices, method, questions, not_covered
     # anew covers what is chosen once, with a budget for every batch
-    found = Statement(problem, *what, (), given, tree, anew, at_once, **parameters)
+    found = Statement(problem, *what, (), flips, given, tree, anew, at_once, **parameters)
+    wrong = len(given) != asked_for(found, flips)
+    claim.refuse(wrong, ".multipliers: not as many as the flips need")
     return replace(found, words=words(found))
+
+
+def asked_for(given: Statement, flips: Array) -> int:
+    """How many multipliers some flips have: two for each parameter in each state after their step."""
+    states = (len(given.problem.batches) - flips[:, 0]).sum()
+    return 2 * sum(values.size for values in given.initial.values()) * int(states)
 
 
 def multipliers_of(words: Array) -> Array:

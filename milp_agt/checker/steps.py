@@ -11,34 +11,37 @@ import numpy as np
 
 from milp_agt.checker.affine import Pass, mixed, points
 from milp_agt.checker.boxes import BITS, Array, Box, Unbounded, allowance, coarse, down, largest, up
-from milp_agt.checker.files import Rejected
 from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, reach, wide
 from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples
 
-# Multipliers for the parameters of a state, (2, *shape, flips); of those that are not there there are none.
-Choice = Callable[[Mapping[str, Form], Symbols], Mapping[str, Array]]
+# Multipliers for the parameters of the state before a step, (2, *shape, flips); there may be none.
+Choice = Callable[[int, Mapping[str, Form], Symbols], Mapping[str, Array]]
 
 
 @dataclass
 class Stored:
-    """The multipliers of a certificate, in the order in which a run asks for them; none if it has none."""
+    """The multipliers of a certificate: those of each state in turn, for the flips that it names of the
+    steps before. Any multipliers give bounds; flips without them have 0, and names that no flip has are passed
+    over, so that a phase which is judged otherwise here, for how it is rounded, costs width at most.
+    """
 
+    flips: Array
     values: Array
     used: int = 0
 
-    def __call__(self, state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
+    def __call__(
+        self, index: int, state: Mapping[str, Form], symbols: Symbols
+    ) -> dict[str, Array]:
+        named = self.flips[self.flips[:, 0] < index]
+        at, own = np.nonzero((named[:, None] == symbols.names).all(-1))
         found = {}
-        for name, form in state.items() if self.values.size else ():
-            shape = 2, *form.c.shape, len(symbols.flips)
-            part = self.values[self.used : self.used + math.prod(shape)]
-            self.used += math.prod(shape)
-            self.fits(self.used <= len(self.values))
-            found[name] = part.reshape(shape)
+        for name, form in state.items() if len(named) else ():
+            shape = 2, *form.c.shape
+            end = self.used + math.prod(shape) * len(named)
+            part, self.used = self.values[self.used : end].reshape(*shape, -1), end
+            found[name] = np.zeros_like(part, shape=(*shape, len(symbols.flips)))
+            found[name][..., own] = part[..., at]
         return found
-
-    def fits(self, holds: bool) -> None:
-        if not holds:
-            raise Rejected("claim.multipliers: not as many as the flips of the run need")
 
 
 def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form], Symbols]:
@@ -151,9 +154,9 @@ def train(
                     own = np.where(open_[part], len(symbols.low) + np.cumsum(open_[part]) - 1, -1)
                     some = part[open_[part]]
                     inner = symbols.with_slots(low[some], high[some], radius[some])
-                given = choose({n: state[n] for n in problem.parameters}, inner)
+                given = choose(index, {n: state[n] for n in problem.parameters}, inner)
                 forced = {number: on for at, number, on in phases if at == index}
-                step = Pass(problem, inner, own, given, forced, len(batch))
+                step = Pass(problem, inner, own, given, index, forced, len(batch))
                 both = moving(np.concatenate([x, y], 1)[part], inner, own, columns)
                 sums = step.gradients(state, both[:, : x.shape[1]], both[:, x.shape[1] :])
                 done += [folded(sums, step.symbols, symbols.count)] if at_once else []
@@ -166,7 +169,7 @@ def train(
         except Unbounded as error:
             raise Unbounded(f"step {index + 1} of {len(problem.batches)}: {error}") from None
     state = {name: state[name] for name in problem.parameters}
-    return Final(problem, state, symbols, choose(state, symbols))
+    return Final(problem, state, symbols, choose(len(problem.batches), state, symbols))
 
 
 @dataclass(frozen=True)
