@@ -107,7 +107,7 @@ class Chosen:
         if form.low.ndim > form.c.ndim:
             at = self.poisoned.astype(int), np.arange(SAMPLES)
             low, high = form.low[at], form.high[at]
-        more = 0.0 if form.owned is None else form.owned @ self.poisoned
+        more = form.owned @ self.poisoned if form.owned.ndim > 1 else 0.0
         return low - more, high + more
 
     def draw(self, form: Form) -> np.ndarray:
@@ -237,8 +237,7 @@ def test_rules_that_are_too_tight_show(rule: str, monkeypatch: pytest.MonkeyPatc
 
     def narrowed(form: Form) -> Form:
         middle, half = (form.high + form.low) / 2, (form.high - form.low) * 0.1
-        owned = None if form.owned is None else 0.1 * form.owned
-        return Form(form.c, form.s, middle - half, middle + half, owned)
+        return Form(form.c, form.s, middle - half, middle + half, 0.1 * form.owned)
 
     monkeypatch.setattr(owner, name, tight)
     with pytest.raises(AssertionError):

@@ -100,8 +100,9 @@ def test_phases_that_are_judged_otherwise_cost_width_alone(stored: Path, tmp_pat
 
 
 def without(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    claim["multipliers"] = None
+    claim.pop("flips")
     for key in ("flips", "multipliers"):
-        claim[key] = None
         arrays.pop(f"{key}.npy")
         claim["files"].pop(f"{key}.npy")
 
@@ -120,7 +121,7 @@ FORGERIES = {
     "flips of a step below 0": at("flips.npy", (0, 0), lambda v: -1),
     "a negative number": at("flips.npy", (0, 1), lambda v: -1),
     "one column": arr("flips.npy", lambda f: f[:, 0].copy()),
-    "other flips": arr("flips.npy", lambda f: f + [0, 1]),
+    "other flips": arr("flips.npy", lambda f: f + np.array([0, 1])),
     "flips alone": put("multipliers", None),
     "one less": words(lambda m: m[:-1]),
     "one more": words(lambda m: np.append(m, m[:1])),

@@ -34,9 +34,8 @@ def ascended(given: Statement, seconds: float) -> tuple[Array, Array]:
         Unbounded: the run becomes infinite in spite of them, or is too large for a search.
     """
     search = _Search(RATE * seconds)
-    run = given.initial, given.samples, given.poisoned, given.anew
     with np.errstate(all="ignore"):
-        train(given.problem, *run, search, given.phases)
+        train(given, search)
     return search.names, np.concatenate([np.zeros(0, np.uint16), *search.found])
 
 
@@ -49,9 +48,7 @@ class _Search:
         self.last = torch.zeros(0, 0)
         self.left = most
 
-    def __call__(
-        self, index: int, state: Mapping[str, Form], symbols: Symbols
-    ) -> dict[str, Array]:
+    def __call__(self, index: int, state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
         self.names = symbols.names
         flips, sizes = len(symbols.flips), [form.c.size for form in state.values()]
         if not flips:

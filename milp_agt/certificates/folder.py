@@ -207,12 +207,11 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
     judged = reached(stated) if trust else cases
     for number, name in enumerate(claim["model"]["parameters"]):
         low, high = (result.reachable.lower[name], result.reachable.upper[name])
-        least, most = _ends(cases, name)
+        proved, own = _ends(cases, name), _ends(judged, name)
         near = ROUNDING[0] * (high - low) + ROUNDING[1] * (1.0 + np.maximum(-low, high))
         near = near if trust else np.full_like(low, np.inf)
-        own = _ends(judged, name)
-        low = np.where(own[0] >= low - near, np.minimum(low, least), low)
-        high = np.where(own[1] <= high + near, np.maximum(high, most), high)
+        low = np.where(own[0] >= low - near, np.minimum(low, proved[0]), low)
+        high = np.where(own[1] <= high + near, np.maximum(high, proved[1]), high)
         low, high = _loosened(result.precision, low, high)
         files.add(f"lower_{number}", low)
         files.add(f"upper_{number}", high)
@@ -293,7 +292,6 @@ def _claim(files: Files, given: _Given, method: str) -> dict[str, Any]:
         "threat": _threat(files, result, method),
         "questions": questions,
         "at_once": 0,
-        "flips": None,
         "multipliers": None,
         "tree": None,
     }

@@ -109,7 +109,7 @@ def _phase(given: Statement, sample: int, columns: Array) -> Row | None:
             return {}
         batch = problem.batches[step]
         own = np.where(batch == sample, 1, -1)  # slot 0 is nobody's
-        forced = {number: on for at, number, on in given.phases if at == step}
+        forced = {number: sign for at, number, sign in given.phases if at == step}
         one = Pass(problem, symbols, own, {}, step, forced)
         both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
         one.forward(state, both[:, : x.shape[1]])
@@ -121,9 +121,8 @@ def _phase(given: Statement, sample: int, columns: Array) -> Row | None:
         return {}
 
     try:
-        run = given.initial, given.samples, given.poisoned, given.anew
         with np.errstate(all="ignore"):
-            train(problem, *run, look, given.phases)
+            train(given, look)
     except _Flips as first:
         step, number = first.args
         return PHASE, float(step), float(number)

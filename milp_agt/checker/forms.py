@@ -31,9 +31,9 @@ certificates hold those of good ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -226,14 +226,14 @@ class Form:
         c: centres, (*shape).
         s: coefficients, (*shape, columns); those that are not there are 0.
         low, high: of the rest, (*shape), or (2, n, *shape) by the state of the sample.
-        owned: how much more the rest may be if a slot is poisoned, (*shape, slots); of sums.
+        owned: how much more the rest may be if a slot is poisoned, (*shape, slots); of sums, else (1,).
     """
 
     c: Array
     s: Array
     low: Array
     high: Array
-    owned: Array | None = None
+    owned: Array = field(default_factory=partial(np.zeros, 1))
 
     def __post_init__(self) -> None:
         if self.s.size > NUMBERS:
@@ -269,8 +269,7 @@ class Form:
     def times(self, factor: Fraction) -> Form:
         """The product with a number, up to rounding; of what slots add, rounded upwards."""
         by = near(factor, self.c)
-        owned = None if self.owned is None else up(up(abs(by) * self.owned))
-        return replace(self.scaled(by), owned=owned)
+        return replace(self.scaled(by), owned=up(up(abs(by) * self.owned)))
 
 
 def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Array, Array, Array]:
@@ -311,7 +310,7 @@ def magnitude(form: Form, symbols: Symbols) -> Array:
     """
     rest = np.maximum(abs(form.low), abs(form.high))
     rest = rest.max(0) if rest.ndim > form.c.ndim else rest
-    rest = rest if form.owned is None else rest + form.owned.sum(-1)
+    rest = rest + form.owned.sum(-1)
     found: Array = abs(form.c) + abs(form.s) @ symbols.sizes[: form.s.shape[-1]] + rest
     return found * SPARE
 
@@ -345,7 +344,7 @@ def own_ranges(form: Form, symbols: Symbols, own: Array, given: Array | None = N
     none. Forms that belong to no sample are bounded given each of them.
     """
     alike = form.low.ndim == form.c.ndim
-    found = None
+    found = list[Array]()
     for rest, dev in reach(form, symbols, given):
         states = np.stack(symbols.given(dev), 1) + rest[:, None, ..., None]
         every = symbols.worst(dev) + rest
@@ -356,7 +355,7 @@ def own_ranges(form: Form, symbols: Symbols, own: Array, given: Array | None = N
             at = np.arange(len(own))
             ends = np.moveaxis(states[:, :, at, ..., own], 0, 2)
             ends[:, :, own < 0] = every[:, None, own < 0]
-        found = ends if found is None else np.minimum(found, ends)
-    assert found is not None
+        found.append(ends)
+    reached = up(np.min(found, 0))
     low, high = (form.low[None, None], form.high[None, None]) if alike else (form.low, form.high)
-    return boxes.coarse(Box(down(form.c + low - up(found[0])), up(form.c + high + up(found[1]))))
+    return boxes.coarse(Box(down(form.c + low - reached[0]), up(form.c + high + reached[1])))

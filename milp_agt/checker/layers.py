@@ -75,8 +75,8 @@ ARITHMETICS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """``dense``: ``W x + b``; ``relu``, ``leaky_relu`` (slope below 0), ``sigmoid``, ``tanh``:
-    elementwise.
+    """``dense``: ``W x + b``; ``relu``, ``leaky_relu`` (``slope`` below 0, where relu has 0), ``sigmoid``,
+    ``tanh``: elementwise.
     """
 
     kind: str
@@ -209,11 +209,14 @@ def dense(layer: Layer, state: State, x: Box, arithmetic: Arithmetic) -> Box:
 
 
 def products(rows: Box, x: Box) -> Box:
-    """``sum_k rows_jk x_ik`` for all samples i and rows j, (cases, n, rows), from (cases, rows, k)."""
+    """``sum_k rows_jk x_ik`` for all samples i and rows j, (cases, n, rows), from (cases, rows, k): corner by
+    corner, which is exact for independent numbers, or of points and of several cases by their middles.
+    """
     if (x.is_point and rows.is_point) or x.lo.shape[0] > 1 or rows.lo.shape[0] > 1:
         return boxes.matmul(x, rows.T)
     parts = parts_of(x.lo.size, rows.lo.shape[1])
-    return boxes.joined([boxes.dot(rows[:, None, part], x[:, :, None]) for part in parts], -1)
+    ends = (boxes.corners(rows[:, None, part], x[:, :, None]) for part in parts)
+    return boxes.joined([boxes.total(*each) for each in ends], -1)
 
 
 def parts_of(numbers: int, rows: int) -> Iterator[slice]:
@@ -259,11 +262,10 @@ def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic)
     a smooth one the run takes at most four operations on numbers no larger than ``|delta| (1 + h^2)``.
     """
     if layer.kind in ("relu", "leaky_relu"):
-        slope = layer.slope if layer.kind == "leaky_relu" else 0.0
-        edge = arithmetic.edge(z)
+        edge, slope = arithmetic.edge(z), layer.slope
         slopes = Box(np.where(z.lo > edge, 1.0, slope), np.where(z.hi > -edge, 1.0, slope))
         found = delta * slopes
-        return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
+        return arithmetic.rounded(found, 2, delta.size) if slope else found
     slopes = derivatives(layer, value)[0]
     return arithmetic.rounded(delta * slopes, 5, delta.size * (1.0 + value.size))
 
@@ -317,14 +319,14 @@ def forward(problem: Problem, state: State, x: Box) -> list[Box]:
     return values
 
 
-def terms(problem: Problem, state: State, samples: Samples) -> dict[str, tuple[Box, Box | None]]:
-    """The gradient of every sample: for a weight the factors (delta, input) of its outer product, for a
-    bias delta.
+def terms(problem: Problem, state: State, samples: Samples) -> dict[str, tuple[Box, Box]]:
+    """The gradient of every sample: the factors (delta, input) of its outer product; of a bias the input
+    is 1.
     """
     arithmetic = problem.arithmetic
     values = forward(problem, state, samples.x)
     delta = loss_gradient(problem.loss, values[-1], samples.y, arithmetic)
-    found: dict[str, tuple[Box, Box | None]] = {}
+    found, one = {}, Box.point(np.ones_like(values[0].lo[..., :1]))
     for place in range(len(problem.layers) - 1, -1, -1):
         layer, given = problem.layers[place], values[place]
         if layer.kind != "dense":
@@ -332,7 +334,7 @@ def terms(problem: Problem, state: State, samples: Samples) -> dict[str, tuple[B
             continue
         found[layer.weight] = (delta, given)
         if layer.bias:
-            found[layer.bias] = (delta, None)
+            found[layer.bias] = (delta, one)
         if place > 0:
             weight = state[layer.weight]
             size = delta.size @ weight.size

@@ -66,7 +66,7 @@ def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> S
     """One side of a split. In a part of a box, moves are from its middle, of which a norm says nothing."""
     poisoned = one.poisoned
     if kind == PHASE:
-        return replace(one, phases=(*one.phases, (what, int(value), above)))
+        return replace(one, phases=(*one.phases, (what, int(value), 1.0 if above else -1.0)))
     if kind == WHO:
         side = (np.arange(len(poisoned.open)) >= what) == above
         return replace(one, poisoned=replace(poisoned, open=poisoned.open & side))
@@ -144,12 +144,6 @@ def losses_of_margins(loss: str, margin: Box) -> Box:
     return functions.log(Box(np.maximum(down(1.0 + whole.lo), 1.0), up(1.0 + whole.hi)))
 
 
-def losses_of_outputs(found: Box, encoded: Array) -> Box:
-    """The mean square of ``f - y`` over the outputs of each point (mse)."""
-    square = (found - Box.point(encoded[None])).square()
-    return mean(square)
-
-
 @dataclass(frozen=True)
 class Reached:
     """Cases of the parameters, one of which holds: boxes (cases, *shape), and the forms that one case
@@ -185,9 +179,7 @@ def reached(given: Statement, jobs: int = 1) -> list[Reached]:
 
 def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
-        stored = steps.Stored(given.flips, given.multipliers)
-        run = given.initial, given.samples, given.poisoned, given.anew
-        forms = steps.train(given.problem, *run, stored, given.phases, given.at_once)
+        forms = steps.train(given, steps.stored(given))
         return Reached(given.problem, forms.boxes(), forms)
 
 
@@ -223,7 +215,7 @@ def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
         rows = np.broadcast_to(np.eye(count), (len(rows), count, count)) if squares else rows
         found = case.rows(asked.x[part], rows)
         if squares:
-            found = losses_of_outputs(found, asked.encoded[part])
+            found = mean((found - Box.point(asked.encoded[None, part])).square())
         elif asked.kind == "loss":
             found = losses_of_margins(case.problem.loss, found)
         pieces.append(found)
@@ -241,10 +233,9 @@ def all_choices(given: Statement) -> Iterator[dict[int, int]]:
         Rejected: more than can be listed.
     """
     labels, choices = given.samples.y.lo[0], given.choices
+    every = range(1 if choices is None else choices.shape[1])
     others = {
-        int(i): [0]
-        if choices is None
-        else [c for c in range(choices.shape[1]) if (choices[i, c] != labels[i]).any()]
+        int(i): [c for c in every if choices is None or (choices[i, c] != labels[i]).any()]
         for i in np.flatnonzero(given.poisoned.open)
     }
     most = max(map(len, others.values()), default=0)
