@@ -259,7 +259,8 @@ class Pass:
         self.symbols = symbols.with_noise(np.zeros(len(each)), owned, flipped.index, clean)
         error = self.off(4, 2, 2.0 * self.size(delta))
         found = delta.scaled(at).widened(error)
-        found = replace(found, s=wide(found.s, self.symbols.count).astype(delta.c.dtype))
+        s = wide(found.s, self.symbols.count).astype(delta.c.dtype, copy=False)
+        found = replace(found, s=s)
         found.s[*place, symbols.flips[flipped.index, 0]] += flipped.turned * delta.c[place]
         found.s[*place, before + each] = 1.0
         other = np.stack([at, at])

@@ -202,13 +202,19 @@ class Symbols:
 
 def wide(values: Array, count: int) -> Array:
     """Zeros for columns that are new."""
-    more = count - values.shape[-1]
-    return np.concatenate([values, np.zeros((*values.shape[:-1], more))], -1) if more else values
+    if count == values.shape[-1]:
+        return values
+    found = np.zeros_like(values, shape=(*values.shape[:-1], count))
+    found[..., : values.shape[-1]] = values
+    return found
 
 
 def plus(first: Array, second: Array) -> Array:
-    count = max(first.shape[-1], second.shape[-1])
-    return wide(first, count) + wide(second, count)
+    """The sum, where columns that one has not are 0."""
+    few, many = sorted((first, second), key=lambda each: each.shape[-1])
+    found: Array = many + np.zeros_like(few, shape=(*few.shape[:-1], 1))
+    found[..., : few.shape[-1]] += few
+    return found
 
 
 def near(factor: Fraction, like: Array) -> Array:

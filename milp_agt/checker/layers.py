@@ -22,6 +22,7 @@ from milp_agt.checker.boxes import Array, Box, Unbounded, scale_of
 
 AT_ONCE = 2**21  # products that are held at once
 T = TypeVar("T", bound=Any)
+Values = Mapping[str, Array]  # of parameters
 State = Mapping[str, Box]  # each (cases, *shape); velocities under VELOCITY + name
 VELOCITY = "velocity of "
 
