@@ -94,7 +94,7 @@ def test_products_are_enclosed() -> None:
 
 
 def test_infinity_and_underflow_prove_nothing() -> None:
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         for number in (
             lambda: Box.point(np.array([1e308])) + Box.point(np.array([1e308])),
             lambda: functions.exp(Box.point(np.array([1e4]))),

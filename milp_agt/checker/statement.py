@@ -301,8 +301,7 @@ def _encoded(table: Table, loss: str, y: Array) -> None:
 def _outside(ends: Array) -> Array:
     """Whether upper ends are those of classes, which may have been rounded outwards."""
     classes = np.rint(ends)
-    found: Array = (abs(classes) <= 1) & (classes <= ends) & (ends <= classes + 1e-6)
-    return found
+    return np.asarray((abs(classes) <= 1) & (classes <= ends) & (ends <= classes + 1e-6))
 
 
 def _training(
