@@ -282,7 +282,7 @@ def test_a_question_on_top_of_the_run_is_exact_too(solver: str, steps: int) -> N
     known = Interval(torch.full((1, 2, 1), -9.0).double(), torch.full((1, 2, 1), 9.0).double())
     ones, zeros = torch.ones(2, 1, 1).double(), torch.zeros(2, 1).double()
     inputs = Interval.point(points.unsqueeze(0))
-    found = question.bound(program.OutputObjectives(models.forward, inputs, ones, zeros), known)
+    found = question.bound(program.OutputForms(inputs, ones, zeros), known)
     assert question.reports[0].limited == 0
     for row, at in enumerate(points[:, 0].tolist()):
         least = case.reach(lambda final, at=at: case.predict(final, at))

@@ -16,12 +16,12 @@ from milp_agt.bounds.cells.plan import Cover
 from milp_agt.bounds.cells.search import Decided, Limits
 from milp_agt.bounds.cells.shared import searched
 from milp_agt.bounds.listed import Poisoned
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.interval import Interval
 from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.last_forms import branched_forms
 from milp_agt.properties.models import ReachableModels, both_ends
 from milp_agt.properties.question import Question, index_of
-from milp_agt.properties.reached import OutputForms
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND
 from milp_agt.core.reachable import Bounds
@@ -22,7 +23,6 @@ from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
 from milp_agt.properties.question import Question, index_of
-from milp_agt.properties.reached import OutputForms
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from milp_agt.bounds.linear.window_bounds import (
     rows_at_once,
 )
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.program import FinalWindow, OutputObjectives
+from milp_agt.bounds.program import FinalWindow, OutputForms
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.graph import Node, boxes_of, evaluate
@@ -27,7 +27,7 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.einsum import Ends
 from milp_agt.properties.last_forms import least_of_forms, on_state
-from milp_agt.properties.reached import OutputForms, Reached
+from milp_agt.properties.reached import Reached
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
@@ -141,7 +141,7 @@ class ReachableModels:
         bounds = self._bounded(self.reached, forms, self.beside)
         if self.program is None:
             return bounds
-        solved = self.program.by(self.deadline).bound(self.asked(forms), bounds)
+        solved = self.program.by(self.deadline).bound(forms, bounds)
         return bounds.meet(solved, "a form of the outputs by linear forms and by program")
 
     def bound_in_box(self, forms: OutputForms) -> Interval:
@@ -208,10 +208,6 @@ class ReachableModels:
         fast = rows_at_once(self.schedule, window)
         return fast if self.rows is None else min(fast, self.rows)
 
-    def asked(self, forms: OutputForms) -> OutputObjectives:
-        """The forms as a question to programs."""
-        return OutputObjectives(self.forward, forms.inputs, forms.coefficients, forms.constant)
-
     def bound_sums(self, forms: OutputForms, weights: Tensor, known: Interval) -> Tensor:
         """Lower bounds of ``sum_i weights_i . form_i`` over all reachable models, (cases, rows).
 
@@ -230,9 +226,7 @@ class ReachableModels:
         if self.program is None:
             return walked
         nominal = self.at_nominal(forms)
-        solved = self.program.by(self.deadline).bound_sums(
-            self.asked(forms), weights, known, nominal
-        )
+        solved = self.program.by(self.deadline).bound_sums(forms, weights, known, nominal)
         return torch.maximum(walked, solved)
 
     def _summed(self, reached: Reached, forms: OutputForms, weights: Tensor) -> Forms:

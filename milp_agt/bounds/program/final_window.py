@@ -13,7 +13,7 @@ from torch import Tensor
 
 from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
 from milp_agt.bounds.program.output_objectives import (
-    OutputObjectives,
+    OutputForms,
     Reach,
     counted,
     counting,
@@ -26,6 +26,7 @@ from milp_agt.bounds.step import State
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add, stacked
+from milp_agt.core.graph import Node, boxes_of, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import SolverUnavailableError
@@ -80,7 +81,7 @@ class FinalWindow:
         at = None if deadline is None else deadline.at
         return replace(self, options=replace(self.options, deadline=at))
 
-    def bound(self, asked: OutputObjectives, known: Interval) -> Interval:
+    def bound(self, asked: OutputForms, known: Interval) -> Interval:
         """Dual bounds of forms of the outputs over all runs through the window.
 
         Args:
@@ -94,7 +95,7 @@ class FinalWindow:
         for part in torch.arange(len(asked)).split(POINTS_AT_ONCE):
             own, box = asked.part(part), Interval(known.lower[:, part], known.upper[:, part])
 
-            def forms(own: OutputObjectives = own) -> tuple[Encoder, Expression]:
+            def forms(own: OutputForms = own) -> tuple[Encoder, Expression]:
                 encoder, found = self._encoded(own)
                 return encoder, stacked([found, found.scale(-1.0)], (-1,))
 
@@ -120,12 +121,25 @@ class FinalWindow:
     def _name(self) -> str:
         return self.options.solver.name
 
-    def _at_runs(self, witness: Witness, asked: OutputObjectives) -> tuple[Tensor, Tensor]:
-        return asked.at(witness.states, self.window.step_graph.output)
+    @property
+    def _forward(self) -> tuple[Node, ...]:
+        graph = self.window.step_graph
+        return graph.graph.needed_for([graph.output])
 
-    def _beyond(self, asked: OutputObjectives) -> str | None:
+    def _boxes(self, asked: OutputForms) -> dict[str, Interval]:
+        """Ranges of all nodes of the forward pass over the box of the parameters."""
+        return boxes_of(self._forward, dict(self.state) | {FEATURES: asked.inputs})
+
+    def _at_runs(self, witness: Witness, asked: OutputForms) -> tuple[Tensor, Tensor]:
+        """Values of forms at the centres of the inputs, and bounds of their rounding errors."""
+        runs = len(next(iter(witness.states.values())))
+        points = asked.inputs.centre[0].expand(runs, *asked.inputs.lower.shape[1:])
+        found = evaluate(self._forward, {**witness.states, FEATURES: points})
+        return asked.at(found[self.window.step_graph.output])
+
+    def _beyond(self, asked: OutputForms) -> str | None:
         """Why the ranges of a question are too large for solvers; None if they are not."""
-        boxes = asked.boxes(self.state)
+        boxes = self._boxes(asked)
         largest = max(float(box.magnitude.max()) for box in boxes.values())
         if largest <= RANGE_LIMIT:
             return None
@@ -168,13 +182,13 @@ class FinalWindow:
         self.reports.append(report)
         return found
 
-    def _encoded(self, asked: OutputObjectives) -> tuple[Encoder, Expression]:
+    def _encoded(self, asked: OutputForms) -> tuple[Encoder, Expression]:
         """The encoded window, with forms of the outputs after it, flat over (n, forms)."""
         encoder, outputs = self._outputs(asked)
         return encoder, asked.forms_of(outputs)
 
     def bound_sums(
-        self, asked: OutputObjectives, weights: Tensor, known: Interval, nominal: Tensor
+        self, asked: OutputForms, weights: Tensor, known: Interval, nominal: Tensor
     ) -> Tensor:
         """Lower bounds of ``sum_i weights_i . form_i``, with one model for all test points.
 
@@ -214,19 +228,17 @@ class FinalWindow:
             self.witness.check_forms("sum over test points", summed, room, ends, self._name)
         return total
 
-    def _summed(
-        self, asked: OutputObjectives, weights: Tensor, known: Tensor, gain: Tensor
-    ) -> Tensor:
+    def _summed(self, asked: OutputForms, weights: Tensor, known: Tensor, gain: Tensor) -> Tensor:
         def forms() -> tuple[Encoder, Expression]:
             encoder, outputs = self._outputs(asked)
-            boxes = asked.boxes(self.state)
+            boxes = self._boxes(asked)
             largest = boxes[self.window.step_graph.output].magnitude.amax(0)
             return encoder, asked.sums_of(outputs, largest, weights)
 
         found = self._improved(known[0].cpu().numpy(), gain.cpu().numpy(), forms)
         return torch.from_numpy(found).to(known)[None]
 
-    def most_at_once(self, asked: OutputObjectives, groups: Tensor, known: Interval) -> int:
+    def most_at_once(self, asked: OutputForms, groups: Tensor, known: Interval) -> int:
         """How many test points can be reached by one run through the window.
 
         A point is reached if all forms of one of its groups are <= 0. Points are taken
@@ -246,7 +258,7 @@ class FinalWindow:
                 why = f"bounds up to {float(upper.max()):.1e} are beyond what a solver can take"
 
             def forms(
-                own: OutputObjectives = own,
+                own: OutputForms = own,
                 reach: Reach = reach,
                 able: Tensor = able,
                 upper: Tensor = upper,
@@ -318,19 +330,19 @@ class FinalWindow:
         ready = self._ready[0]
         return replace(ready, encoder=ready.encoder.fork(), state=dict(ready.state))
 
-    def _outputs(self, asked: OutputObjectives) -> tuple[Encoder, Expression]:
+    def _outputs(self, asked: OutputForms) -> tuple[Encoder, Expression]:
         """Outputs of the trained model at the test inputs, (n, outputs)."""
         ready = self._state()
         encoder, known = ready.encoder, ready.state
-        boxes = asked.boxes(self.state)
+        boxes = self._boxes(asked)
         if bool((asked.inputs.lower == asked.inputs.upper).all()):
             known[FEATURES] = Expression.of(asked.inputs.lower[0].cpu().numpy())
         else:
             encoder.origin = f"model: {FEATURES}"
             known[FEATURES] = encoder.columns_of(asked.inputs)
         output = self.window.step_graph.output
-        curved = curved_inputs(asked.forward) | {output}
-        for node in asked.forward:
+        curved = curved_inputs(self._forward) | {output}
+        for node in self._forward:
             if node.name in known:
                 continue
             encoder.origin = f"model: {node.name}"
