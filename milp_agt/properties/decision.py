@@ -152,10 +152,7 @@ class DecisionQuestion(Question):
             rows, own = models.rows_of(part, forms), seconds / len(models.carried)
             low = branched_forms(part.forward, rows, part.state, wanted, own, models.tree.workers)
             boxes.append(both_ends(low, len(forms)))
-        found = Interval(
-            torch.cat([box.lower for box in boxes]).amin(0, keepdim=True),
-            torch.cat([box.upper for box in boxes]).amax(0, keepdim=True),
-        )
+        found = Interval.joined(boxes).of_all
         return _met(known, points, found, "a form of the outputs by branching and by other bounds")
 
     def _by_cells(

@@ -121,8 +121,7 @@ def _together(
 
 def _of_all_cases(loss: LossFunction, bounds: Interval) -> LossPlanes:
     """Planes of every case, (cases, n), with the slopes of one box that holds all of them."""
-    hull = bounds.hull()
-    outer = loss.planes(Interval(hull.lower.unsqueeze(0), hull.upper.unsqueeze(0)))
+    outer = loss.planes(bounds.of_all)
     if len(bounds.lower) == 1:
         return outer
     return loss.planes(bounds).turned(outer, bounds)

@@ -186,16 +186,16 @@ class ReachableModels:
             if self.is_late(grace):  # many at once: no form holds numbers of all parameters
                 for rest in torch.arange(int(part[0]), len(forms), device=part.device).split(LATE):
                     own = forms.part(rest)
-                    found.append(_joined([self._by_intervals(r, own) for r in where], 0))
+                    found.append(Interval.joined([self._by_intervals(r, own) for r in where]))
                 break
-            box = _joined([self._bound_piece(reached, some) for reached in where], 0)
+            box = Interval.joined([self._bound_piece(reached, some) for reached in where])
             if beside is not None:
                 wider = self._bound_piece(beside, some).expand_states(len(box.lower))
                 box = box.meet(wider, "a form of the outputs by two chains")
             found.append(box)
             if walked and self.watch is not None:
                 self.watch(int(part[-1]) + 1, len(forms))
-        return _joined(found, 1)
+        return Interval.joined(found, 1)
 
     def parts(self, forms: OutputForms) -> Sequence[Tensor]:
         """Positions of points whose forms are bounded at once: few where they have many coefficients."""
@@ -260,8 +260,10 @@ class ReachableModels:
         """Bounds of forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
         parts = torch.arange(len(next(iter(coefficients.values())))).split(ROWS_AT_ONCE)
         some = [{name: c[part] for name, c in coefficients.items()} for part in parts]
-        found = [_joined([self._bound_rows(r, own) for own in some], 1) for r in self.everywhere]
-        bounds = _joined(found[: len(self.reached)], 0)
+        found = [
+            Interval.joined([self._bound_rows(r, own) for own in some], 1) for r in self.everywhere
+        ]
+        bounds = Interval.joined(found[: len(self.reached)])
         if self.beside is not None:
             wider = found[-1].expand_states(len(bounds.lower))
             bounds = bounds.meet(wider, "a functional of the parameters by two chains")
@@ -367,8 +369,3 @@ def both_ends(low: Tensor, points: int) -> Interval:
     """Bounds (cases, n, forms) from lower ones (rows, cases) of forms and of their opposites."""
     lower, upper = low.T.reshape(low.shape[1], -1, points).transpose(1, 2).chunk(2, 2)
     return Interval(lower, -upper)
-
-
-def _joined(boxes: Sequence[Interval], axis: int) -> Interval:
-    ends = ([b.lower for b in boxes], [b.upper for b in boxes])
-    return Interval(*(torch.cat(parts, axis) for parts in ends))

@@ -90,7 +90,7 @@ class FinalWindow:
         Returns:
             A box (1, n, forms).
         """
-        known = _of_all(known)
+        known = known.of_all
         lower, upper = known.lower.clone(), known.upper.clone()
         for part in torch.arange(len(asked)).split(POINTS_AT_ONCE):
             own, box = asked.part(part), Interval(known.lower[:, part], known.upper[:, part])
@@ -202,7 +202,7 @@ class FinalWindow:
         Returns:
             (1, rows).
         """
-        known = _of_all(known)
+        known = known.of_all
         parts = torch.arange(len(asked)).split(COUNTED_AT_ONCE)
         least = [
             sums_of_box(weights[:, part], Interval(known.lower[:, part], known.upper[:, part]))
@@ -249,7 +249,7 @@ class FinalWindow:
             known: bounds of the forms, (cases, n, forms): forms above 0 reach nothing, and the
                 upper ends are the big-M of the rows.
         """
-        known, total = _of_all(known), 0.0
+        known, total = known.of_all, 0.0
         for part in torch.arange(len(asked)).split(COUNTED_AT_ONCE):
             own, reach = asked.part(part), Reach.of(groups[part])
             upper, able = known.upper[:, part], reach.able(known.lower[:, part])
@@ -290,7 +290,7 @@ class FinalWindow:
         Returns:
             A box (1, rows).
         """
-        box = _of_all(known)
+        box = known.of_all
 
         def forms() -> tuple[Encoder, Expression]:
             encoder, own = self._forms_of_state(coefficients)
@@ -352,8 +352,3 @@ class FinalWindow:
                 expression = encoder.bounded(expression, boxes[node.name])
             known[node.name] = expression
         return encoder, known[output]
-
-
-def _of_all(known: Interval) -> Interval:
-    """One box, (1, ...), that holds all cases."""
-    return Interval(known.lower.amin(0, keepdim=True), known.upper.amax(0, keepdim=True))
