@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
+from milp_agt.bounds.program.incumbents import EncodedBatch
 from milp_agt.bounds.program.output_objectives import (
     OutputForms,
     Reach,
@@ -19,7 +19,7 @@ from milp_agt.bounds.program.output_objectives import (
     counting,
     sums_of_box,
 )
-from milp_agt.bounds.program.state_bounds import Objectives, ProgramReport, SolveOptions, improved
+from milp_agt.bounds.program.state_bounds import Objectives, Programs, SolveOptions, improved
 from milp_agt.bounds.program.window import RANGE_LIMIT, Window, curved_inputs
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
@@ -49,8 +49,8 @@ class Ready:
     batches: tuple[EncodedBatch, ...]
 
 
-@dataclass(frozen=True)
-class FinalWindow:
+@dataclass(kw_only=True)
+class FinalWindow(Programs):
     """The last steps of a run as programs, for questions about the resulting model.
 
     Every bound is met with the ``known`` one, of cases that together cover all runs; where a solver is not
@@ -59,20 +59,10 @@ class FinalWindow:
     Attributes:
         window: the steps, as in the run.
         state: a box of the state after them, (1, *shape) each.
-        options: how to solve.
-        witness: final states of real runs, which every answer must admit.
-        of_state: the adversary's choices in the programs that bounded the state after the steps.
-        reports: one report per question, in the order of the questions.
-        notes: questions that kept their cheaper bounds, and why.
     """
 
     window: Window
     state: State
-    options: SolveOptions
-    witness: Witness | None = None
-    of_state: tuple[Sequence[Incumbents], ...] = ()
-    reports: list[ProgramReport] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     _ready: list[Ready] = field(default_factory=list, repr=False)
 
     def by(self, deadline: Deadline | None) -> FinalWindow:
@@ -110,12 +100,6 @@ class FinalWindow:
             ends = Interval(lower.amin(0), upper.amax(0))
             self.witness.check_forms("form of the outputs", value, room, ends, self._name)
         return Interval(lower, upper)
-
-    @property
-    def incumbents(self) -> tuple[Sequence[Incumbents], ...]:
-        """The adversary's choices in programs for the state and for the questions so far."""
-        asked = (own for report in self.reports for own in report.incumbents)
-        return (*self.of_state, *asked)
 
     @property
     def _name(self) -> str:
