@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -244,6 +244,14 @@ def boxes_of(given: Problem, activation: str, method: str) -> dict[str, Box]:
     return forms_of(own, initial, samples, poisoned, anew, at_once=parts).boxes()
 
 
-def forms_of(*run: Any, at_once: int = 0) -> steps.Final:
+def forms_of(
+    run: Run,
+    initial: Mapping[str, np.ndarray],
+    samples: Samples,
+    poisoned: Poisoned,
+    anew: bool,
+    at_once: int = 0,
+) -> steps.Final:
     """What a run of the checker ends with by forms."""
-    return steps.train(*run, steps.Stored(np.zeros(0)), (), at_once)
+    what = Statement(run, samples, poisoned, "affine", initial, anew=anew, at_once=at_once)
+    return steps.train(what, steps.stored(what))

@@ -23,7 +23,9 @@ from milp_agt.certification.verdicts import judge
 from milp_agt.checker import training
 from milp_agt.checker.__main__ import main
 from milp_agt.checker.check import Outcome, check
+from milp_agt.checker.files import CLAIM, SEAL
 from milp_agt.checker.proof import all_choices, reached
+from milp_agt.cli import main as whole
 from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError
 from milp_agt.reports import coverage
@@ -195,10 +197,30 @@ def test_fractions_agree(folders: dict[str, Path], name: str) -> None:
 def test_fractions_say_first_that_they_are_slow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in (CLAIM, SEAL):
+        (tmp_path / name).touch()
     assert main([str(tmp_path), "--exact"]) == 3
     assert "a thousand times as slow" in capsys.readouterr().err
     assert main([str(tmp_path)]) == 3
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [(), (CLAIM,)])
+def test_a_run_without_a_certificate_is_no_verdict(
+    there: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that was interrupted: what is missing, and what to do, by both commands."""
+    (tmp_path / "certificate").mkdir()
+    (tmp_path / "result.json").touch()
+    for name in there:
+        (tmp_path / "certificate" / name).touch()
+    for command in (lambda: main([str(tmp_path)]), lambda: whole(["check", str(tmp_path)])):
+        with pytest.raises(SystemExit, match="2"):
+            sys.exit(command())
+        said = capsys.readouterr().err
+        assert all(word in said for word in (SEAL, "certificate", "certify --resume"))
+        assert (CLAIM in said) == (not there)
+        assert "REJECTED" not in said
 
 
 def test_listed_runs_by_processes_agree(folders: dict[str, Path]) -> None:

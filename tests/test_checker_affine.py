@@ -25,7 +25,8 @@ def symbols_of(rng: np.random.Generator, size: float) -> Symbols:
     symbols = Symbols.none(WIDTH, BUDGET).with_slots(low, high, 0 * low)
     most, none = size * rng.uniform(0.1, 1, FLIPS), np.zeros(FLIPS)
     y = Form(none, np.zeros((FLIPS, symbols.count)), -most, most)  # of which nothing else is known
-    parts = {"most": most, "shares": shares, "cover": cover, "pays": np.zeros((FLIPS, 2, SAMPLES))}
+    names, pays = np.zeros((FLIPS, 2), np.int64), np.zeros((FLIPS, 2, SAMPLES))
+    parts = {"names": names, "most": most, "shares": shares, "cover": cover, "pays": pays}
     symbols = symbols.with_flips(y, most, most, **parts)
     owned, base = (size * rng.uniform(0, 0.3, shape) for shape in ((NOISE, SAMPLES), NOISE))
     return symbols.with_noise(base, owned, np.arange(FLIPS), size * rng.uniform(0, 0.3, FLIPS))
@@ -106,7 +107,7 @@ class Chosen:
         if form.low.ndim > form.c.ndim:
             at = self.poisoned.astype(int), np.arange(SAMPLES)
             low, high = form.low[at], form.high[at]
-        more = 0.0 if form.owned is None else form.owned @ self.poisoned
+        more = form.owned @ self.poisoned if form.owned.ndim > 1 else 0.0
         return low - more, high + more
 
     def draw(self, form: Form) -> np.ndarray:
@@ -236,8 +237,7 @@ def test_rules_that_are_too_tight_show(rule: str, monkeypatch: pytest.MonkeyPatc
 
     def narrowed(form: Form) -> Form:
         middle, half = (form.high + form.low) / 2, (form.high - form.low) * 0.1
-        owned = None if form.owned is None else 0.1 * form.owned
-        return Form(form.c, form.s, middle - half, middle + half, owned)
+        return Form(form.c, form.s, middle - half, middle + half, 0.1 * form.owned)
 
     monkeypatch.setattr(owner, name, tight)
     with pytest.raises(AssertionError):

@@ -11,12 +11,13 @@ import pytest
 from certified import Change, arr, at, certified, forged, put, statement_in
 
 from milp_agt.certificates import folder
+from milp_agt.certificates.ascent import ascended
 from milp_agt.checker import training
 from milp_agt.checker.boxes import Box
 from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.forms import Symbols
 from milp_agt.checker.layers import Samples
-from milp_agt.checker.proof import reached
+from milp_agt.checker.proof import answer, reached
 from milp_agt.checker.statement import Statement, multipliers_of
 
 
@@ -34,6 +35,10 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
 
 
+def bare(given: Statement) -> Statement:
+    return replace(given, flips=given.flips[:0], multipliers=np.zeros(0))
+
+
 def width(given: Statement) -> float:
     boxes = reached(given)[0].boxes.values()
     return float(np.concatenate([(box.hi - box.lo).ravel() for box in boxes]).mean())
@@ -42,7 +47,7 @@ def width(given: Statement) -> float:
 def test_multipliers_make_bounds_tighter(stored: Path) -> None:
     given = statement_in(stored)
     assert check(stored).outcome is Outcome.PROVED
-    assert width(given) < 0.95 * width(replace(given, multipliers=np.zeros(0)))
+    assert width(given) < 0.95 * width(bare(given))
 
 
 def test_poisoned_runs_lie_in_the_box_whatever_the_multipliers(stored: Path) -> None:
@@ -62,10 +67,44 @@ def test_poisoned_runs_lie_in_the_box_whatever_the_multipliers(stored: Path) -> 
                 assert (box.lo <= boxes[name].hi).all()
 
 
+def unsure(given: Statement, margin: float) -> Statement:
+    """With other phases judged as ones that may flip."""
+    numbers = replace(given.problem.arithmetic, margin=margin)
+    return replace(given, problem=replace(given.problem, arithmetic=numbers))
+
+
+def test_phases_that_are_judged_otherwise_cost_width_alone(stored: Path, tmp_path: Path) -> None:
+    """A checker that finds more flips than are listed, or fewer, has bounds: the wider ones for more."""
+    given = statement_in(stored)
+    more = unsure(given, 0.02)
+    flips = [reached(each)[0].forms.symbols.names for each in (given, more)]  # type: ignore[union-attr]
+    assert len(flips[0]) < len(flips[1])
+    assert width(given) < width(more) < 1.5 * width(given)
+
+    def listed(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        names, values = ascended(more, 60.0)
+        arrays |= {"flips.npy": names, "multipliers.npy": values}
+        case = reached(replace(more, flips=names, multipliers=multipliers_of(values)))[0]
+        for number, name in enumerate(claim["model"]["parameters"]):
+            arrays[f"lower_{number}.npy"] = case.boxes[name].lo[0]
+            arrays[f"upper_{number}.npy"] = case.boxes[name].hi[0]
+        for asked, table in zip(given.questions, claim["questions"], strict=True):
+            least, most = answer(asked, [case])
+            if asked.kind == "loss":
+                table |= {"least": float(least).hex(), "most": float(most).hex()}
+            else:
+                table |= {"least": int(least), "most": int(most)}
+
+    report = check(forged(stored, tmp_path / "more", listed))
+    assert report.outcome is Outcome.PROVED, report.items
+
+
 def without(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     claim["multipliers"] = None
-    arrays.pop("multipliers.npy")
-    claim["files"].pop("multipliers.npy")
+    claim.pop("flips")
+    for key in ("flips", "multipliers"):
+        arrays.pop(f"{key}.npy")
+        claim["files"].pop(f"{key}.npy")
 
 
 def words(change: Any) -> Change:
@@ -76,6 +115,14 @@ FORGERIES = {
     "none": without,
     "all 0": words(lambda m: 0 * m),
     "none at all": words(lambda m: m[:0]),
+    "no flips": arr("flips.npy", lambda f: f[:0]),
+    "flips of another step": at("flips.npy", (0, 0), lambda v: v + 1),
+    "flips of a step that is not there": at("flips.npy", (-1, 0), lambda v: 10**6),
+    "flips of a step below 0": at("flips.npy", (0, 0), lambda v: -1),
+    "a negative number": at("flips.npy", (0, 1), lambda v: -1),
+    "one column": arr("flips.npy", lambda f: f[:, 0].copy()),
+    "other flips": arr("flips.npy", lambda f: f + np.array([0, 1])),
+    "flips alone": put("multipliers", None),
     "one less": words(lambda m: m[:-1]),
     "one more": words(lambda m: np.append(m, m[:1])),
     "other signs": words(lambda m: m ^ np.uint16(0x8000)),
@@ -99,7 +146,7 @@ def test_forged_multipliers_are_rejected(stored: Path, tmp_path: Path, name: str
 
 def test_other_multipliers_prove_wider_claims(stored: Path, tmp_path: Path) -> None:
     """What is rejected above is rejected for its width alone."""
-    case = reached(replace(statement_in(stored), multipliers=np.zeros(0)))[0]
+    case = reached(bare(statement_in(stored)))[0]
 
     def change(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         for number, name in enumerate(claim["model"]["parameters"]):

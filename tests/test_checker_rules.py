@@ -16,7 +16,7 @@ from certified import boxes_of, data_of, forms_of, run_of
 from problems import problem
 
 from milp_agt.checker import affine, forms, functions, layers, proof, training
-from milp_agt.checker.boxes import Box, Unbounded, corners, dot, exact, matmul
+from milp_agt.checker.boxes import Box, Unbounded, corners, exact, matmul, total
 from milp_agt.checker.layers import ARITHMETICS, Layer, Rule
 from milp_agt.checker.statement import Statement
 
@@ -62,7 +62,7 @@ def test_layers_contain_what_points_give(kind: str) -> None:
     middle, radius = rng.normal(size=(1, 6, 8)), rng.uniform(0.1, 1.0, size=(1, 6, 8))
     z = Box(middle - radius, middle + radius)
     delta = Box(rng.normal(size=z.lo.shape) - 0.2, rng.normal(size=z.lo.shape) + 4.0)
-    layer, arithmetic = Layer(kind, slope=0.1), ARITHMETICS["float64"]
+    layer, arithmetic = Layer(kind, slope=0.1 * (kind == "leaky_relu")), ARITHMETICS["float64"]
     value = layers.activation(layer, z, arithmetic)
     pulled = layers.pulled(layer, z, value, delta, arithmetic)
     seen: list[tuple[np.ndarray, np.ndarray]] = []
@@ -85,8 +85,8 @@ def test_products_are_enclosed() -> None:
         Box(m - r, m + r)
         for m, r in [(rng.normal(size=(5, 4)), rng.uniform(0, 1, (5, 4))) for _ in "ab"]
     )
-    true = dot(Box(exact(a.lo), exact(a.hi)), Box(exact(b.lo), exact(b.hi)))
-    near, whole = dot(a, b), matmul(a, Box(b.lo.T, b.hi.T))
+    true = total(*corners(exact(a), exact(b)))
+    near, whole = total(*corners(a, b)), matmul(a, Box(b.lo.T, b.hi.T))
     assert ((near.lo <= true.lo) & (true.hi <= near.hi)).all()
     assert (np.diagonal(whole.lo) <= near.lo + 1e-12).all()
     assert (near.hi - 1e-12 <= np.diagonal(whole.hi)).all()
@@ -216,12 +216,15 @@ def test_fractions_agree_with_floats(activation: str, loss: str, method: str) ->
     y = np.eye(3)[[0, 1, 2, 0]] if outputs == 3 else np.array([[0.0], [1.0], [1.0], [0.0]])
     shape = {"a": (2, 2), "b": (2,), "c": (outputs, 2)}
     initial = {name: rng.normal(size=size) for name, size in shape.items()}
-    bent = Layer("dense", "a", "b"), Layer(activation, slope=0.1), Layer("dense", "c")
+    bent = (
+        Layer("dense", "a", "b"),
+        Layer(activation, slope=0.1 * (activation == "leaky_relu")),
+        Layer("dense", "c"),
+    )
     rule = Rule(0.3, 0.5 if loss == "bce" else 0.0, 0.1)
     given = run_of(loss, *bent, batches=[range(4), range(1, 4)], rules=[rule])
     samples, poisoned = data_of(x, y, 1, moved_x=0.05)
-    rest: Any = samples, poisoned, None, method, (), (), (), np.zeros(0), None, False, 0
-    floats = Statement(given, *rest, initial, {}, {}, {})
+    floats = Statement(given, samples, poisoned, method, initial)
     near, true = (proof.reached(each)[0].boxes for each in (floats, exact(floats)))
     for name, box in true.items():
         assert (near[name].lo <= box.lo).all()

@@ -86,14 +86,13 @@ def runs() -> tuple[Statement, list[tuple[np.ndarray, dict[str, Box]]]]:
     initial = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     own = run_of("bce", one, Layer("relu"), Layer("dense", "c"), batches=[range(24)] * 4)
     samples, poisoned = data_of(x, y, 1, moved_x=1.0, open_=np.arange(24) == 0)
-    rest: Any = samples, poisoned, None, "affine", (), (), (), np.zeros(0), None, False, 0
-    given = Statement(own, *rest, initial, {}, {}, {})
+    given = Statement(own, samples, poisoned, "affine", initial)
     found = []
     for _ in range(60):
         moved = x[None].copy()
         moved[0, 0] += rng.uniform(-1, 1, 2)
         data = Samples(Box.point(moved), samples.y)
-        state = training.begin(own, initial)
+        state = training.begin(own, initial, lambda values: Box.point(values[None]))
         for index, batch in enumerate(own.batches):
             if index == AT:
                 z = layers.forward(own, state, data.at(batch).x)[1]
@@ -131,12 +130,12 @@ def test_a_forced_phase_may_have_the_centre_of_a_tangent_outside_of_it(first: st
     """sigmoid right behind a relu whose phase is forced: every run, most of which have the other phase."""
     x, y = np.array([[-1.8]]), np.array([[0.6]])
     initial = {"a": np.ones((1, 1)), "c": np.array([[-8.3]])}
-    hidden = Layer(first, slope=0.01), Layer("sigmoid")
+    hidden = Layer(first, slope=0.01 * (first == "leaky_relu")), Layer("sigmoid")
     own = run_of("mse", Layer("dense", "a"), *hidden, Layer("dense", "c"), batches=[[0]])
     samples, poisoned = data_of(x, y, 1, moved_x=2.1)
     tree = np.array([(PHASE, 0, 0), ENDS, ENDS])
-    rest: Any = samples, poisoned, None, "affine", (), (), (), np.zeros(0), tree, False, 0
-    cases = [case.boxes for case in reached(Statement(own, *rest, initial, {}, {}, {}))]
+    stated = Statement(own, samples, poisoned, "affine", initial, tree=tree)
+    cases = [case.boxes for case in reached(stated)]
     for moved in np.linspace(-3.9, 0.3, 43):
         data = Samples(Box.point(np.full((1, 1, 1), moved)), samples.y)
         assert inside(cases[int(moved > 0)], training.train(own, initial, data))

@@ -26,17 +26,17 @@ ITERATIONS, FIRST, LAST = 25, 0.15, 0.0045
 RATE = 5e10  # products in a second
 
 
-def ascended(given: Statement, seconds: float) -> Array:
-    """The multipliers of a run, as a certificate stores them, if they are found in about so many seconds.
+def ascended(given: Statement, seconds: float) -> tuple[Array, Array]:
+    """The flips of a run and their multipliers, as a certificate stores them, if they are found in about so
+    many seconds.
 
     Raises:
         Unbounded: the run becomes infinite in spite of them, or is too large for a search.
     """
     search = _Search(RATE * seconds)
-    run = given.initial, given.samples, given.poisoned, given.anew
     with np.errstate(all="ignore"):
-        train(given.problem, *run, search)
-    return np.concatenate([np.zeros(0, np.uint16), *search.found])
+        train(given, search)
+    return search.names, np.concatenate([np.zeros(0, np.uint16), *search.found])
 
 
 class _Search:
@@ -44,10 +44,12 @@ class _Search:
 
     def __init__(self, most: float) -> None:
         self.found: list[Array] = []
+        self.names = np.zeros((0, 2), np.int64)
         self.last = torch.zeros(0, 0)
         self.left = most
 
-    def __call__(self, state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
+    def __call__(self, index: int, state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
+        self.names = symbols.names
         flips, sizes = len(symbols.flips), [form.c.size for form in state.values()]
         if not flips:
             return {}

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from milp_agt.certification.result import Result
 from milp_agt.certification.verdicts import Verdict
 from milp_agt.checker.boxes import Unbounded
 from milp_agt.checker.files import CLAIM, SEAL, Rejected, Table
-from milp_agt.checker.proof import answer, reached
+from milp_agt.checker.proof import Reached, answer, reached
 from milp_agt.checker.statement import ASSUMPTIONS, FORMAT, Statement, read
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.rounding import FLOAT64
@@ -50,6 +51,9 @@ Array = npt.NDArray[Any]
 # by a share of each width, and by a share of the size of each number.
 SLACK = {"float64": (2.0**-20, 2.0**-38), "float32": (2.0**-9, 2.0**-26)}
 ROUNDING = (2.0**-8, 2.0**-30)  # by which the checker may go beyond a result, as shares of the same
+# How close to a kink, or to a tie, a number may come before it counts as one that reaches it, as a share of
+# one more than its size.
+MARGIN = 2.0**-38
 # Times the width of a result, up to which no other method is tried, and no multipliers are looked for.
 NEAR, NEAR_ENOUGH = 1.02, 1.25
 WIDEST = 4.0  # times the width of a result that a certificate may claim
@@ -189,7 +193,9 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
     if (climb and stated.at_once) or not affordable(stated, method, given.seconds):
         raise Unbounded("a check that would take long")
     if climb:
-        claim["multipliers"] = files.add("multipliers", ascended(stated, given.seconds), np.uint16)
+        flips, found = ascended(_unsure(stated), given.seconds)
+        claim["flips"] = files.add("flips", flips, np.int64)
+        claim["multipliers"] = files.add("multipliers", found, np.uint16)
         stated = _stated(claim, files)
     elif method == "affine" and result.models.tree is not None:
         tree = grown(stated, leaves_of(stated, given.seconds))
@@ -197,15 +203,15 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
             claim["tree"] = files.add("tree", tree)
             stated = _stated(claim, files)
     asked_for = sum(asked.least for asked in stated.questions if asked.kind != "loss")
-    cases = reached(stated)
+    cases = reached(_unsure(stated))
+    judged = reached(stated) if trust else cases
     for number, name in enumerate(claim["model"]["parameters"]):
         low, high = (result.reachable.lower[name], result.reachable.upper[name])
-        least = np.min([case.boxes[name].lo.min(0) for case in cases], 0)
-        most = np.max([case.boxes[name].hi.max(0) for case in cases], 0)
+        proved, own = _ends(cases, name), _ends(judged, name)
         near = ROUNDING[0] * (high - low) + ROUNDING[1] * (1.0 + np.maximum(-low, high))
         near = near if trust else np.full_like(low, np.inf)
-        low = np.where(least >= low - near, np.minimum(low, least), low)
-        high = np.where(most <= high + near, np.maximum(high, most), high)
+        low = np.where(own[0] >= low - near, np.minimum(low, proved[0]), low)
+        high = np.where(own[1] <= high + near, np.maximum(high, proved[1]), high)
         low, high = _loosened(result.precision, low, high)
         files.add(f"lower_{number}", low)
         files.add(f"upper_{number}", high)
@@ -230,6 +236,18 @@ def _stated(claim: Mapping[str, Any], files: Files) -> Statement:
     found = read(Table(values, "claim", files.arrays))
     assert isinstance(found, Statement)
     return found
+
+
+def _ends(cases: Sequence[Reached], name: str) -> tuple[Array, Array]:
+    """The box of a parameter that holds those of all cases."""
+    low, high = ([getattr(case.boxes[name], end) for case in cases] for end in ("lo", "hi"))
+    return np.concatenate(low).min(0), np.concatenate(high).max(0)
+
+
+def _unsure(stated: Statement) -> Statement:
+    """The same where what lies at a kink may lie beyond it."""
+    numbers = replaced(stated.problem.arithmetic, margin=MARGIN)
+    return replaced(stated, problem=replaced(stated.problem, arithmetic=numbers))
 
 
 def _loosened(precision: str, low: Array, high: Array) -> tuple[Array, Array]:

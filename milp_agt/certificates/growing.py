@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from milp_agt.checker.affine import Flipped, Pass
+from milp_agt.checker.affine import Pass
 from milp_agt.checker.boxes import Unbounded
 from milp_agt.checker.forms import Form, Symbols
 from milp_agt.checker.proof import LEAF, PHASE, WHERE, WHO, answer, leaves, reached
@@ -101,36 +101,28 @@ class _Flips(Exception):
 
 def _phase(given: Statement, sample: int, columns: Array) -> Row | None:
     """A phase to force, of the first step in which one may flip: later ones follow from earlier ones."""
-    problem, index = given.problem, iter(range(len(given.problem.batches)))
+    problem = given.problem
     x, y = given.samples.x.lo[0], given.samples.y.lo[0]
 
-    def look(state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
-        step = next(index, None)
-        if step is None:
+    def look(step: int, state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
+        if step == len(problem.batches):
             return {}
         batch = problem.batches[step]
         own = np.where(batch == sample, 1, -1)  # slot 0 is nobody's
-        forced = {number: on for at, number, on in given.phases if at == step}
-        one = Pass(problem, symbols, own, {}, forced)
+        forced = {number: sign for at, number, sign in given.phases if at == step}
+        one = Pass(problem, symbols, own, {}, step, forced)
         both = moving(np.concatenate([x, y], 1)[batch], symbols, own, columns)
-        values, slopes = one.forward(state, both[:, : x.shape[1]])
-        before, numbers = 0, [np.zeros(0, np.int64)]
-        for value, slope in zip(values, slopes, strict=False):
-            if slope is not None and isinstance(slope[1], Flipped):
-                place = slope[1].place
-                numbers.append(before + place[0] * value.c.shape[1] + place[1])
-                before += value.c.size
-        found = np.concatenate(numbers)
-        beyond = one.symbols.most[len(symbols.flips) :]
+        one.forward(state, both[:, : x.shape[1]])
+        before = len(symbols.flips)
+        found, beyond = one.symbols.names[before:, 1], one.symbols.most[before:]
         free = ~np.isin(found, list(forced))
         if free.any():
             raise _Flips(step, int(found[free][beyond[free].argmax()]))
         return {}
 
     try:
-        run = given.initial, given.samples, given.poisoned, given.anew
         with np.errstate(all="ignore"):
-            train(problem, *run, look, given.phases)
+            train(given, look)
     except _Flips as first:
         step, number = first.args
         return PHASE, float(step), float(number)

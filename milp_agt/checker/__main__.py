@@ -1,20 +1,25 @@
 """``python -m milp_agt.checker DIR``: check the certificate in a folder or in its folder ``certificate``.
 
-Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 2 wrong arguments, 3 REJECTED.
+Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 2 wrong arguments or no certificate there, 3 REJECTED.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from milp_agt.checker.check import Report, check
-from milp_agt.checker.files import CLAIM
+from milp_agt.checker.files import CLAIM, SEAL
 
 FOLDER = "certificate"
+REMEDY = (
+    "give what milp-agt certify left; of a run that was interrupted, go on with certify --resume"
+)
 SLOW = "note: fractions are a thousand times as slow: minutes for 30 samples and a few steps"
 
 
@@ -23,9 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="milp-agt check", description=__doc__.partition("\n")[0])
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    if not arguments.folder.is_dir():
-        parser.error(f"no folder {arguments.folder}")
-    return run(arguments)
+    if found := missing(arguments.folder):
+        parser.error(f"no certificate in {arguments.folder}: {found}; {REMEDY}")
+    report, words = checked(arguments)
+    print(words)
+    return report.outcome.exit_code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,24 +49,31 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The command."""
-    report = checked(arguments)
-    print(in_words(report))
-    return report.outcome.exit_code
+def _place(folder: Path) -> Path:
+    """Of a result folder the one of its certificate."""
+    inner = (folder / FOLDER).is_dir() and not (folder / CLAIM).exists()
+    return folder / FOLDER if inner else folder
 
 
-def checked(arguments: argparse.Namespace) -> Report:
-    """The check of the certificate that the arguments name."""
+def missing(folder: Path) -> str:
+    """What a folder lacks that a certificate has; empty where there is one to check."""
+    if not folder.is_dir():
+        return "a file" if folder.exists() else "no such folder"
+    there = [name for name in (CLAIM, SEAL) if not os.path.lexists(_place(folder) / name)]
+    return f"no {' and no '.join(there)} in {_place(folder)}" if there else ""
+
+
+def checked(arguments: argparse.Namespace) -> tuple[Report, str]:
+    """The check of the certificate that the arguments name, and in words."""
     if arguments.exact:
         print(SLOW, file=sys.stderr, flush=True)
-    folder: Path = arguments.folder
-    if (folder / FOLDER).is_dir() and not (folder / CLAIM).exists():
-        folder /= FOLDER
-    return check(folder, arguments.jobs, arguments.exact)
+    begun = time.perf_counter()
+    report = check(_place(arguments.folder), arguments.jobs, arguments.exact)
+    seconds = f"Checked in {time.perf_counter() - begun:.2f} s, after the start of Python"
+    return report, in_words(report, seconds)
 
 
-def in_words(report: Report) -> str:
+def in_words(report: Report, seconds: str = "") -> str:
     """What was checked, line by line, and the verdict."""
     lines = [*report.words, ""] if report.words else []
     for item in report.items:
@@ -68,6 +82,7 @@ def in_words(report: Report) -> str:
     if report.sha256:
         lines += ["", f"Certificate: {report.bytes} bytes; SHA-256 of its claim {report.sha256}"]
     lines.append(f"Checker: SHA-256 of its source {source_sha256()}")
+    lines += [seconds] if seconds else []
     return "\n".join(map(_printable, [*lines, report.outcome.text]))
 
 

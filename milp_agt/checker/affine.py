@@ -63,7 +63,8 @@ class Pass:
     symbols: Symbols
     own: Array  # slots of the samples, -1 for those that nobody poisons
     given: Mapping[str, Array]  # multipliers for the parameters, (2, *shape, flips)
-    forced: Mapping[int, bool] = field(default_factory=dict)  # phases by number, in their order
+    index: int = 0  # of the step
+    forced: Mapping[int, float] = field(default_factory=dict)  # phases by number: 1 on, -1 off
     batch: int = 0  # samples of the whole batch, where this is a part of one
     met: int = 0  # kinks so far
     known: dict[int, tuple[Form, Box, Array]] = field(default_factory=dict)
@@ -149,13 +150,12 @@ class Pass:
         the place of that of the centre: y <= 0 there, so that its flip, which does not happen, costs nothing,
         and its second row is the half-space that the leaf lies in.
         """
-        slope = layer.slope if layer.kind == "leaky_relu" else 0.0
-        n, width = z.c.shape
-        phase: Array = np.zeros(n * width)
-        for number, above in self.forced.items():
-            if 0 <= number - self.met < phase.size:
-                phase[number - self.met] = 1.0 if above else -1.0
-        self.met, phase = self.met + phase.size, phase.reshape(n, width)
+        slope, (n, width) = layer.slope, z.c.shape
+        numbers = np.arange(self.met, self.met + n * width).reshape(n, width)
+        self.met += n * width
+        phase: Array = np.zeros((n, width))
+        for number, side in self.forced.items():
+            phase[numbers == number] = side
         on = np.where(phase == 0, z.c, phase) > 0
         sign = np.where(on, -1.0, 1.0)
         given = carried(np.repeat(np.arange(n), width), np.tile(np.eye(width), (n, 1)))
@@ -164,12 +164,13 @@ class Pass:
         box = box.met(Box(np.where(phase > 0, 0.0, box.lo), np.where(phase < 0, 0.0, box.hi)))
         self.knows(z, box)
         at, size = np.where(on, 1.0, slope), self.size(z)
-        place: Any = np.nonzero((np.where(on, -box.lo, box.hi) >= 0).any(0) | (phase != 0))
+        beyond, edge = np.where(on, -box.lo, box.hi), self.problem.arithmetic.edge(box)
+        place: Any = np.nonzero((beyond >= -edge).any(0) | (phase != 0))
         y, own, first = z[place].scaled(sign[place]), self.own[place[0]], len(self.symbols.flips)
         given = np.where(sign[place][:, None] < 0, given[::-1][:, *place], given[:, *place])
-        beyond = np.where(on, -box.lo, box.hi)[:, *place]
+        beyond, edge = beyond[:, *place], edge[:, *place]
         least = np.maximum(np.where(on, box.hi, -box.lo)[:, *place], 0.0)
-        most, alone = np.maximum(beyond.max(0), TINY), (beyond[0] < 0) & (own >= 0)
+        most, alone = np.maximum(beyond.max(0), TINY), (beyond[0] < -edge[0]) & (own >= 0)
         shares, cover = self._shares(y, own, alone, given)
         shares[phase[place] != 0] = cover[phase[place] != 0] = 0.0
         quiet = np.where(alone, least[0], least.max(0))
@@ -178,7 +179,8 @@ class Pass:
         pays = np.zeros_like(more, shape=(len(own), 2, len(self.symbols.low)))
         pays[np.arange(len(own)), :, own] = np.where(own < 0, 0.0, up(more)).T
         y = replace(y, low=y.low[0], high=y.high[0])
-        own_parts = {"most": most, "shares": shares, "cover": cover, "pays": pays}
+        names = np.stack([np.full(len(own), self.index), numbers[place]], 1)
+        own_parts = {"names": names, "most": most, "shares": shares, "cover": cover, "pays": pays}
         self.symbols = self.symbols.with_flips(y, least.max(0), quiet, **own_parts)
         error = self.off(8, 2 if slope else 0, size + box.size.max(0))
         h = z.scaled(at).widened(error)

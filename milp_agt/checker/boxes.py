@@ -220,11 +220,6 @@ def total(low: Array, high: Array, axis: int = -1) -> Box:
     return Box(down(low.sum(axis) - error), up(high.sum(axis) + error))
 
 
-def dot(a: Box, b: Box) -> Box:
-    """``sum_k a_k b_k`` over the last axis of both, corner by corner: exact for independent numbers."""
-    return total(*corners(a, b))
-
-
 def matmul(a: Box, b: Box) -> Box:
     """Matrix product by midpoints and radii (Rump 1999): not exact, and much faster.
 

@@ -10,9 +10,10 @@ compared with the end that was proved, and each threshold with the claimed end.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +73,11 @@ def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
     try:
         claim, sha256, size = open_certificate(folder)
         found = state(claim)
-        words: tuple[str, ...] = ()
         if isinstance(found, tuple):
-            items = tuple(Item(what, Outcome.NOT_COVERED) for what in found)
-        else:
-            words = found.words
-            with np.errstate(all="ignore"):
-                items = tuple(_items(exact(found) if exactly else found, jobs))
-        return Report(items, words, sha256, size)
+            return Report(tuple(map(_not_covered, found)), (), sha256, size)
+        with np.errstate(all="ignore"):
+            items = tuple(_items(exact(found) if exactly else found, jobs))
+        return Report(items, found.words, sha256, size)
     except Rejected as error:
         return Report((Item("the certificate", Outcome.REJECTED, str(error)),))
     except MemoryError:
@@ -87,69 +85,69 @@ def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
 
 
 def _items(given: Statement, jobs: int) -> Iterator[Item]:
-    yield _nominal(given)
+    cases: list[Reached] = []
+    yield _item("the run on the data as given", partial(_nominal, given))
+    yield _item("the box of the parameters", partial(_claimed, given, cases, jobs))
+    for asked in given.questions if cases else ():
+        yield _item(f"{asked.kind} on {asked.on}", partial(_answer, asked, cases))
+    yield from map(_not_covered, given.not_covered)
+
+
+def _not_covered(what: str) -> Item:
+    return Item(what, Outcome.NOT_COVERED)
+
+
+def _item(name: str, shown: Callable[[], tuple[Outcome, str]]) -> Item:
     try:
-        cases = proof.reached(given, jobs)
+        return Item(name, *shown())
     except Unbounded as error:
-        detail = f"claimed finite; in the check, {error}"
-        yield Item("the box of the parameters", Outcome.REJECTED, detail)
-        return
-    yield _claimed(given, [case.boxes for case in cases])
-    for question in given.questions:
-        yield _answer(question, cases)
-    for what in given.not_covered:
-        yield Item(what, Outcome.NOT_COVERED)
+        return Item(name, Outcome.REJECTED, f"claimed finite; in the check, {error}")
+    except Rejected as error:
+        return Item(name, Outcome.REJECTED, str(error))
 
 
-def _nominal(given: Statement) -> Item:
+def _nominal(given: Statement) -> tuple[Outcome, str]:
     """The run on the data as given ends where the certificate says, up to rounding."""
-    name = "the run on the data as given"
-    try:
-        ends = training.train(given.problem, given.initial, given.samples)
-    except Unbounded as error:
-        return Item(name, Outcome.REJECTED, f"it does not end: {error}")
+    ends = training.train(given.problem, given.initial, given.samples)
     stored = {key: Box.point(given.nominal[key][None]) for key in ends}
-    return _inside(name, "stored", stored, "from where it ends", ends)
+    return _inside("stored", stored, "from where it ends", ends)
 
 
-def _claimed(given: Statement, cases: Sequence[Mapping[str, Box]]) -> Item:
-    """Every proved box lies in the claimed one."""
+def _claimed(given: Statement, cases: list[Reached], jobs: int) -> tuple[Outcome, str]:
+    """Every proved box, which goes to the cases, lies in the claimed one."""
+    cases += proof.reached(given, jobs)
     claimed = {key: Box(low, given.upper[key]) for key, low in given.lower.items()}
-    proved = {key: joined([case[key] for case in cases], 0) for key in claimed}
-    return _inside("the box of the parameters", "claimed", proved, "tighter than proved", claimed)
+    proved = {key: joined([case.boxes[key] for case in cases], 0) for key in claimed}
+    return _inside("claimed", proved, "tighter than proved", claimed)
 
 
 def _inside(
-    name: str, verb: str, inner: Mapping[str, Box], how: str, outer: Mapping[str, Box]
-) -> Item:
+    verb: str, inner: Mapping[str, Box], how: str, outer: Mapping[str, Box]
+) -> tuple[Outcome, str]:
     for key, box in inner.items():
         gaps = outer[key].lo - box.lo.min(0), box.hi.max(0) - outer[key].hi
         for side, gap in zip(("lower", "upper"), gaps, strict=True):
             if not (gap <= 0).all():
                 place = np.unravel_index(int(np.argmax(gap)), gap.shape)
                 detail = f"{verb} {float(gap[place]):.6g} {how} at {[int(k) for k in place]}"
-                return Item(name, Outcome.REJECTED, f"{side} end of '{key}': {detail}")
-    return Item(name, Outcome.PROVED)
+                raise Rejected(f"{side} end of '{key}': {detail}")
+    return Outcome.PROVED, ""
 
 
-def _answer(asked: Question, cases: Sequence[Reached]) -> Item:
-    name = f"{asked.kind} on {asked.on}"
-    try:
-        least, most = proof.answer(asked, cases)
-    except Unbounded as error:
-        return Item(name, Outcome.REJECTED, f"claimed finite; in the check, {error}")
-    for side, tighter, proved, claimed in (
-        ("at least", asked.least > least, least, asked.least),
-        ("at most", asked.most < most, most, asked.most),
-    ):
-        if tighter:
-            detail = f"claimed {side} {claimed:.9g}, proved {side} {float(proved):.9g}"
-            return Item(name, Outcome.REJECTED, detail)
+def _answer(asked: Question, cases: Sequence[Reached]) -> tuple[Outcome, str]:
+    least, most = proof.answer(asked, cases)
+    ends = (
+        ("least", asked.least, least, asked.least - least),
+        ("most", asked.most, most, most - asked.most),
+    )
+    for side, claimed, proved, gap in ends:
+        if not gap <= 0:
+            raise Rejected(f"claimed at {side} {claimed:.9g}, proved at {side} {float(proved):.9g}")
     share = Fraction(1) if asked.kind == "loss" else Fraction(1, len(asked.x))
     # A share of k in n points meets a threshold if the float k / n does.
     low, high = (float(Fraction(end) * share) for end in (asked.least, asked.most))
-    detail = f"between {low:.9g} and {high:.9g}"
     missed = (asked.at_least is not None and low < asked.at_least) or (
         asked.at_most is not None and high > asked.at_most
     )
-    return Item(name, Outcome.NOT_PROVED if missed else Outcome.PROVED, detail)
+    outcome = Outcome.NOT_PROVED if missed else Outcome.PROVED
+    return outcome, f"between {low:.9g} and {high:.9g}"

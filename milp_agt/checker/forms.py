@@ -31,9 +31,9 @@ certificates hold those of good ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Symbols:
         groups: the slots of each group, at most ``budget`` of which are poisoned.
         moves: their columns, (slots, width).
         flips: columns of phi and rho of each flip, (flips, 2): ``phi in {0, 1}, 0 <= rho <= most phi``.
+        names: the step of each flip, and its number in that, (flips, 2).
         most: (flips,).
         shares: ``phi <= sum of the shares of the slots that are poisoned``, (flips, slots).
         cover: the most that these add up to; infinite where they say nothing.
@@ -79,6 +80,7 @@ class Symbols:
     norm: int
     moves: Array
     flips: Array
+    names: Array
     most: Array
     shares: Array
     cover: Array
@@ -99,7 +101,7 @@ class Symbols:
         slots, flips, noise = z((0, width)), z((0, 2), dtype=np.int64), z(0, dtype=np.int64)
         columns, rows, pairs = z((0, width), dtype=np.int64), z((0, 2, 0)), z((0, 2))
         rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), rows, pairs, rows, z(0)
-        return Symbols(slots, slots, slots, (), budget, norm, columns, flips, *rest, 0)
+        return Symbols(slots, slots, slots, (), budget, norm, columns, flips, flips, *rest, 0)
 
     def _columns(self, *shape: int) -> Array:
         size = int(np.prod(shape))
@@ -122,8 +124,8 @@ class Symbols:
         )
 
     def with_flips(self, y: Form, least: Array, quiet: Array, **own: Array) -> Symbols:
-        """With flips of kinks, and their rows: l is ``least``, and q ``quiet``. ``own``: most, shares, cover
-        and pays.
+        """With flips of kinks, and their rows: l is ``least``, and q ``quiet``. ``own``: names, most, shares,
+        cover and pays.
         """
         new, each = self._columns(len(least), 2), np.arange(len(least))
         rows = wide(np.stack([y.s, -y.s], 1), self.count + new.size).astype(least.dtype)
@@ -224,14 +226,14 @@ class Form:
         c: centres, (*shape).
         s: coefficients, (*shape, columns); those that are not there are 0.
         low, high: of the rest, (*shape), or (2, n, *shape) by the state of the sample.
-        owned: how much more the rest may be if a slot is poisoned, (*shape, slots); of sums.
+        owned: how much more the rest may be if a slot is poisoned, (*shape, slots); of sums, else (1,).
     """
 
     c: Array
     s: Array
     low: Array
     high: Array
-    owned: Array | None = None
+    owned: Array = field(default_factory=partial(np.zeros, 1))
 
     def __post_init__(self) -> None:
         if self.s.size > NUMBERS:
@@ -267,8 +269,7 @@ class Form:
     def times(self, factor: Fraction) -> Form:
         """The product with a number, up to rounding; of what slots add, rounded upwards."""
         by = near(factor, self.c)
-        owned = None if self.owned is None else up(up(abs(by) * self.owned))
-        return replace(self.scaled(by), owned=owned)
+        return replace(self.scaled(by), owned=up(up(abs(by) * self.owned)))
 
 
 def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Array, Array, Array]:
@@ -309,7 +310,7 @@ def magnitude(form: Form, symbols: Symbols) -> Array:
     """
     rest = np.maximum(abs(form.low), abs(form.high))
     rest = rest.max(0) if rest.ndim > form.c.ndim else rest
-    rest = rest if form.owned is None else rest + form.owned.sum(-1)
+    rest = rest + form.owned.sum(-1)
     found: Array = abs(form.c) + abs(form.s) @ symbols.sizes[: form.s.shape[-1]] + rest
     return found * SPARE
 
@@ -343,7 +344,7 @@ def own_ranges(form: Form, symbols: Symbols, own: Array, given: Array | None = N
     none. Forms that belong to no sample are bounded given each of them.
     """
     alike = form.low.ndim == form.c.ndim
-    found = None
+    found = list[Array]()
     for rest, dev in reach(form, symbols, given):
         states = np.stack(symbols.given(dev), 1) + rest[:, None, ..., None]
         every = symbols.worst(dev) + rest
@@ -354,7 +355,7 @@ def own_ranges(form: Form, symbols: Symbols, own: Array, given: Array | None = N
             at = np.arange(len(own))
             ends = np.moveaxis(states[:, :, at, ..., own], 0, 2)
             ends[:, :, own < 0] = every[:, None, own < 0]
-        found = ends if found is None else np.minimum(found, ends)
-    assert found is not None
+        found.append(ends)
+    reached = up(np.min(found, 0))
     low, high = (form.low[None, None], form.high[None, None]) if alike else (form.low, form.high)
-    return boxes.coarse(Box(down(form.c + low - up(found[0])), up(form.c + high + up(found[1]))))
+    return boxes.coarse(Box(down(form.c + low - reached[0]), up(form.c + high + reached[1])))

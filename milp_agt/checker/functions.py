@@ -54,12 +54,8 @@ def _exp(x: Array, upper: bool) -> Array:
     for n in range(DEGREE, 0, -1):
         value = 1.0 + (r / n) * value
     scaled = np.ldexp(value + (2.0**-48 if upper else -(2.0**-48)), k.astype(np.int64))
-    found: Array
-    if upper:
-        found = np.where(x > FARTHEST, np.inf, up(scaled))
-    else:
-        found = np.maximum(down(scaled), 0.0)
-    return found
+    most, least = np.where(x > FARTHEST, np.inf, up(scaled)), np.maximum(down(scaled), 0.0)
+    return most if upper else least
 
 
 def _exact_exp(x: Fraction, upper: bool) -> Exact:

@@ -35,6 +35,8 @@ class Arithmetic:
         tiny: what underflow may add to a number.
         largest: numbers beyond it may have overflowed; nothing is proved of them.
         elementary: relative error of exp, tanh, sigmoid and log, in units.
+        margin: 0 in a check. What writes a certificate takes numbers this close to a kink, or to a tie, for
+            ones that reach it, so that its claim does not hang on how they are rounded there.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Arithmetic:
     tiny: float
     largest: float
     elementary: float = 16.0
+    margin: float = 0.0
 
     def off(self, roundings: float, size: Array) -> Array:
         """What ``roundings`` of the run in a row can change, for terms of this total size.
@@ -53,6 +56,11 @@ class Arithmetic:
         if (size > self.largest).any():
             raise Unbounded(f"numbers beyond {self.largest:g} in a {self.name} run")
         found: Array = roundings * self.unit * boxes.SPARE * size + self.tiny
+        return found
+
+    def edge(self, box: Box) -> Array:
+        """How far on the other side of 0 numbers are still taken for ones that reach it."""
+        found: Array = self.margin * (1.0 + box.size)
         return found
 
     def rounded(self, box: Box, roundings: float, size: Array) -> Box:
@@ -67,8 +75,8 @@ ARITHMETICS = {
 
 @dataclass(frozen=True)
 class Layer:
-    """``dense``: ``W x + b``; ``relu``, ``leaky_relu`` (slope below 0), ``sigmoid``, ``tanh``:
-    elementwise.
+    """``dense``: ``W x + b``; ``relu``, ``leaky_relu`` (``slope`` below 0, where relu has 0), ``sigmoid``,
+    ``tanh``: elementwise.
     """
 
     kind: str
@@ -201,11 +209,14 @@ def dense(layer: Layer, state: State, x: Box, arithmetic: Arithmetic) -> Box:
 
 
 def products(rows: Box, x: Box) -> Box:
-    """``sum_k rows_jk x_ik`` for all samples i and rows j, (cases, n, rows), from (cases, rows, k)."""
+    """``sum_k rows_jk x_ik`` for all samples i and rows j, (cases, n, rows), from (cases, rows, k): corner by
+    corner, which is exact for independent numbers, or of points and of several cases by their middles.
+    """
     if (x.is_point and rows.is_point) or x.lo.shape[0] > 1 or rows.lo.shape[0] > 1:
         return boxes.matmul(x, rows.T)
     parts = parts_of(x.lo.size, rows.lo.shape[1])
-    return boxes.joined([boxes.dot(rows[:, None, part], x[:, :, None]) for part in parts], -1)
+    ends = (boxes.corners(rows[:, None, part], x[:, :, None]) for part in parts)
+    return boxes.joined([boxes.total(*each) for each in ends], -1)
 
 
 def parts_of(numbers: int, rows: int) -> Iterator[slice]:
@@ -251,10 +262,10 @@ def pulled(layer: Layer, z: Box, value: Box, delta: Box, arithmetic: Arithmetic)
     a smooth one the run takes at most four operations on numbers no larger than ``|delta| (1 + h^2)``.
     """
     if layer.kind in ("relu", "leaky_relu"):
-        slope = layer.slope if layer.kind == "leaky_relu" else 0.0
-        slopes = Box(np.where(z.lo > 0, 1.0, slope), np.where(z.hi > 0, 1.0, slope))
+        edge, slope = arithmetic.edge(z), layer.slope
+        slopes = Box(np.where(z.lo > edge, 1.0, slope), np.where(z.hi > -edge, 1.0, slope))
         found = delta * slopes
-        return found if layer.kind == "relu" else arithmetic.rounded(found, 2, delta.size)
+        return arithmetic.rounded(found, 2, delta.size) if slope else found
     slopes = derivatives(layer, value)[0]
     return arithmetic.rounded(delta * slopes, 5, delta.size * (1.0 + value.size))
 
@@ -277,7 +288,7 @@ def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
         found = (f - y) * scale_of(Fraction(2, count), f.lo)
         return arithmetic.rounded(found, 8, (f.size + y.size) * 2.0)
     if loss == "hinge":
-        positive, negative = _kinked(-f), _kinked(f)
+        positive, negative = _kinked(-f, arithmetic), _kinked(f, arithmetic)
         share = Box(1.0 - y.hi, 1.0 - y.lo)
         return arithmetic.rounded(share * negative - y * positive, 6, np.ones(f.lo.shape))
     if loss == "bce":
@@ -293,9 +304,10 @@ def loss_gradient(loss: str, f: Box, y: Box, arithmetic: Arithmetic) -> Box:
     return (p - y).widened(error)
 
 
-def _kinked(f: Box) -> Box:
+def _kinked(f: Box, arithmetic: Arithmetic) -> Box:
     """``step(1 + f)`` with step(0) = 0; the sign of the sum survives rounding."""
-    return Box(np.where(f.lo > -1.0, 1.0, 0.0), np.where(f.hi > -1.0, 1.0, 0.0))
+    edge = arithmetic.edge(f)
+    return Box(np.where(f.lo > edge - 1.0, 1.0, 0.0), np.where(f.hi > -1.0 - edge, 1.0, 0.0))
 
 
 def forward(problem: Problem, state: State, x: Box) -> list[Box]:
@@ -307,14 +319,14 @@ def forward(problem: Problem, state: State, x: Box) -> list[Box]:
     return values
 
 
-def terms(problem: Problem, state: State, samples: Samples) -> dict[str, tuple[Box, Box | None]]:
-    """The gradient of every sample: for a weight the factors (delta, input) of its outer product, for a
-    bias delta.
+def terms(problem: Problem, state: State, samples: Samples) -> dict[str, tuple[Box, Box]]:
+    """The gradient of every sample: the factors (delta, input) of its outer product; of a bias the input
+    is 1.
     """
     arithmetic = problem.arithmetic
     values = forward(problem, state, samples.x)
     delta = loss_gradient(problem.loss, values[-1], samples.y, arithmetic)
-    found: dict[str, tuple[Box, Box | None]] = {}
+    found, one = {}, Box.point(np.ones_like(values[0].lo[..., :1]))
     for place in range(len(problem.layers) - 1, -1, -1):
         layer, given = problem.layers[place], values[place]
         if layer.kind != "dense":
@@ -322,7 +334,7 @@ def terms(problem: Problem, state: State, samples: Samples) -> dict[str, tuple[B
             continue
         found[layer.weight] = (delta, given)
         if layer.bias:
-            found[layer.bias] = (delta, None)
+            found[layer.bias] = (delta, one)
         if place > 0:
             weight = state[layer.weight]
             size = delta.size @ weight.size

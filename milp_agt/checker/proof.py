@@ -32,7 +32,7 @@ from milp_agt.checker import boxes, functions, steps, training
 from milp_agt.checker.boxes import Array, Box, down, joined, up
 from milp_agt.checker.files import Rejected
 from milp_agt.checker.layers import Problem, Samples, State, forward
-from milp_agt.checker.statement import Question, Statement
+from milp_agt.checker.statement import Question, Statement, asked_for
 
 AT_ONCE = 64  # listed runs that are bounded side by side, and test points
 MOST_LISTED = 1_000_000
@@ -45,25 +45,28 @@ def leaves(given: Statement) -> Iterator[Statement]:
     Raises:
         Rejected: no tree.
     """
-    waiting, used, whole = [given], 0, len(given.multipliers)
+    waiting, used, after, whole = [given], 0, 0, len(given.flips)
     for kind, what, value in [(LEAF, 0, whole)] if given.tree is None else given.tree.tolist():
         if not waiting or kind not in (LEAF, WHO, WHERE, PHASE):
             raise Rejected("claim.tree: a node that is none, or more nodes than a tree has")
         one = waiting.pop()
         if kind == LEAF:
-            used += int(value)
-            yield replace(one, multipliers=given.multipliers[used - int(value) : used])
+            if not 0 <= value <= whole - used:
+                raise Rejected("claim.tree: a leaf with flips that are not there")
+            own, used = given.flips[used : used + int(value)], used + int(value)
+            before, after = after, after + asked_for(given, own)
+            yield replace(one, flips=own, multipliers=given.multipliers[before:after])
         else:
             waiting += [_child(one, kind, int(what), value, side) for side in (True, False)]
     if waiting or used != whole:
-        raise Rejected("claim.tree: a node without children, or multipliers that no leaf has")
+        raise Rejected("claim.tree: a node without children, or flips that no leaf has")
 
 
 def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> Statement:
     """One side of a split. In a part of a box, moves are from its middle, of which a norm says nothing."""
     poisoned = one.poisoned
     if kind == PHASE:
-        return replace(one, phases=(*one.phases, (what, int(value), above)))
+        return replace(one, phases=(*one.phases, (what, int(value), 1.0 if above else -1.0)))
     if kind == WHO:
         side = (np.arange(len(poisoned.open)) >= what) == above
         return replace(one, poisoned=replace(poisoned, open=poisoned.open & side))
@@ -112,13 +115,13 @@ def differences(labels: Array, outputs: int) -> Array:
     return found
 
 
-def count_right(margin: Box) -> tuple[int, int]:
+def count_right(margin: Box, edge: Array) -> tuple[int, int]:
     """At how many points all models of a case, and at how many some, predict the label: the worst case of
     both.
 
     ``margin`` (cases, n, others); a tie counts as wrong in the first number and as right in the second.
     """
-    sure, possible = (margin.lo > 0).all(-1).sum(-1), (margin.hi >= 0).all(-1).sum(-1)
+    sure, possible = (margin.lo > edge).all(-1).sum(-1), (margin.hi >= -edge).all(-1).sum(-1)
     return int(sure.min()), int(possible.max())
 
 
@@ -139,12 +142,6 @@ def losses_of_margins(loss: str, margin: Box) -> Box:
     odds = functions.exp(-margin)
     whole = boxes.total(odds.lo, odds.hi)
     return functions.log(Box(np.maximum(down(1.0 + whole.lo), 1.0), up(1.0 + whole.hi)))
-
-
-def losses_of_outputs(found: Box, encoded: Array) -> Box:
-    """The mean square of ``f - y`` over the outputs of each point (mse)."""
-    square = (found - Box.point(encoded[None])).square()
-    return mean(square)
 
 
 @dataclass(frozen=True)
@@ -182,10 +179,7 @@ def reached(given: Statement, jobs: int = 1) -> list[Reached]:
 
 def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
-        stored = steps.Stored(given.multipliers)
-        run = given.initial, given.samples, given.poisoned, given.anew
-        forms = steps.train(given.problem, *run, stored, given.phases, given.at_once)
-        stored.fits(stored.used == len(stored.values))
+        forms = steps.train(given, steps.stored(given))
         return Reached(given.problem, forms.boxes(), forms)
 
 
@@ -221,7 +215,7 @@ def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
         rows = np.broadcast_to(np.eye(count), (len(rows), count, count)) if squares else rows
         found = case.rows(asked.x[part], rows)
         if squares:
-            found = losses_of_outputs(found, asked.encoded[part])
+            found = mean((found - Box.point(asked.encoded[None, part])).square())
         elif asked.kind == "loss":
             found = losses_of_margins(case.problem.loss, found)
         pieces.append(found)
@@ -229,7 +223,7 @@ def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
     if asked.kind == "loss":
         means = mean(whole)
         return means.lo.min(), means.hi.max()
-    return count_right(whole)
+    return count_right(whole, case.problem.arithmetic.edge(whole))
 
 
 def all_choices(given: Statement) -> Iterator[dict[int, int]]:
@@ -239,10 +233,9 @@ def all_choices(given: Statement) -> Iterator[dict[int, int]]:
         Rejected: more than can be listed.
     """
     labels, choices = given.samples.y.lo[0], given.choices
+    every = range(1 if choices is None else choices.shape[1])
     others = {
-        int(i): [0]
-        if choices is None
-        else [c for c in range(choices.shape[1]) if (choices[i, c] != labels[i]).any()]
+        int(i): [c for c in every if choices is None or (choices[i, c] != labels[i]).any()]
         for i in np.flatnonzero(given.poisoned.open)
     }
     most = max(map(len, others.values()), default=0)

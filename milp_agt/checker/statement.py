@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,17 @@ from milp_agt.checker.boxes import Array, Box
 from milp_agt.checker.files import Table
 from milp_agt.checker.layers import ARITHMETICS, Layer, Poisoned, Problem, Rule, Samples
 
-FORMAT = "milp-agt certificate 4"
+FORMAT = "milp-agt certificate 5"
 CLASSES = ("cross_entropy", "bce", "hinge")
 LOSSES = (*CLASSES, "mse")
 KINDS = ("dense", "relu", "leaky_relu", "sigmoid", "tanh")
 METHODS = ("interval", "listed", "affine")
+ASKED = {
+    "accuracy": "{ends} of {points} are classified right",
+    "stable": "{ends} of {points} keep the class that is stored for them",
+    "targeted": "{ends} of {points} get the class that is stored for them",
+    "loss": "the mean loss on {points} lies {ends}",
+}
 PARTS = ("initial", "nominal", "lower", "upper")
 # Of parameters: they stand in the words, and beside names that the checker makes itself (velocities).
 PARAMETER = re.compile(r"[\w.-]{1,200}")
@@ -62,27 +69,31 @@ class Statement:
         initial, nominal, lower, upper: by parameter; the last two are the claimed box.
         choices: for method ``listed`` every label that a sample may have, (n, choices, outputs); None if
             samples are left out.
-        open: which samples may be poisoned.
         not_covered: what the run was asked that this certificate does not say.
+        flips: (step, number) of those that have ``multipliers``, for ``affine``, see steps.py.
+        tree: nodes (kind, what, value), see proof.py; ``phases`` of a leaf: step, number, 1 (on) or -1.
+        anew: whether the budget is one of every step, and not of the run.
+        at_once: samples of a step that are taken at once, see steps.py; 0 for all.
     """
 
     problem: Problem
     samples: Samples
     poisoned: Poisoned
-    choices: Array | None
     method: str
-    questions: tuple[Question, ...]
-    not_covered: tuple[str, ...]
-    words: tuple[str, ...]
-    multipliers: Array  # for affine, see forms.py
-    tree: Array | None  # nodes (kind, what, value), see proof.py
-    anew: bool  # whether the budget is one of every step, and not of the run
-    at_once: int  # samples of a step that are taken at once, see steps.py; 0 for all
     initial: Mapping[str, Array]
-    nominal: Mapping[str, Array]
-    lower: Mapping[str, Array]
-    upper: Mapping[str, Array]
-    phases: tuple[tuple[int, int, bool], ...] = ()  # of leaves: step, number, whether it is on
+    nominal: Mapping[str, Array] = field(default_factory=dict)
+    lower: Mapping[str, Array] = field(default_factory=dict)
+    upper: Mapping[str, Array] = field(default_factory=dict)
+    choices: Array | None = None
+    questions: tuple[Question, ...] = ()
+    not_covered: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    flips: Array = field(default_factory=partial(np.zeros, (0, 2), np.int64))
+    multipliers: Array = field(default_factory=partial(np.zeros, 0))
+    tree: Array | None = None
+    anew: bool = False
+    at_once: int = 0
+    phases: tuple[tuple[int, int, float], ...] = ()
 
 
 def words(given: Statement) -> tuple[str, ...]:
@@ -112,13 +123,8 @@ def words(given: Statement) -> tuple[str, ...]:
         f"{np.concatenate(widths).mean():.9g}.",
     ]
     for q in given.questions:
-        points = f"{len(q.x)} {q.on} points"
-        what = {
-            "accuracy": f"between {q.least:g} and {q.most:g} of {points} are classified right",
-            "targeted": f"between {q.least:g} and {q.most:g} of {points} get the class stored for them",
-            "stable": f"at least {q.least:g} of {points} keep the class that is stored for them",
-            "loss": f"the mean loss on {points} lies between {q.least:.9g} and {q.most:.9g}",
-        }[q.kind]
+        ends, points = f"between {q.least:.9g} and {q.most:.9g}", f"{len(q.x)} {q.on} points"
+        what = ASKED[q.kind].format(ends=ends, points=points)
         lines.append(f"The claim: of every such model, {what}.")
     return tuple(lines)
 
@@ -189,9 +195,8 @@ def read(claim: Table) -> Statement | tuple[str, ...]:
     arithmetic = ARITHMETICS[claim.word("arithmetic", ARITHMETICS)]
     layers, parameters = _model(claim.table("model"))
     loss = claim.word("loss", LOSSES)
-    outputs, width = (
-        parameters["initial"][layers[end].weight].shape[axis] for end, axis in ((-1, 0), (0, 1))
-    )
+    first, last = (parameters["initial"][layers[end].weight] for end in (0, -1))
+    width, outputs = first.shape[1], last.shape[0]
     wrong = loss != "mse" and (loss == "cross_entropy") != (outputs > 1)
     claim.refuse(wrong, f".loss: {loss} on {outputs} outputs")
     data = claim.table("data")
@@ -200,30 +205,41 @@ def read(claim: Table) -> Statement | tuple[str, ...]:
     _encoded(data, loss, y)
     batches, rules = _training(claim.table("training"), len(x), parameters["initial"])
     problem = Problem(layers, loss, batches, rules, arithmetic)
-    more = method == "affine" and (rules[0].l1 != 0 or rules[0].projection is not None)
-    claim.refuse(more, ".method: affine forms have no rules for penalties and projections")
+    wrong = method == "affine" and (rules[0].l1 != 0 or rules[0].projection is not None)
+    claim.refuse(wrong, ".method: affine forms have no rules for penalties and projections")
     threat = claim.table("threat")
     poisoned, choices = _threat(threat, x, y, method, loss)
+    # What is chosen anew covers what is chosen once, with a budget for every batch.
     anew = (threat.text("counted"), threat.text("poisoned")) != ("once for the run", "once")
     at_once = claim.whole("at_once")
     wrong = at_once > 0 and (method != "affine" or not anew)
     claim.refuse(wrong, ".at_once: not for affine forms of moves that are chosen anew")
-    tree, given = None, np.zeros(0)
+    more: dict[str, Any] = {}
     if claim.has("tree"):
-        tree = claim.array("tree")
+        tree = more["tree"] = claim.array("tree")
         of_one = method == "affine" and poisoned.budget == 1 and not anew
         wrong = not of_one or tree.ndim != 2 or tree.shape[1] != 3
         claim.refuse(wrong, ".tree: no table of nodes, or not for affine forms and one sample")
     if claim.has("multipliers"):
-        given = multipliers_of(claim.array("multipliers", kind="u"))
-        wrong = method != "affine" or not np.isfinite(given).all()
-        claim.refuse(wrong, ".multipliers: not finite, or not for affine forms")
-    questions = tuple(_question(t, loss, x, y) for t in claim.tables("questions"))
+        given = more["multipliers"] = multipliers_of(claim.array("multipliers", kind="u"))
+        flips = more["flips"] = claim.array("flips", kind="i")
+        wrong = method != "affine" or at_once > 0 or not np.isfinite(given).all()
+        claim.refuse(wrong, ".multipliers: not finite, or not for affine forms of whole batches")
+        late = flips.shape[1:] != (2,) or (flips[:, 0] >= len(batches)).any() or (flips < 0).any()
+        claim.refuse(late, ".flips: no table of steps and numbers, or of steps that are not there")
+    more["questions"] = tuple(_question(t, loss, x, y) for t in claim.tables("questions"))
+    more |= {"choices": choices, "not_covered": not_covered, "anew": anew, "at_once": at_once}
     samples = Samples(Box.point(x[None]), Box.point(y[None]))
-    what = samples, poisoned, choices, method, questions, not_covered
-    # anew covers what is chosen once, with a budget for every batch
-    found = Statement(problem, *what, (), given, tree, anew, at_once, **parameters)
+    found = Statement(problem, samples, poisoned, method, **more, **parameters)
+    wrong = len(found.multipliers) != asked_for(found, found.flips)
+    claim.refuse(wrong, ".multipliers: not as many as the flips need")
     return replace(found, words=words(found))
+
+
+def asked_for(given: Statement, flips: Array) -> int:
+    """How many multipliers some flips have: two for each parameter in each state after their step."""
+    states = (len(given.problem.batches) - flips[:, 0]).sum()
+    return 2 * sum(values.size for values in given.initial.values()) * int(states)
 
 
 def multipliers_of(words: Array) -> Array:
@@ -293,10 +309,8 @@ def _training(
     table: Table, samples: int, parameters: Mapping[str, Array]
 ) -> tuple[tuple[Array, ...], tuple[Rule, ...]]:
     sizes, order = (table.array(key, kind="i") for key in ("sizes", "order"))
-    wrong: bool | np.bool = (
-        sizes.ndim != 1 or not len(sizes) or (sizes < 1).any() or (sizes > samples).any()
-    )
-    table.refuse(wrong, ".sizes: no steps, or batches empty or larger than the data")
+    wrong: bool | np.bool = sizes.ndim != 1 or not len(sizes) or (sizes < 1).any()
+    table.refuse(wrong or sizes.max() > samples, ".sizes: no steps, or batches of no such size")
     wrong = order.shape != (int(sizes.sum()),) or (order < 0).any() or (order >= samples).any()
     table.refuse(wrong, ".order: not the samples of these batches")
     batches = tuple(np.split(order, np.cumsum(sizes)[:-1]))
@@ -366,7 +380,7 @@ def _range(table: Table, key: str, values: Array) -> tuple[Array, Array]:
 
 def _question(table: Table, loss: str, train_x: Array, train_y: Array) -> Question:
     outputs = train_y.shape[1]
-    kind = table.word("kind", ("accuracy", "stable", "targeted", "loss"))
+    kind = table.word("kind", ASKED)
     x = _points(table, "features", train_x.shape[1])
     encoded = table.array("labels", (len(x), outputs))
     _encoded(table, loss, encoded)

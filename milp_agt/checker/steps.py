@@ -11,34 +11,36 @@ import numpy as np
 
 from milp_agt.checker.affine import Pass, mixed, points
 from milp_agt.checker.boxes import BITS, Array, Box, Unbounded, allowance, coarse, down, largest, up
-from milp_agt.checker.files import Rejected
 from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, reach, wide
-from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples
+from milp_agt.checker.layers import Problem
+from milp_agt.checker.statement import Statement
+from milp_agt.checker.training import begin
 
-# Multipliers for the parameters of a state, (2, *shape, flips); of those that are not there there are none.
-Choice = Callable[[Mapping[str, Form], Symbols], Mapping[str, Array]]
+# Multipliers for the parameters of the state before a step, (2, *shape, flips); there may be none.
+Choice = Callable[[int, Mapping[str, Form], Symbols], Mapping[str, Array]]
 
 
-@dataclass
-class Stored:
-    """The multipliers of a certificate, in the order in which a run asks for them; none if it has none."""
+def stored(given: Statement) -> Choice:
+    """The multipliers of a certificate: those of each state in turn, for the flips of the steps before that
+    it names. Any multipliers give bounds. Flips without them have 0, and names that no flip has are passed
+    over: a phase that is judged otherwise here, for how numbers are rounded, costs width at most.
+    """
+    used = 0
 
-    values: Array
-    used: int = 0
-
-    def __call__(self, state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
+    def choose(index: int, state: Mapping[str, Form], symbols: Symbols) -> dict[str, Array]:
+        nonlocal used
+        named = given.flips[given.flips[:, 0] < index]
+        at, own = np.nonzero((named[:, None] == symbols.names).all(-1))
         found = {}
-        for name, form in state.items() if self.values.size else ():
-            shape = 2, *form.c.shape, len(symbols.flips)
-            part = self.values[self.used : self.used + math.prod(shape)]
-            self.used += math.prod(shape)
-            self.fits(self.used <= len(self.values))
-            found[name] = part.reshape(shape)
+        for name, form in state.items() if len(named) else ():
+            shape = 2, *form.c.shape
+            end = used + math.prod(shape) * len(named)
+            part, used = given.multipliers[used:end].reshape(*shape, -1), end
+            found[name] = np.zeros_like(part, shape=(*shape, len(symbols.flips)))
+            found[name][..., own] = part[..., at]
         return found
 
-    def fits(self, holds: bool) -> None:
-        if not holds:
-            raise Rejected("claim.multipliers: not as many as the flips of the run need")
+    return choose
 
 
 def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form], Symbols]:
@@ -51,7 +53,6 @@ def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form],
         short, s = (coarse(Box.point(values)).lo for values in (c, form.s))
         cut = 2.0**-BITS * (1.0 + symbols.sizes.sum())  # of fractions
         radius = up(radius + allowance(0, abs(c) + abs(middle)) + cut).reshape(-1)
-        assert form.owned is not None
         radius, owned = (
             coarse(Box(v, v)).hi for v in (radius, form.owned.reshape(len(radius), -1))
         )
@@ -87,7 +88,6 @@ def folded(
         every = reach(own, inner)
         rest, dev = min(every, key=lambda pair: float((pair[0] + inner.worst(pair[1])).sum()))
         ends = Form(form.c, form.s[..., :known], form.low - rest[0], form.high + rest[1])
-        assert form.owned is not None
         found[name] = ends, up(form.owned + dev), magnitude(form, inner)
     return found
 
@@ -106,24 +106,17 @@ def whole(parts: Sequence[Mapping[str, tuple[Form, Array, Array]]], budget: int)
     return found
 
 
-def train(
-    problem: Problem,
-    initial: Mapping[str, Array],
-    samples: Samples,
-    poisoned: Poisoned,
-    anew: bool,
-    choose: Choice,
-    phases: Sequence[tuple[int, int, bool]] = (),
-    at_once: int = 0,
-) -> Final:
+def train(given: Statement, choose: Choice) -> Final:
     """The forms that the run ends with.
 
-    ``anew``: moves are chosen in every step; else once for the run, by at most ``budget`` samples. ``choose``
-    gives the multipliers for the parameters of each state, that at the end among them. ``at_once``: of moves
-    that are chosen anew so many samples of a batch are taken at once, and their symbols are left behind.
+    ``given.anew``: moves are chosen in every step; else once for the run, by at most ``budget`` samples.
+    ``choose`` gives the multipliers for the parameters of each state, that at the end among them.
+    ``given.at_once``: of moves that are chosen anew so many samples of a batch are taken at once, and their
+    symbols are left behind.
     """
-    at_once = at_once if anew else 0  # else slots would be counted in every part
-    x, y, box = samples.x.lo[0], samples.y.lo[0], poisoned.samples
+    problem, poisoned, anew = given.problem, given.poisoned, given.anew
+    at_once = given.at_once if anew else 0  # else slots would be counted in every part
+    x, y, box = given.samples.x.lo[0], given.samples.y.lo[0], poisoned.samples
     low = np.concatenate([box.x.lo[0] - x, box.y.lo[0] - y], 1)
     high = np.concatenate([box.x.hi[0] - x, box.y.hi[0] - y], 1)
     low, high = np.where(low < 0, down(low), 0.0), np.where(high > 0, up(high), 0.0)
@@ -138,9 +131,9 @@ def train(
     symbols = symbols.with_slots(still, still, still)
     if not anew:
         symbols = symbols.with_slots(low[open_], high[open_], radius[open_])
-    state = {n: Form(v, np.zeros((*v.shape, 0)), 0.0 * v, 0.0 * v) for n, v in initial.items()}
-    if any(rule.momentum for rule in problem.rules):
-        state |= {VELOCITY + n: replace(form, c=form.low) for n, form in state.items()}
+    state = begin(
+        problem, given.initial, lambda v: Form(v, v[..., None][..., :0], 0.0 * v, 0.0 * v)
+    )
     for index, (batch, rule) in enumerate(zip(problem.batches, problem.rules, strict=True)):
         parts = np.array_split(batch, -(-len(batch) // at_once) if at_once else 1)
         try:
@@ -151,14 +144,14 @@ def train(
                     own = np.where(open_[part], len(symbols.low) + np.cumsum(open_[part]) - 1, -1)
                     some = part[open_[part]]
                     inner = symbols.with_slots(low[some], high[some], radius[some])
-                given = choose({n: state[n] for n in problem.parameters}, inner)
-                forced = {number: on for at, number, on in phases if at == index}
-                step = Pass(problem, inner, own, given, forced, len(batch))
+                own_rows = choose(index, {n: state[n] for n in problem.parameters}, inner)
+                forced = {number: sign for at, number, sign in given.phases if at == index}
+                step = Pass(problem, inner, own, own_rows, index, forced, len(batch))
                 both = moving(np.concatenate([x, y], 1)[part], inner, own, columns)
                 sums = step.gradients(state, both[:, : x.shape[1]], both[:, x.shape[1] :])
                 done += [folded(sums, step.symbols, symbols.count)] if at_once else []
             if at_once:
-                sums, step = whole(done, poisoned.budget), Pass(problem, symbols, own, given)
+                sums, step = whole(done, poisoned.budget), Pass(problem, symbols, own, own_rows)
             new: dict[str, Form] = {}
             for name, total in sums.items():
                 new |= step.updated(rule, name, state, total, len(batch))
@@ -166,7 +159,7 @@ def train(
         except Unbounded as error:
             raise Unbounded(f"step {index + 1} of {len(problem.batches)}: {error}") from None
     state = {name: state[name] for name in problem.parameters}
-    return Final(problem, state, symbols, choose(state, symbols))
+    return Final(problem, state, symbols, choose(len(problem.batches), state, symbols))
 
 
 @dataclass(frozen=True)

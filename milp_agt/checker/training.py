@@ -14,24 +14,20 @@ holds at most k of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 
 import numpy as np
 
 from milp_agt.checker import boxes, layers
 from milp_agt.checker.boxes import Array, Box, Unbounded, down, largest, scale_of, up
-from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples, State
+from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples, State, T
 
+Term = tuple[Box, Box]  # the factors of an outer product
 NOBODY = np.zeros(0, dtype=np.int64)
 
 
-def summed(
-    clean: tuple[Box, Box | None],
-    poisoned: tuple[Box, Box | None] | None,
-    places: Array,
-    budget: int,
-) -> tuple[Box, Array]:
+def summed(clean: Term, poisoned: Term | None, places: Array, budget: int) -> tuple[Box, Array]:
     """The sum over the batch with at most ``budget`` of the samples at ``places`` poisoned; and ``sum
     |terms|``.
 
@@ -39,24 +35,20 @@ def summed(
     """
     delta, given = clean
     if poisoned is None:
-        if given is not None and (delta.lo.shape[0] > 1 or delta.is_point):
+        if delta.lo.shape[0] > 1 or delta.is_point:
             return boxes.matmul(delta.T, given), delta.T.size @ given.size
-        poisoned = delta[:, places], None if given is None else given[:, places]
-    rows = delta.lo.shape[-1]
-    width = 1 if given is None else given.lo.shape[-1]
+        poisoned = delta[:, places], given[:, places]
     pieces = [
         _worst(_outer(clean, part), _outer(poisoned, part), places, budget)
-        for part in layers.parts_of(delta.lo.shape[1] * width, rows)
+        for part in layers.parts_of(given.lo[0].size, delta.lo.shape[-1])
     ]
     low, high, size = (np.concatenate(each, 1) for each in zip(*pieces, strict=True))
     return Box(low, high), size
 
 
-def _outer(pair: tuple[Box, Box | None], part: slice) -> tuple[Array, Array]:
-    """Ends of the terms of some rows, (cases, n, rows[, width]), rounded to nearest."""
-    delta, given = pair
-    own = delta[:, :, part]
-    return (own.lo, own.hi) if given is None else boxes.corners(own[..., None], given[:, :, None])
+def _outer(pair: Term, part: slice) -> tuple[Array, Array]:
+    """Ends of the terms of some rows, (cases, n, rows, width), rounded to nearest."""
+    return boxes.corners(pair[0][:, :, part, None], pair[1][:, :, None])
 
 
 def _worst(
@@ -106,16 +98,20 @@ def step(
     new: dict[str, Box] = {}
     for name, pair in clean.items():
         sums, size = summed(pair, worse.get(name), places, budget)
+        if state[name].lo.ndim == 2:  # a bias
+            sums, size = sums[..., 0], size[..., 0]
         sums = arithmetic.rounded(sums, batch.shape[-1] + 2, size)
         new |= updated(problem, index, name, state, sums, size)
     return new
 
 
-def begin(problem: Problem, initial: Mapping[str, Array]) -> dict[str, Box]:
-    """The state before the first step: one case; velocities are zero."""
-    state = {name: Box.point(initial[name][None]) for name in problem.parameters}
+def begin(
+    problem: Problem, initial: Mapping[str, Array], made: Callable[[Array], T]
+) -> dict[str, T]:
+    """The state before the first step; velocities are zero."""
+    state = {name: made(initial[name]) for name in problem.parameters}
     if any(rule.momentum for rule in problem.rules):
-        state |= {VELOCITY + n: Box.point(b.lo * 0.0) for n, b in state.items()}
+        state |= {VELOCITY + n: made(0.0 * initial[n]) for n in problem.parameters}
     return state
 
 
@@ -126,7 +122,7 @@ def train(
     poisoned: Poisoned | None = None,
 ) -> dict[str, Box]:
     """Boxes of the parameters after the run, (cases, *shape)."""
-    state = begin(problem, initial)
+    state = begin(problem, initial, lambda values: Box.point(values[None]))
     for index in range(len(problem.batches)):
         try:
             state = step(problem, index, state, samples, poisoned)

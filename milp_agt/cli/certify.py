@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from milp_agt.cli import common
@@ -104,6 +105,7 @@ def _certify(arguments: argparse.Namespace) -> int:
     path, place, options = _job(arguments)
     config = load_config(path)
     run = config.build(options)
+    built = monotonic()
     checkpoint = Checkpoint(
         place / common.CHECKPOINT, {"run": str(path.absolute()), "options": options}
     )
@@ -166,9 +168,11 @@ def _certify(arguments: argparse.Namespace) -> int:
             )
             return common.LIMIT_REACHED
         written = [folder.json_path, folder.npz_path]
+        judged = monotonic()
         advance(0, 0, "", "certificate")
         certificate, seconds = place / certificates.FOLDER, whole.for_certificate()
         written.append(certificates.write(certificate, run, result, verdicts, seconds))
+        stored = monotonic()
         if not arguments.no_report:
             advance(0, 0, "", "report")
             written += _report(result, verdicts, run, place)
@@ -181,7 +185,11 @@ def _certify(arguments: argparse.Namespace) -> int:
     if arguments.points:
         _print_points(verdicts)
     if not arguments.quiet:
-        print(f"\nWritten: {', '.join(str(path) for path in written)}")
+        bounds, proof = f"{spent + judged - built:.2f} s", f"{stored - judged:.2f} s"
+        print(
+            f"\nBounds and answers in {bounds}, the certificate in {proof}, after the start of Python"
+        )
+        print(f"Written: {', '.join(str(path) for path in written)}")
     states = {verdict.status for verdict in verdicts}
     if not states & {"OPEN", "REFUTED"}:
         return common.PROVED

@@ -28,7 +28,7 @@ def add_check(commands: common.Commands) -> None:
         "check the certificate of a result folder",
         description="Prove what a certificate states anew, with nothing of what made it: numpy alone. "
         "A result folder keeps what came of it, for milp-agt report. "
-        "Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 2 no folder there, 3 REJECTED.",
+        "Exit codes: 0 PROVED, 1 NOT PROVED or NOT COVERED, 2 no certificate there, 3 REJECTED.",
         example="check runs/iris",
     )
     checker.add_arguments(parser)
@@ -37,14 +37,11 @@ def add_check(commands: common.Commands) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from milp_agt.reports import audit
 
-    if not arguments.folder.is_dir():
-        raise InvalidInputError(
-            f"Check the certificate in {arguments.folder}",
-            "a file" if arguments.folder.exists() else "no such folder",
-            "give the result folder of milp-agt certify, or the folder certificate in it",
-        )
-    report = checker.checked(arguments)
-    print(checker.in_words(report))
+    if found := checker.missing(arguments.folder):
+        asked = f"Check the certificate in {arguments.folder}"
+        raise InvalidInputError(asked, found, checker.REMEDY)
+    report, words = checker.checked(arguments)
+    print(words)
     if (arguments.folder / "result.json").exists():
         try:
             audit.save(arguments.folder, report)
