@@ -101,12 +101,14 @@ class Noise(Stacked):
         """
         total = torch.zeros_like(self.up[0])
         tilt = torch.zeros_like(total)
+        one = torch.eye(len(total), dtype=total.dtype, device=total.device)
         for onto, down, up in zip(self.onto, self.down, self.up, strict=True):
             middle, half = 0.5 * (up + down), 0.5 * (up - down)
+            alone = torch.equal(onto, one)  # the newest group, mostly
             if bool(middle.any()):
-                total += onto.abs() @ middle
+                total += middle if alone else onto.abs() @ middle
             if bool(half.any()):
-                tilt += onto @ half
+                tilt += half if alone else onto @ half
         return (total - tilt).clamp(min=0.0), (total + tilt).clamp(min=0.0)
 
     def carried(self, jacobian: Tensor) -> Noise:
