@@ -104,9 +104,7 @@ class Pass:
             rows = Form(weight.c.T, weight.s.transpose(1, 0, 2), weight.low.T, weight.high.T)
             apart, sizes = apart.swapaxes(-1, -2), sizes.T
         c = x.c @ rows.c.T
-        s = plus(
-            np.tensordot(x.c, rows.s, (1, 1)), np.tensordot(x.s, rows.c, (1, 1)).transpose(0, 2, 1)
-        )
+        s = plus(np.tensordot(x.c, rows.s, (1, 1)), rows.c @ x.s)
         low, high = _split(rows.c, x.low, x.high)
         second = (self.far(x)[:, :, None] * apart).sum(-1)
         size = self.size(x) @ sizes.T

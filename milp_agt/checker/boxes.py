@@ -3,8 +3,8 @@
 A box is two arrays of the same shape, in one of two arithmetics that share all code below:
 
 - float64: every operation rounds to nearest (IEEE 754), and :func:`down` and :func:`up` go one number
-  or two further. Sums are in any order; they are off by at most ``gamma(k) sum |x|`` with ``gamma(k) = k u / (1 -
-  k u)`` and ``u = 2^-53`` (Higham 2002, section 4.2), which :func:`total` grants;
+  or two further. Sums are in any order; they are off by at most ``gamma(k) sum |x|`` with ``gamma(k) =
+  k u / (1 - k u)`` and ``u = 2^-53`` (Higham 2002, section 4.2), which :func:`total` grants;
 - exact: arrays of :class:`Exact` fractions; nothing is rounded, and :func:`coarse` shortens fractions
   outwards.
 
