@@ -392,3 +392,10 @@ def points(values: Array, symbols: int = 0) -> Form:
     """Numbers that are known, of samples."""
     zero = np.zeros((2, *values.shape))
     return Form(values, np.zeros((*values.shape, symbols)), zero, zero)
+
+
+def ranged(box: Box) -> Form:
+    """Numbers of samples of which nothing is known but their range."""
+    c = 0.5 * box.lo + 0.5 * box.hi
+    low, high = down(box.lo - c), up(box.hi - c)
+    return replace(points(c), low=np.stack([low, low]), high=np.stack([high, high]))

@@ -322,8 +322,8 @@ def magnitude(form: Form, symbols: Symbols) -> Array:
     rest = np.maximum(abs(form.low), abs(form.high))
     rest = rest.max(0) if rest.ndim > form.c.ndim else rest
     rest = rest + form.owned.sum(-1)
-    found: Array = abs(form.c) + abs(form.s) @ symbols.sizes[: form.s.shape[-1]] + rest
-    return found * SPARE
+    moves = abs(form.s) @ symbols.sizes[: form.s.shape[-1]]
+    return np.asarray((abs(form.c) + moves + rest) * SPARE)
 
 
 def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[Pair]:
