@@ -44,15 +44,6 @@ def write(run: Path, text: str) -> None:
     run.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.filterwarnings("always")
-def test_a_switch_that_is_gone_is_a_note(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(run, RUN + "[certify.strengthening]\nphases = true\n" + ACCURACY.format(0.0))
-    found = certified(run, "--quiet")
-    (note,) = capsys.readouterr().err.splitlines()
-    assert note.startswith("milp-agt: note: [certify] strengthening = ")
-    assert "strengthening" not in found["options"]
-
-
 def test_certify_prints_and_writes_everything(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,7 +32,7 @@ def numbers_of(values: object, what: str) -> Array:
     if _is_of_torch(values):
         values = _dense(values, asked)
     elif isinstance(values, (list, tuple)) and values and _is_of_torch(values[0]):
-        values = [_dense(each, asked) for each in values]
+        values = [_dense(each, asked) if _is_of_torch(each) else each for each in values]
     if _is_sparse(values):
         raise InvalidInputError(
             asked, f"a sparse {name}", "give it dense: .toarray(), or .to_dense() in torch"
@@ -78,8 +78,9 @@ def _dense(tensor: Any, asked: str) -> Array:
         if odd:
             raise InvalidInputError(asked, found, remedy)
     plain = tensor.detach().cpu().resolve_conj().resolve_neg()
-    # Exact, and numpy has no such type.
-    array: Array = (plain.double() if str(plain.dtype) == "torch.bfloat16" else plain).numpy()
+    if str(plain.dtype).startswith(("torch.bfloat16", "torch.float8")):
+        plain = plain.double()  # exact, and numpy has no such types
+    array: Array = plain.numpy()
     return array
 
 
