@@ -219,7 +219,7 @@ def test_attacks_start_from_what_bounds_maximise(monkeypatch: pytest.MonkeyPatch
 def test_linear_forms_are_met_with_the_zonotope_beside_them(
     static: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "IDLE_STEPS", 5)
+    monkeypatch.setattr(planning, "PATIENCE", 5)
     case, test, labels = problem("bce", "features", {"epochs": 5}, (4,), radius=0.1, static=static)
     met, boxes = case.certify(relaxation="linear", carried="zonotope", selections="joint")
     alone, inner = case.certify(relaxation="zonotope")
@@ -234,7 +234,7 @@ def test_linear_forms_are_met_with_the_zonotope_beside_them(
 
 def test_linear_forms_end_where_they_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left is what the zonotope proves by itself; one that is not narrower keeps them."""
-    monkeypatch.setattr(loop, "IDLE_STEPS", 2)
+    monkeypatch.setattr(planning, "PATIENCE", 2)
     case, _, _ = problem("bce", "features", {"epochs": 6}, (4,), radius=0.1)
     result, boxes = case.certify(relaxation="linear", carried="zonotope", selections="joint")
     _, others = case.certify(relaxation="zonotope")

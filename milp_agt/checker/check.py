@@ -10,7 +10,7 @@ compared with the end that was proved, and each threshold with the claimed end.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -88,8 +88,9 @@ def _items(given: Statement, jobs: int) -> Iterator[Item]:
     cases: list[Reached] = []
     yield _item("the run on the data as given", partial(_nominal, given))
     yield _item("the box of the parameters", partial(_claimed, given, cases, jobs))
-    for asked in given.questions if cases else ():
-        yield _item(f"{asked.kind} on {asked.on}", partial(_answer, asked, cases))
+    for number, asked in enumerate(given.questions if cases else ()):
+        ends = proof.answer(number, cases)
+        yield _item(f"{asked.kind} on {asked.on}", partial(_answer, asked, *ends))
     yield from map(_not_covered, given.not_covered)
 
 
@@ -134,8 +135,7 @@ def _inside(
     return Outcome.PROVED, ""
 
 
-def _answer(asked: Question, cases: Sequence[Reached]) -> tuple[Outcome, str]:
-    least, most = proof.answer(asked, cases)
+def _answer(asked: Question, least: float, most: float) -> tuple[Outcome, str]:
     ends = (
         ("least", asked.least, least, asked.least - least),
         ("most", asked.most, most, most - asked.most),

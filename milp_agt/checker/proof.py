@@ -146,41 +146,34 @@ def losses_of_margins(loss: str, margin: Box) -> Box:
 
 @dataclass(frozen=True)
 class Reached:
-    """Cases of the parameters, one of which holds: boxes (cases, *shape), and the forms that one case
-    may have.
+    """Cases of the parameters, one of which holds: boxes (cases, *shape), and what is proved of each question
+    for all of them: bounds of what it counts, or of the mean loss.
     """
 
-    problem: Problem
     boxes: Mapping[str, Box]
-    forms: steps.Final | None = None
-
-    def rows(self, x: Array, rows: Array) -> Box:
-        """See :func:`of_rows`; by boxes and by forms."""
-        found = of_rows(self.problem, self.boxes, x, rows)
-        return found if self.forms is None else found.met(self.forms.rows(x, rows))
+    ends: tuple[tuple[float, float], ...]
 
 
 def reached(given: Statement, jobs: int = 1) -> list[Reached]:
     """By the method of a statement.
 
     Raises:
-        Unbounded: nothing is known at some step.
+        Unbounded: nothing is known at some step, or of some question.
     """
-    problem = given.problem
     with np.errstate(all="ignore"):
         if given.method == "listed":
             # The run on every data set that the adversary may choose: plain runs with their rounding.
             return list(_each(partial(_run_on, given), _chunks(given), jobs))
         if given.method == "interval":
-            boxes = training.train(problem, given.initial, given.samples, given.poisoned)
-            return [Reached(problem, boxes)]
+            run = given.problem, given.initial, given.samples, given.poisoned
+            return [_known(given, training.train(*run))]
         return list(_each(_by_forms, leaves(given), jobs))
 
 
 def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
         forms = steps.train(given, steps.stored(given))
-        return Reached(given.problem, forms.boxes(), forms)
+        return _known(given, forms.boxes(), forms)
 
 
 def _each(work: Callable[[Any], Reached], parts: Iterable[Any], jobs: int) -> Iterator[Reached]:
@@ -194,36 +187,39 @@ def _each(work: Callable[[Any], Reached], parts: Iterable[Any], jobs: int) -> It
         yield from pool.map(work, parts)
 
 
-def answer(asked: Question, cases: Sequence[Reached]) -> tuple[float, float]:
-    """Bounds of what a question counts, or of the mean loss, over all cases.
-
-    Raises:
-        Unbounded: nothing is known.
-    """
-    with np.errstate(all="ignore"):
-        ends = [_of_case(asked, case) for case in cases]
-    least, most = min(low for low, _ in ends), max(high for _, high in ends)
-    return least, float(len(asked.x)) if asked.kind == "stable" else most
+def answer(number: int, cases: Sequence[Reached]) -> tuple[float, float]:
+    """The bounds of a question over all cases."""
+    ends = [case.ends[number] for case in cases]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
-def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
-    pieces, count = [], case.boxes[case.problem.layers[-1].weight].lo.shape[1]
-    squares = asked.kind == "loss" and case.problem.loss == "mse"
+def _known(given: Statement, state: State, forms: steps.Final | None = None) -> Reached:
+    ends = (_ends(given.problem, asked, state, forms) for asked in given.questions)
+    return Reached(state, tuple(ends))
+
+
+def _ends(
+    problem: Problem, asked: Question, state: State, forms: steps.Final | None
+) -> tuple[float, float]:
+    pieces, count = [], state[problem.layers[-1].weight].lo.shape[1]
+    squares = asked.kind == "loss" and problem.loss == "mse"
     for start in range(0, len(asked.x), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         rows = differences(asked.labels[part], count)
         rows = np.broadcast_to(np.eye(count), (len(rows), count, count)) if squares else rows
-        found = case.rows(asked.x[part], rows)
+        found = of_rows(problem, state, asked.x[part], rows)
+        found = found if forms is None else found.met(forms.rows(asked.x[part], rows))
         if squares:
             found = mean((found - Box.point(asked.encoded[None, part])).square())
         elif asked.kind == "loss":
-            found = losses_of_margins(case.problem.loss, found)
+            found = losses_of_margins(problem.loss, found)
         pieces.append(found)
     whole = joined(pieces, 1)
     if asked.kind == "loss":
         means = mean(whole)
         return means.lo.min(), means.hi.max()
-    return count_right(whole, case.problem.arithmetic.edge(whole))
+    least, most = count_right(whole, problem.arithmetic.edge(whole))
+    return least, len(asked.x) if asked.kind == "stable" else most
 
 
 def all_choices(given: Statement) -> Iterator[dict[int, int]]:
@@ -281,4 +277,4 @@ def _run_on(given: Statement, chosen: list[dict[int, int]]) -> Reached:
                 y[case, sample] = given.choices[sample, choice]
         samples = Samples(samples.x, Box.point(y))
     with np.errstate(all="ignore"):
-        return Reached(given.problem, training.train(problem, given.initial, samples))
+        return _known(given, training.train(problem, given.initial, samples))
