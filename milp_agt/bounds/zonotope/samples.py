@@ -23,6 +23,7 @@ from milp_agt.bounds.zonotope.numbering import (
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import EncodingError
 from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import Vertices
 from milp_agt.training.training import Batch
 
 
@@ -198,6 +199,9 @@ class SampleGenerators:
     def support(self, coefficients: Tensor, poison: Poison | None = None) -> Tensor:
         """``max over moves of c_i . e_i``, (rows, m), from coefficients (rows, m, width); of the samples of
         ``poison`` in place of all generators, if it is given."""
+        if poison is None and self.are_moved:
+            assert isinstance(self.poison.label_moves, Vertices)
+            return self.poison.label_moves.largest(coefficients)
         poison = poison or self.poison
         total = coefficients.new_zeros(coefficients.shape[:2])
         features, labels = self._split(coefficients)
@@ -215,6 +219,19 @@ class SampleGenerators:
         return replace(
             self, poison=replace(self.poison, feature_moves=features, label_moves=labels)
         )
+
+    @cached_property
+    def are_moved(self) -> bool:
+        """Whether units are chosen because their labels change: those of samples that are poisoned once, in a
+        class out of finitely many. Then no unit that is chosen stays where it is."""
+        alone = len(self.known) == self.count > 0 and not bool(self.known.any())
+        finite = isinstance(self.poison.label_moves, Vertices) and self.on_features == 0
+        return alone and finite and self.parts == 1 and self.poison.whole is None
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one unit is poisoned at most."""
+        return sum(groups * most for groups, most in self.quotas) <= 1
 
     @cached_property
     def is_mirrored(self) -> bool:
