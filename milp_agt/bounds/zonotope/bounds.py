@@ -39,8 +39,7 @@ class StateBounds:
         alpha: multipliers of these rows, for 2 P ends: upper ones first, then lower ones.
         below, above: how far each coordinate lies below and above the centre, (P,), >= 0.
         clean, poisoned: the same for both ends if a sample is clean, and if it may be poisoned, (2 P, m).
-        rest, each: the parts of both ends that are there anyway, (2 P,), and that each sample adds, (2 P, m), see
-            :class:`Bound`.
+        rest, each: the parts of both ends, as in :class:`Bound`, (2 P,) and (2 P, m).
         terms: sizes of the terms of each coordinate, (P,).
     """
 

@@ -53,8 +53,13 @@ PER_STEP = 2**27
 def tells(samples: SampleGenerators, elements: int) -> bool:
     """Whether few of the samples can be poisoned together: of more it gains nothing who owes what; and
     whether that is worth its time with so many elements of nodes in a step."""
-    wanted = sum(groups * most for groups, most in samples.quotas)
-    return samples.count * elements <= PER_STEP and 0 < 2 * wanted <= len(samples.known)
+    few = 0 < 2 * _wanted(samples) <= len(samples.known)
+    return samples.count * elements <= PER_STEP and few
+
+
+def _wanted(samples: SampleGenerators) -> int:
+    """How many are poisoned together at most."""
+    return sum(groups * most for groups, most in samples.quotas)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Shares:
             rest = found.rest + found.slack
             rest = (rest + gamma(8) * rest.abs()).clamp(min=0.0)
             share = gamma(16 + 8 * samples.terms)
-            if samples.are_moved:
+            if samples.moved is not None:
                 ends.append(signed(rest[:, None], found.each, samples, share))
                 continue
             others, _ = samples.others(found.dev, own)
@@ -98,14 +103,14 @@ class Shares:
     @staticmethod
     def _of(base: Interval, each: Interval, last: Interval, samples: SampleGenerators) -> Shares:
         """From :attr:`total`, or :attr:`others` where signed."""
-        if not samples.are_moved:
+        if samples.moved is None:
             return Shares(base, each, last)
         # What bounds towards both sides leave of an interval may be less than nothing by rounding.
         each = Interval(
             torch.minimum(each.lower, each.upper), torch.maximum(each.lower, each.upper)
         )
         total = outwards(each.plus(last), gamma(4)).widen(gamma(4) * last.magnitude)
-        return Shares(base, each, total, last, samples.is_single)
+        return Shares(base, each, total, last, _wanted(samples) <= 1)
 
     @staticmethod
     def joined(
@@ -139,7 +144,7 @@ class Shares:
             )
             return Interval(-low, high)
 
-        if not samples.are_moved:
+        if samples.moved is None:
             return Shares(spread(bounds.rest), spread(bounds.dev), spread(bounds.poisoned))
         rest, each, others = signed(
             bounds.rest[:, None], bounds.each, samples, gamma(16 + 8 * samples.terms)
@@ -155,7 +160,7 @@ class Shares:
     ) -> Shares | None:
         """Of a node by what coordinates of the state do one by one, and flips of its sample (``moved``); None
         where what it adds itself is wanted."""
-        if samples.are_moved:
+        if samples.moved is not None:
             return None
         on_state = form.on_state
         assert isinstance(on_state, Local)
@@ -171,24 +176,23 @@ class Shares:
         base, total = base + own, total + own
         if form.owed is not None:
             each, total = each + form.owed.magnitude, total + most_of(samples, form.owed)
-        grow = 1.0 + gamma(8)
-        return Shares(*(Interval(-part * grow, part * grow) for part in (base, each, total)))
+        grown = [part * (1.0 + gamma(8)) for part in (base, each, total)]
+        nobody, alone, every = (Interval(-part, part) for part in grown)
+        return Shares(nobody, alone, every)
 
     def mapped(self, op: Operation) -> Shares | None:
         """Of the image under a linear map without a constant, as of independent numbers; None if large."""
         assert isinstance(op, LinearMap)
         if self.each.lower.numel() * self.each.lower.shape[-1] > MOST:
             return None
-        grow = 1.0 + gamma(16.0 * op.terms() + 128.0)
-        if self.others is None:
-            parts = (self.base, self.each, self.total)
-            return Shares(*(op.interval(part).each(lambda end: end * grow) for part in parts))
-        parts = (self.base, self.each, self.total, self.others)
-        sizes = (op.interval(Interval(-p.magnitude, p.magnitude)).magnitude for p in parts)
-        found = (
-            op.interval(p).widen((grow - 1.0) * size) for p, size in zip(parts, sizes, strict=True)
-        )
-        return Shares(*found, self.single)
+
+        def image(part: Interval) -> Interval:
+            sizes = op.interval(Interval(-part.magnitude, part.magnitude)).magnitude
+            return op.interval(part).widen(gamma(16.0 * op.terms() + 128.0) * sizes)
+
+        each, total = image(self.each), image(self.total)
+        others = None if self.others is None else image(self.others)
+        return Shares(image(self.base), each, total, others, self.single)
 
     @property
     def size(self) -> Sequence[Tensor]:
@@ -200,8 +204,8 @@ class Shares:
 def signed(
     rest: Tensor, each: Tensor, samples: SampleGenerators, share: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One end of the shares of poisoned samples that move for sure, from parts of a bound: of nobody, of each,
-    and of all the others, rounded upwards."""
+    """One end of the shares of samples that move for sure if they are poisoned, from parts of a bound: of
+    nobody, of each, and of all the others, rounded upwards."""
     _, total = samples.conditional(each.clamp(min=0.0))
     others = total * (1.0 + share) - each.clamp(min=0.0)
     return rest[:, 0], each + share * each.abs(), rest * (1.0 + share) + others.clamp(min=0.0)

@@ -199,9 +199,8 @@ class SampleGenerators:
     def support(self, coefficients: Tensor, poison: Poison | None = None) -> Tensor:
         """``max over moves of c_i . e_i``, (rows, m), from coefficients (rows, m, width); of the samples of
         ``poison`` in place of all generators, if it is given."""
-        if poison is None and self.are_moved:
-            assert isinstance(self.poison.label_moves, Vertices)
-            return self.poison.label_moves.largest(coefficients)
+        if poison is None and self.moved is not None:
+            return self.moved.furthest(coefficients)[0]
         poison = poison or self.poison
         total = coefficients.new_zeros(coefficients.shape[:2])
         features, labels = self._split(coefficients)
@@ -221,17 +220,11 @@ class SampleGenerators:
         )
 
     @cached_property
-    def are_moved(self) -> bool:
-        """Whether units are chosen because their labels change: those of samples that are poisoned once, in a
-        class out of finitely many. Then no unit that is chosen stays where it is."""
-        alone = len(self.known) == self.count > 0 and not bool(self.known.any())
-        finite = isinstance(self.poison.label_moves, Vertices) and self.on_features == 0
-        return alone and finite and self.parts == 1 and self.poison.whole is None
-
-    @property
-    def is_single(self) -> bool:
-        """Whether one unit is poisoned at most."""
-        return sum(groups * most for groups, most in self.quotas) <= 1
+    def moved(self) -> Vertices | None:
+        """Moves of labels, where units are chosen because these change: none that is chosen stays as it is."""
+        moves, alone = self.poison.label_moves, len(self.known) == self.count > 0
+        plain = alone and not self.known.any() and self.parts == 1 and self.poison.whole is None
+        return moves if plain and not self.on_features and isinstance(moves, Vertices) else None
 
     @cached_property
     def is_mirrored(self) -> bool:
@@ -248,6 +241,8 @@ class SampleGenerators:
 
     def maximise(self, coefficients: Tensor) -> Tensor:
         """Moves that attain the support function, (rows, m, width)."""
+        if self.moved is not None:
+            return self.moved.furthest(coefficients)[1]
         features, labels = self._split(coefficients)
         parts = []
         if self.poison.feature_moves is not None:
