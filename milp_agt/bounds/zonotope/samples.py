@@ -221,7 +221,7 @@ class SampleGenerators:
 
     @cached_property
     def moved(self) -> Vertices | None:
-        """Moves of labels, where units are chosen because these change: none that is chosen stays as it is."""
+        """Moves of labels where units are chosen because these change: none that is chosen stays put."""
         moves, alone = self.poison.label_moves, len(self.known) == self.count > 0
         plain = alone and not self.known.any() and self.parts == 1 and self.poison.whole is None
         return moves if plain and not self.on_features and isinstance(moves, Vertices) else None
