@@ -22,6 +22,8 @@ from milp_agt.bounds.zonotope.samples import SampleGenerators
 
 # Adam, with the scale of a step falling geometrically from the first to the last.
 FIRST, LAST, MEAN, SQUARE = 0.15, 0.0045, 0.8, 0.98
+# A search is looked at after so many steps, and compared with itself so many looks ago.
+LOOKED, LOOKED_BACK = 4, 2
 # How many flips C3 may admit where it is taken at the start of an ascent: the best per direction counts.
 COVERS = (1.0, 2.0, 4.0, torch.inf)
 
@@ -38,9 +40,12 @@ def starts(d: Directions, flips: Flips) -> Iterator[tuple[Tensor, Tensor]]:
         for most in COVERS:
             yield d.base.new_zeros(2, d.rows, 0), torch.where(flips.cover <= most, prices, 0.0)
         return
-    prices = prices_of(d, flips)
+    prices, done = prices_of(d, flips), -1
     for most in COVERS:
         few = flips.cover <= most
+        if int(few.sum()) == done:
+            continue
+        done = int(few.sum())
         limits = torch.where(few, prices[:, flips.limited], 0.0)
         covered = flips.alone.clone()
         covered[flips.limited[few]] = True
@@ -92,6 +97,7 @@ def ascend(
     alpha: Multipliers,
     steps: int,
     free: Tensor | None = None,
+    still: float = 0.0,
 ) -> Multipliers:
     """Better multipliers by projected subgradient steps (Adam) from ``alpha``; the best iterate of each row.
 
@@ -99,6 +105,7 @@ def ascend(
 
     Args:
         free: mask of the samples that may be poisoned for each direction, (r, m) as numbers; None for all.
+        still: the search ends where in some steps no bound has got better by this share of it.
     """
     if not (flips.rows or flips.limits) or not d.rows or steps == 0:
         return alpha
@@ -106,12 +113,18 @@ def ascend(
     at, scale = flat(alpha), prices_of(d, flips).amax(1).clamp(min=1e-12)
     climb = Climb(at, torch.maximum(scale.to(at), at.amax(1))[:, None])
     best, least = at, at.new_full((d.rows,), torch.inf)
+    seen = [least] * (1 + LOOKED_BACK)
     for number in range(1, steps + 2):
         value, slopes = lagrangian.at(at)
         wins = value < least
         best, least = torch.where(wins[:, None], at, best), torch.where(wins, value, least)
         if number > steps:
             break
+        if still and number % LOOKED == 1:
+            seen.append(least)
+            gained = seen[-1 - LOOKED_BACK] - least
+            if bool((gained <= still * least.abs()).all()):
+                break
         at = climb.moved(slopes, FIRST * (LAST / FIRST) ** ((number - 1) / steps), number)
     return unflat(best, flips)
 
@@ -124,11 +137,12 @@ class Climb:
         self.mean, self.square = torch.zeros_like(start), torch.zeros_like(start)
 
     def moved(self, slope: Tensor, rate: float, number: int) -> Tensor:
-        self.mean = MEAN * self.mean + (1.0 - MEAN) * slope
-        self.square = SQUARE * self.square + (1.0 - SQUARE) * slope * slope
-        root = (self.square / (1.0 - SQUARE**number)).sqrt() + 1e-12
-        move = self.mean / (1.0 - MEAN**number) / root
-        self.at = (self.at - rate * self.scale * move).clamp(min=0.0)
+        self.mean.mul_(MEAN).add_(slope, alpha=1.0 - MEAN)
+        self.square.mul_(SQUARE).addcmul_(slope, slope, value=1.0 - SQUARE)
+        root = self.square.sqrt().add_(1e-12)
+        size = rate * (1.0 - SQUARE**number) ** 0.5 / (1.0 - MEAN**number)
+        move = self.scale * self.mean
+        self.at = self.at.addcdiv(move, root, value=-size).clamp_(min=0.0)
         return self.at
 
 

@@ -50,6 +50,7 @@ class Lagrangian:
         self.plain = _single(torch.cat([d.on_moves.flatten(1), d.on_phase, d.on_bend], 1))
         charge = d.charge if flips.rows else d.base.new_zeros(d.rows, 0)
         self.charged = _single(torch.cat([charge, d.up, d.base[:, None]], 1))
+        self.one = torch.ones_like(self.charged[:, -1:])
         self._opened = None if flips.rows else self._open(self.plain, self.charged)
 
     def at(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,12 +64,11 @@ class Lagrangian:
                 torch.addmm(self.plain, difference, self.by_difference),
                 torch.addmm(self.charged, z, self.by_total),
             )
-        moves, prices, bent, dev, rest = opened
+        attained, prices, bent, dev, rest = opened
         if len(self.limited):
             prices = prices.index_add(1, self.limited, limits, alpha=-1.0)
             dev = dev + limits @ self.threshold
-        happens = (prices > 0.0).to(prices)
-        due = prices * happens
+        happens, due = (prices > 0.0).to(prices), prices.clamp(min=0.0)
         if len(self.alone):
             dev = dev.index_add(1, self.own, due[:, self.alone])
         dev = dev.clamp(min=0.0)
@@ -81,17 +81,16 @@ class Lagrangian:
         by_limit = paid @ self.threshold.T - happens[:, self.limited]
         if not self.rows:
             return value, by_limit
-        moved = (self.samples.maximise(moves) * paid.unsqueeze(-1)).flatten(1)
+        moved = (attained * paid.unsqueeze(-1)).flatten(1)
         by_difference = torch.cat([moved, happens, happens * bent], 1) @ self.by_difference.T
-        one = torch.ones_like(value)[:, None]
-        by_total = torch.cat([happens[:, self.column], paid, one], 1) @ self.by_total.T
+        by_total = torch.cat([happens[:, self.column], paid, self.one], 1) @ self.by_total.T
         slopes = (by_total + torch.cat([by_difference, -by_difference], 1)) / self.scale
         return value, torch.cat([slopes, by_limit], 1)
 
     def _open(
         self, linear: Tensor, charged: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Coefficients on moves, prices of flips before C3, what bends add to them for each unit of their
+        """Moves that attain the most, prices of flips before C3, what bends add to them for each unit of their
         coefficients, what samples are charged, and the rest."""
         flips, moved = self.width, linear.shape[1] - 2 * self.width
         moves = linear[:, :moved].reshape(self.moves)
@@ -100,8 +99,9 @@ class Lagrangian:
         prices = torch.addcmul(phases, bent, bends)
         if self.rows:
             prices = prices.index_add(1, self.column, charged[:, : self.rows])
-        dev = self.samples.support(moves) + charged[:, self.rows : -1]
-        return moves, prices, bent, dev, charged[:, -1]
+        attained = self.samples.maximise(moves)
+        dev = (attained * moves).sum(-1) + charged[:, self.rows : -1]
+        return attained, prices, bent, dev, charged[:, -1]
 
 
 def flat(alpha: Multipliers) -> Tensor:
