@@ -90,8 +90,8 @@ class Lagrangian:
     def _open(
         self, linear: Tensor, charged: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Moves that attain the most, prices of flips before C3, what bends add to them for each unit of their
-        coefficients, what samples are charged, and the rest."""
+        """Moves that attain the most, prices of flips before C3, what bends add to them for each unit of
+        their coefficients, what samples are charged, and the rest."""
         flips, moved = self.width, linear.shape[1] - 2 * self.width
         moves = linear[:, :moved].reshape(self.moves)
         phases, bends = linear[:, moved : moved + flips], linear[:, moved + flips :]
