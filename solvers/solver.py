@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any, ClassVar, TypeVar
@@ -56,16 +55,6 @@ class Solver(ABC):
             SolverUnavailableError: not installed, or the licence does not allow this program.
             EncodingError: coefficients that the solver refuses.
         """
-
-
-@dataclass(frozen=True)
-class SolverRow:
-    """One line of the table of solvers."""
-
-    name: str
-    available: bool
-    version: str
-    note: str
 
 
 _BACK_ENDS: dict[str, type[Solver]] = {}
@@ -145,10 +134,9 @@ def choose(name: str | None) -> Solver:
     return solver
 
 
-def solver_table() -> tuple[SolverRow, ...]:
-    """One row for each back end. No solver is imported and no licence is taken."""
-    solvers = map(get_solver, back_ends())
-    return tuple(SolverRow(s.name, s.available(), s.version(), s.note) for s in solvers)
+def solver_table() -> tuple[Solver, ...]:
+    """Every back end, installed or not. No solver is imported and no licence is taken."""
+    return tuple(map(get_solver, back_ends()))
 
 
 def _installed() -> str:

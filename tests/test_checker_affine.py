@@ -284,7 +284,7 @@ def test_questions_are_tighter_by_forms() -> None:
     own, initial, samples, poisoned = line(2, 6)
     final = forms_of(own, initial, samples, poisoned, False)
     x = np.random.default_rng(1).normal(size=(5, 2))
-    by_forms = final.rows(x, np.ones((5, 1, 1)))
+    by_forms = final.rows(Box.point(x), np.ones((5, 1, 1)))
     state = final.boxes()
     by_boxes = layers.forward(own, state, Box.point(x[None]))[-1]
     assert ((by_forms.hi - by_forms.lo) < (by_boxes.hi - by_boxes.lo)).all()

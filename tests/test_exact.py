@@ -275,14 +275,14 @@ def test_a_question_on_top_of_the_run_is_exact_too(solver: str, steps: int) -> N
     steps = with_all_ranges(models, recorder.steps["linear"])
     run = (models.step_graph, models.schedule, steps, models.poison)
     question = program.FinalWindow(
-        program.Window(*run, True, exact_products=True),
-        recorder.states["linear"][-1],
         program.SolveOptions(get_solver(solver), Limits(gap=0.0)),
+        window=program.Window(*run, True, exact_products=True),
+        state=recorder.states["linear"][-1],
     )
     known = Interval(torch.full((1, 2, 1), -9.0).double(), torch.full((1, 2, 1), 9.0).double())
     ones, zeros = torch.ones(2, 1, 1).double(), torch.zeros(2, 1).double()
     inputs = Interval.point(points.unsqueeze(0))
-    found = question.bound(program.OutputObjectives(models.forward, inputs, ones, zeros), known)
+    found = question.bound(program.OutputForms(inputs, ones, zeros), known)
     assert question.reports[0].limited == 0
     for row, at in enumerate(points[:, 0].tolist()):
         least = case.reach(lambda final, at=at: case.predict(final, at))

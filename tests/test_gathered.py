@@ -17,11 +17,11 @@ import milp_agt as agt
 from milp_agt.bounds.gathered import Gathered, first_layer, gathered, joint, tally
 from milp_agt.bounds.gathered.first_layer import FirstLayer
 from milp_agt.bounds.gathered.tally import Tally
+from milp_agt.bounds.program import OutputForms
 from milp_agt.certification import planning
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.restriction import UNRESTRICTED
-from milp_agt.properties.reached import OutputForms
 from milp_agt.training.tracing import FEATURES as FEATURES_
 from milp_agt.training.tracing import LABELS as LABELS_
 from milp_agt.training.tracing import LOSS_GRADIENT

@@ -147,7 +147,7 @@ PLACES: dict[str, dict[str, tuple[Any, str]]] = {
     "start": {
         "hook on parameters": (_hook, "a hook on a tensor"),
         "hook on a module": (lambda s: s.model[1].register_full_backward_hook(_nothing),
-            "a backward hook on layer '1'"),
+            "layer '1': a backward hook"),
         "hook on the optimiser": (lambda s: s.opt.register_step_pre_hook(_nothing),
             "a hook on the optimiser's step"),
         "weights re-initialised": (_reinitialise, "parameters that are changed by .*uniform_"),
@@ -272,7 +272,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             ),
             "after_epoch": lambda s, loss: s.undo.remove(),
         },
-        "a forward hook on all modules",
+        "all modules: a forward hook",
     ),
     "dropout left on": (
         {"model": _dropout(), "start": lambda s: s.model.train()},
@@ -315,7 +315,7 @@ def test_a_run_that_is_another_is_refused_by_name(name: str) -> None:
 AT_ENTRY: dict[str, tuple[dict[str, Any], str]] = {
     "adam": ({"optimizer": torch.optim.Adam, "options": {}}, "past gradients"),
     "lbfgs": ({"optimizer": torch.optim.LBFGS, "options": {}}, "line search"),
-    "hooks before": ({"before": _hook}, "a gradient hook on parameter '0.weight'"),
+    "hooks before": ({"before": _hook}, "parameter '0.weight': a gradient hook"),
     "bce on probabilities": ({"loss_fn": nn.BCELoss()}, "Sigmoid"),
     "a loss without a rule": ({"loss_fn": nn.L1Loss()}, "L1Loss"),
     "augmentation in the data set": ({"dataset": _Augmented()}, "data augmentation"),

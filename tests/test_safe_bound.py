@@ -258,7 +258,7 @@ def test_solver_table() -> None:
     assert tuple(rows) == tuple(back_ends())
     assert "2000" in rows["gurobi"].note
     for row in rows.values():
-        assert bool(row.version) == row.available
+        assert bool(row.version()) == row.available()
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

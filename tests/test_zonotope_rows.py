@@ -88,7 +88,7 @@ def test_rows_that_are_too_tight_are_caught(rule: str) -> None:
 
 def ends_by(forward: ZonotopePass, exact: bool) -> tuple[torch.Tensor, Any]:
     options = SolveOptions(get_solver("highs"), Limits(time=20.0))
-    final = FinalZonotope(forward, exact, options)
+    final = FinalZonotope(options, forward=forward, exact=exact)
     state, report = final.bound_state(forward.state())
     assert report.solves > 0
     return torch.cat([box.width.flatten() for box in state.values()]), state
@@ -135,7 +135,7 @@ def test_binary_columns_gain_and_forms_of_questions_do_too() -> None:
     }
     known = least(forward, drawn)
     options = SolveOptions(get_solver("highs"), Limits(time=20.0))
-    final = FinalZonotope(forward, True, options)
+    final = FinalZonotope(options, forward=forward, exact=True)
     found = final.least(drawn, known)
     assert (found >= known).all()
     assert found.sum() > known.sum()

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import gamma
 from milp_agt.formulations.loss import LossFunction
 from milp_agt.properties.question import Question
-from milp_agt.properties.reached import OutputForms
 from milp_agt.properties.triggers import descended
 from milp_agt.training.tracing import FEATURES, StepGraph
 

@@ -208,7 +208,9 @@ class Bounder:
         if self.final is None or self.final.forward is not forward:
             level, witness = self._level_of_rows, self._witness(index)
             options = self._solving(level)
-            self.final = program.FinalZonotope(forward, level.exact_phases, options, witness)
+            self.final = program.FinalZonotope(
+                options, witness, forward=forward, exact=level.exact_phases
+            )
         return self.final
 
     def _solving(self, level: Relaxation, deadline: float | None = None) -> program.SolveOptions:
@@ -264,11 +266,11 @@ class Bounder:
         if not chain.level.uses_programs or not part.window:
             return None
         return program.FinalWindow(
-            self._window(chain, part),
-            chain.state,
             self._solving(chain.level),
             self._witness(part.window[-1].step.index),
             self.incumbents,
+            window=self._window(chain, part),
+            state=chain.state,
         )
 
     def _confirm(

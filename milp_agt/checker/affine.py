@@ -104,9 +104,7 @@ class Pass:
             rows = Form(weight.c.T, weight.s.transpose(1, 0, 2), weight.low.T, weight.high.T)
             apart, sizes = apart.swapaxes(-1, -2), sizes.T
         c = x.c @ rows.c.T
-        s = plus(
-            np.tensordot(x.c, rows.s, (1, 1)), np.tensordot(x.s, rows.c, (1, 1)).transpose(0, 2, 1)
-        )
+        s = plus(np.tensordot(x.c, rows.s, (1, 1)), rows.c @ x.s)
         low, high = _split(rows.c, x.low, x.high)
         second = (self.far(x)[:, :, None] * apart).sum(-1)
         size = self.size(x) @ sizes.T
@@ -259,7 +257,8 @@ class Pass:
         self.symbols = symbols.with_noise(np.zeros(len(each)), owned, flipped.index, clean)
         error = self.off(4, 2, 2.0 * self.size(delta))
         found = delta.scaled(at).widened(error)
-        found = replace(found, s=wide(found.s, self.symbols.count).astype(delta.c.dtype))
+        s = wide(found.s, self.symbols.count).astype(delta.c.dtype, copy=False)
+        found = replace(found, s=s)
         found.s[*place, symbols.flips[flipped.index, 0]] += flipped.turned * delta.c[place]
         found.s[*place, before + each] = 1.0
         other = np.stack([at, at])
@@ -393,3 +392,10 @@ def points(values: Array, symbols: int = 0) -> Form:
     """Numbers that are known, of samples."""
     zero = np.zeros((2, *values.shape))
     return Form(values, np.zeros((*values.shape, symbols)), zero, zero)
+
+
+def ranged(box: Box) -> Form:
+    """Numbers of samples of which nothing is known but their range."""
+    c = 0.5 * box.lo + 0.5 * box.hi
+    low, high = down(box.lo - c), up(box.hi - c)
+    return replace(points(c), low=np.stack([low, low]), high=np.stack([high, high]))

@@ -66,7 +66,7 @@ class Symbols:
         base: of each noise, (noise,): ``|n| <= base + sum of owned (noise, slots) over the slots that are
             poisoned + charge if flip happens``.
         flip, charge: the flip that a noise is charged to, (noise,), -1 for none; each has one noise at most.
-        rows: coefficients of the two rows of each flip, (flips, 2, columns).
+        blocks: coefficients of the two rows of each flip, of some flips each, (flips, 2, columns).
         above: what they add besides, (flips, 2), and if slots are poisoned, ``pays`` (flips, 2, slots).
         terms: the sizes of all their terms, (flips,).
         count: of the columns.
@@ -89,7 +89,7 @@ class Symbols:
     owned: Array
     flip: Array
     charge: Array
-    rows: Array
+    blocks: tuple[Array, ...]
     above: Array
     pays: Array
     terms: Array
@@ -97,10 +97,10 @@ class Symbols:
 
     @staticmethod
     def none(width: int, budget: int, norm: int = 0) -> Symbols:
-        z = np.zeros
+        z, no = np.zeros, np.zeros(0)
         slots, flips, noise = z((0, width)), z((0, 2), dtype=np.int64), z(0, dtype=np.int64)
         columns, rows, pairs = z((0, width), dtype=np.int64), z((0, 2, 0)), z((0, 2))
-        rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), rows, pairs, rows, z(0)
+        rest = no, z((0, 0)), no, noise, no, z((0, 0)), noise, no, (rows,), pairs, rows, no
         return Symbols(slots, slots, slots, (), budget, norm, columns, flips, flips, *rest, 0)
 
     def _columns(self, *shape: int) -> Array:
@@ -133,8 +133,8 @@ class Symbols:
         rows[each, :, new[:, 1]] = -1.0, 1.0
         above = np.stack([y.c + y.high + quiet, -(y.c + y.low)], 1)
         terms = magnitude(y, self) + own["pays"].sum((1, 2)) + 2.0 * (least + own["most"])
-        before = replace(self, rows=wide(self.rows, rows.shape[-1]))
-        return before._more(new, flips=new, rows=rows, above=above, terms=terms, **own)
+        found = self._more(new, flips=new, above=above, terms=terms, **own)
+        return replace(found, blocks=(*self.blocks, rows))
 
     def with_noise(self, base: Array, owned: Array, flip: Array, charge: Array) -> Symbols:
         new = self._columns(len(base))
@@ -142,6 +142,11 @@ class Symbols:
         if (np.bincount(found.flip[found.flip >= 0]) > 1).any():
             raise Unbounded("a flip with noise already")  # _parts would count one of them
         return found
+
+    @cached_property
+    def rows(self) -> Array:
+        """The two rows of all flips, (flips, 2, columns)."""
+        return np.concatenate([wide(block, self.count) for block in self.blocks])
 
     @cached_property
     def sizes(self) -> Array:
@@ -202,13 +207,19 @@ class Symbols:
 
 def wide(values: Array, count: int) -> Array:
     """Zeros for columns that are new."""
-    more = count - values.shape[-1]
-    return np.concatenate([values, np.zeros((*values.shape[:-1], more))], -1) if more else values
+    if count == values.shape[-1]:
+        return values
+    found = np.zeros_like(values, shape=(*values.shape[:-1], count))
+    found[..., : values.shape[-1]] = values
+    return found
 
 
 def plus(first: Array, second: Array) -> Array:
-    count = max(first.shape[-1], second.shape[-1])
-    return wide(first, count) + wide(second, count)
+    """The sum, where columns that one has not are 0."""
+    few, many = sorted((first, second), key=lambda each: each.shape[-1])
+    found: Array = many + np.zeros_like(few, shape=(*few.shape[:-1], 1))
+    found[..., : few.shape[-1]] += few
+    return found
 
 
 def near(factor: Fraction, like: Array) -> Array:
@@ -311,8 +322,8 @@ def magnitude(form: Form, symbols: Symbols) -> Array:
     rest = np.maximum(abs(form.low), abs(form.high))
     rest = rest.max(0) if rest.ndim > form.c.ndim else rest
     rest = rest + form.owned.sum(-1)
-    found: Array = abs(form.c) + abs(form.s) @ symbols.sizes[: form.s.shape[-1]] + rest
-    return found * SPARE
+    moves = abs(form.s) @ symbols.sizes[: form.s.shape[-1]]
+    return np.asarray((abs(form.c) + moves + rest) * SPARE)
 
 
 def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[Pair]:

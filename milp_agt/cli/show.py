@@ -138,13 +138,8 @@ def _solvers(_: argparse.Namespace) -> int:
     from milp_agt.solvers import solver_table
 
     rows = [
-        (
-            row.name,
-            "yes" if row.available else "no",
-            row.version or "-",
-            row.note or "-",
-        )
-        for row in solver_table()
+        (s.name, "yes" if s.available() else "no", s.version() or "-", s.note or "-")
+        for s in solver_table()
     ]
     print(format_table(("solver", "installed", "version", "note"), rows))
     return common.PROVED

@@ -98,6 +98,11 @@ class Interval:
         """The smallest box that contains every state, without the axis of states."""
         return Interval(self.lower.amin(0), self.upper.amax(0))
 
+    @property
+    def of_all(self) -> Interval:
+        """One box that holds every state, with an axis of one state."""
+        return Interval(self.lower.amin(0, keepdim=True), self.upper.amax(0, keepdim=True))
+
     def widen(self, error: Tensor | float, upper_error: Tensor | float | None = None) -> Interval:
         """Move the ends outwards by ``error >= 0``; a NaN end becomes infinite.
 

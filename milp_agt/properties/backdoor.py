@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.arguments import is_at_least
 from milp_agt.core.graph import evaluate
 from milp_agt.core.interval import CLEAN, Interval
@@ -20,7 +21,6 @@ from milp_agt.properties.decision import Decision, classes_of, only, reached
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfShares
 from milp_agt.properties.question import Question, index_of
-from milp_agt.properties.reached import OutputForms
 from milp_agt.properties.triggers import (
     BallTrigger,
     FreeTrigger,

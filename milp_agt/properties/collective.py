@@ -15,7 +15,7 @@ from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.adversary.two_budgets import worst_sum
 from milp_agt.bounds.linear.window_bounds import bound_by_sample
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.program.output_objectives import most_by_selection
+from milp_agt.bounds.program.output_objectives import OutputForms, most_by_selection
 from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND
 from milp_agt.core.reachable import Bounds
@@ -26,7 +26,7 @@ from milp_agt.properties.last_forms import by_sample_of_forms
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfShares
 from milp_agt.properties.question import Question
-from milp_agt.properties.reached import OutputForms, Reached
+from milp_agt.properties.reached import Reached
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _most(
     if models.program is not None:
         box = Interval(known.lower[:, points], known.upper[:, points])
         program = models.program.by(models.deadline)
-        most = min(most, program.most_at_once(models.asked(forms), groups, box))
+        most = min(most, program.most_at_once(forms, groups, box))
     return most
 
 

@@ -16,12 +16,12 @@ from milp_agt.bounds.cells.plan import Cover
 from milp_agt.bounds.cells.search import Decided, Limits
 from milp_agt.bounds.cells.shared import searched
 from milp_agt.bounds.listed import Poisoned
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.interval import Interval
 from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.last_forms import branched_forms
 from milp_agt.properties.models import ReachableModels, both_ends
 from milp_agt.properties.question import Question, index_of
-from milp_agt.properties.reached import OutputForms
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,7 @@ class DecisionQuestion(Question):
             rows, own = models.rows_of(part, forms), seconds / len(models.carried)
             low = branched_forms(part.forward, rows, part.state, wanted, own, models.tree.workers)
             boxes.append(both_ends(low, len(forms)))
-        found = Interval(
-            torch.cat([box.lower for box in boxes]).amin(0, keepdim=True),
-            torch.cat([box.upper for box in boxes]).amax(0, keepdim=True),
-        )
+        found = Interval.joined(boxes).of_all
         return _met(known, points, found, "a form of the outputs by branching and by other bounds")
 
     def _by_cells(

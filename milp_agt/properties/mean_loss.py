@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND
 from milp_agt.core.reachable import Bounds
@@ -22,7 +23,6 @@ from milp_agt.properties.answer import Answer, Scores
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
 from milp_agt.properties.question import Question, index_of
-from milp_agt.properties.reached import OutputForms
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def _together(
 
 def _of_all_cases(loss: LossFunction, bounds: Interval) -> LossPlanes:
     """Planes of every case, (cases, n), with the slopes of one box that holds all of them."""
-    hull = bounds.hull()
-    outer = loss.planes(Interval(hull.lower.unsqueeze(0), hull.upper.unsqueeze(0)))
+    outer = loss.planes(bounds.of_all)
     if len(bounds.lower) == 1:
         return outer
     return loss.planes(bounds).turned(outer, bounds)

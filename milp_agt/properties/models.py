@@ -19,7 +19,7 @@ from milp_agt.bounds.linear.window_bounds import (
     rows_at_once,
 )
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.program import FinalWindow, OutputObjectives
+from milp_agt.bounds.program import FinalWindow, OutputForms
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.graph import Node, boxes_of, evaluate
@@ -27,7 +27,7 @@ from milp_agt.core.interval import CLEAN, Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.einsum import Ends
 from milp_agt.properties.last_forms import least_of_forms, on_state
-from milp_agt.properties.reached import OutputForms, Reached
+from milp_agt.properties.reached import Reached
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, StepGraph
 
@@ -141,7 +141,7 @@ class ReachableModels:
         bounds = self._bounded(self.reached, forms, self.beside)
         if self.program is None:
             return bounds
-        solved = self.program.by(self.deadline).bound(self.asked(forms), bounds)
+        solved = self.program.by(self.deadline).bound(forms, bounds)
         return bounds.meet(solved, "a form of the outputs by linear forms and by program")
 
     def bound_in_box(self, forms: OutputForms) -> Interval:
@@ -186,16 +186,16 @@ class ReachableModels:
             if self.is_late(grace):  # many at once: no form holds numbers of all parameters
                 for rest in torch.arange(int(part[0]), len(forms), device=part.device).split(LATE):
                     own = forms.part(rest)
-                    found.append(_joined([self._by_intervals(r, own) for r in where], 0))
+                    found.append(Interval.joined([self._by_intervals(r, own) for r in where]))
                 break
-            box = _joined([self._bound_piece(reached, some) for reached in where], 0)
+            box = Interval.joined([self._bound_piece(reached, some) for reached in where])
             if beside is not None:
                 wider = self._bound_piece(beside, some).expand_states(len(box.lower))
                 box = box.meet(wider, "a form of the outputs by two chains")
             found.append(box)
             if walked and self.watch is not None:
                 self.watch(int(part[-1]) + 1, len(forms))
-        return _joined(found, 1)
+        return Interval.joined(found, 1)
 
     def parts(self, forms: OutputForms) -> Sequence[Tensor]:
         """Positions of points whose forms are bounded at once: few where they have many coefficients."""
@@ -207,10 +207,6 @@ class ReachableModels:
         """Rows that share a walk through a window: as many as are fast and fit into memory."""
         fast = rows_at_once(self.schedule, window)
         return fast if self.rows is None else min(fast, self.rows)
-
-    def asked(self, forms: OutputForms) -> OutputObjectives:
-        """The forms as a question to programs."""
-        return OutputObjectives(self.forward, forms.inputs, forms.coefficients, forms.constant)
 
     def bound_sums(self, forms: OutputForms, weights: Tensor, known: Interval) -> Tensor:
         """Lower bounds of ``sum_i weights_i . form_i`` over all reachable models, (cases, rows).
@@ -230,9 +226,7 @@ class ReachableModels:
         if self.program is None:
             return walked
         nominal = self.at_nominal(forms)
-        solved = self.program.by(self.deadline).bound_sums(
-            self.asked(forms), weights, known, nominal
-        )
+        solved = self.program.by(self.deadline).bound_sums(forms, weights, known, nominal)
         return torch.maximum(walked, solved)
 
     def _summed(self, reached: Reached, forms: OutputForms, weights: Tensor) -> Forms:
@@ -266,8 +260,10 @@ class ReachableModels:
         """Bounds of forms of the parameters, (cases, rows); coefficients (rows, *shape) each."""
         parts = torch.arange(len(next(iter(coefficients.values())))).split(ROWS_AT_ONCE)
         some = [{name: c[part] for name, c in coefficients.items()} for part in parts]
-        found = [_joined([self._bound_rows(r, own) for own in some], 1) for r in self.everywhere]
-        bounds = _joined(found[: len(self.reached)], 0)
+        found = [
+            Interval.joined([self._bound_rows(r, own) for own in some], 1) for r in self.everywhere
+        ]
+        bounds = Interval.joined(found[: len(self.reached)])
         if self.beside is not None:
             wider = found[-1].expand_states(len(bounds.lower))
             bounds = bounds.meet(wider, "a functional of the parameters by two chains")
@@ -373,8 +369,3 @@ def both_ends(low: Tensor, points: int) -> Interval:
     """Bounds (cases, n, forms) from lower ones (rows, cases) of forms and of their opposites."""
     lower, upper = low.T.reshape(low.shape[1], -1, points).transpose(1, 2).chunk(2, 2)
     return Interval(lower, -upper)
-
-
-def _joined(boxes: Sequence[Interval], axis: int) -> Interval:
-    ends = ([b.lower for b in boxes], [b.upper for b in boxes])
-    return Interval(*(torch.cat(parts, axis) for parts in ends))

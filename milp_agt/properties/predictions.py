@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.interval import as_array
 from milp_agt.properties.models import ReachableModels
-from milp_agt.properties.reached import OutputForms
 
 Array = npt.NDArray[np.float64]
 

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.arguments import array_of
 from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.answer import Answer, Scores, summarise
 from milp_agt.properties.models import POINTS_AT_ONCE, ReachableModels
-from milp_agt.properties.reached import OutputForms
 from milp_agt.training import inputs
 from milp_agt.training.tracing import FEATURES, StepGraph
 

@@ -1,12 +1,9 @@
-"""What a run leaves to questions: boxes with the steps behind them; what they ask: forms of outputs."""
+"""What a run leaves to questions: boxes with the steps behind them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.gathered import GatheredPass
@@ -15,36 +12,6 @@ from milp_agt.bounds.linear.window_bounds import PastStep
 from milp_agt.bounds.program import FinalZonotope
 from milp_agt.bounds.step import State
 from milp_agt.bounds.zonotope import ZonotopePass
-from milp_agt.core.interval import Interval
-
-
-@dataclass(frozen=True)
-class OutputForms:
-    """Forms ``coefficients . f(x) + constant`` of outputs f at test inputs: (n, forms, outputs), (n, forms).
-
-    ``inputs`` is the box of each test input, (1, n, *shape); a point where nobody touches it.
-    """
-
-    inputs: Interval
-    coefficients: Tensor
-    constant: Tensor
-
-    def __len__(self) -> int:
-        return len(self.coefficients)
-
-    @staticmethod
-    def of_outputs(features: Tensor, outputs: int) -> OutputForms:
-        """The outputs themselves at features (n, *shape)."""
-        eye = torch.eye(outputs, dtype=torch.float64, device=features.device)
-        inputs, none = Interval.point(features.unsqueeze(0)), features.new_zeros(1, outputs)
-        return OutputForms(
-            inputs, eye.expand(len(features), -1, -1), none.expand(len(features), -1)
-        )
-
-    def part(self, points: Tensor) -> OutputForms:
-        """The forms of some of the test points."""
-        box = Interval(self.inputs.lower[:, points], self.inputs.upper[:, points])
-        return OutputForms(box, self.coefficients[points], self.constant[points])
 
 
 @dataclass(frozen=True)

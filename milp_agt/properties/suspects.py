@@ -14,12 +14,13 @@ from milp_agt.bounds.forms import Forms
 from milp_agt.bounds.linear.window_bounds import influence
 from milp_agt.bounds.listed import ListedData
 from milp_agt.bounds.passes import in_passes
+from milp_agt.bounds.program import OutputForms
 from milp_agt.bounds.zonotope import Cause, Charges, charges
 from milp_agt.data.origin import Origin
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.tables import format_number, format_table
 from milp_agt.properties.models import ReachableModels
-from milp_agt.properties.reached import OutputForms, Reached
+from milp_agt.properties.reached import Reached
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.arguments import is_at_least
 from milp_agt.core.interval import Interval
 from milp_agt.core.option_table import KIND, Index
@@ -20,7 +21,6 @@ from milp_agt.properties.decision import DecisionQuestion
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import PROPERTIES, TableOfPoints
 from milp_agt.properties.question import Question, index_of
-from milp_agt.properties.reached import OutputForms
 from milp_agt.training.inputs import ArrayLike
 
 Targets = int | ArrayLike | Sequence[Collection[int]]

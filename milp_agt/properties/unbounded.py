@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from milp_agt.bounds.program import OutputForms
 from milp_agt.core.interval import Interval
 from milp_agt.properties.models import ReachableModels
-from milp_agt.properties.reached import OutputForms, Reached
+from milp_agt.properties.reached import Reached
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,34 @@ from contextlib import contextmanager
 from milp_agt.errors import MilpAgtError
 from milp_agt.recording.passes import differs
 
+# What was found, and what to do.
+_REFUSED = {
+    "hook": ("a hook on a tensor ({at})", "leave it out"),
+    "node": (
+        "a node of the gradient's graph that is taken in hand ({at}), on which hooks cannot be seen",
+        "leave grad_fn out",
+    ),
+    "read": (
+        "a forward that reads the values of tensors ({at}), and may branch on them",
+        "compute with tensors throughout",
+    ),
+}
+# What is assumed where numbers are only logged, else what was found, and what to do.
+_ONLY_LOGGED = {
+    "compared": (
+        "The number that is compared or converted at {line} decides neither the number of steps nor "
+        "anything in them.",
+        "a number of the training is compared or converted at {at}, which may stop it, skip a step or "
+        "change one",
+        "train for a fixed number of steps; if the comparison only logs or saves something",
+    ),
+    "left": (
+        "What is read at {line} is only printed or saved.",
+        "numbers of the training leave torch at {at}, where nobody sees what they decide",
+        "keep them as tensors, or read single numbers with item(); if they are only printed or saved",
+    ),
+}
+
 
 class Findings:
     """Is told what a loop does with its numbers, and keeps what is wrong and what is assumed.
@@ -56,47 +84,15 @@ class Findings:
 
         self.attempt(fail)
 
-    def _refuse_unless_logged(self, at: str, assumed: str, found: str, remedy: str) -> None:
+    def saw(self, what: str, at: str) -> None:
+        """Something that makes another run of it, or may: a key of the tables above, and where."""
+        if what in _REFUSED:
+            found, remedy = _REFUSED[what]
+            self.refuse(found.format(at=at), remedy)
+            return
+        assumed, found, remedy = _ONLY_LOGGED[what]
         if self._values_only_logged:
             self.assumed[assumed.format(line=at.rpartition(" at ")[2])] = None
         else:
             logged = "record with agt.record(..., values_only_logged=True)"
             self.refuse(found.format(at=at), f"{remedy}, {logged}")
-
-    def hooked(self, at: str) -> None:
-        """A hook was put on a tensor."""
-        self.refuse(f"a hook on a tensor ({at})", "leave it out")
-
-    def looked_at_graph(self, at: str) -> None:
-        """A node of the gradient's graph was taken, on which hooks cannot be seen."""
-        self.refuse(
-            f"a node of the gradient's graph that is taken in hand ({at}), on which hooks cannot be seen",
-            "leave grad_fn out",
-        )
-
-    def compared(self, at: str) -> None:
-        """A number that came out of a tensor decided something."""
-        self._refuse_unless_logged(
-            at,
-            "The number that is compared or converted at {line} decides neither the number of steps nor "
-            "anything in them.",
-            "a number of the training is compared or converted at {at}, which may stop it, skip a step or "
-            "change one",
-            "train for a fixed number of steps; if the comparison only logs or saves something",
-        )
-
-    def left(self, at: str) -> None:
-        """Numbers of the training left torch to where nobody sees what they decide."""
-        self._refuse_unless_logged(
-            at,
-            "What is read at {line} is only printed or saved.",
-            "numbers of the training leave torch at {at}, where nobody sees what they decide",
-            "keep them as tensors, or read single numbers with item(); if they are only printed or saved",
-        )
-
-    def read(self, at: str) -> None:
-        """A number left torch while the model was called."""
-        self.refuse(
-            f"a forward that reads the values of tensors ({at}), and may branch on them",
-            "compute with tensors throughout",
-        )

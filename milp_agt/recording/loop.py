@@ -11,17 +11,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from milp_agt.recording import optimizer as optimizers
-from milp_agt.recording.backward import (
-    hooks_of,
-    hooks_of_optimizer,
-    largest_difference,
-    random_layers,
-)
+from milp_agt.recording.backward import hooks_of_optimizer, largest_difference, random_layers
 from milp_agt.recording.findings import Findings
 from milp_agt.recording.losses import LossCall, shares_storage
 from milp_agt.recording.origins import Origins
 from milp_agt.recording.passes import Pass, RecordedForward, Twin, differs
 from milp_agt.recording.places import place
+from milp_agt.training.hidden_changes import hooks_on
 from milp_agt.training.training import UpdateRule
 
 LEAVE_OUT = "leave it out; penalties go into weight_decay= of the optimiser"
@@ -97,9 +93,11 @@ class Loop(Findings):
         self._forget()
         self.problem = self.problem or differs(found, remedy)
 
-    def _check_hooks(self) -> None:
-        own = self._own
-        for hook in (*hooks_of(self._model, own), *hooks_of_optimizer(self._optimizer, own)):
+    def check_hooks(self) -> None:
+        """See that nobody but this recording listens to the model or its optimiser."""
+        for each in hooks_on(self._model, self._own):
+            raise differs(f"{each.place}: {each.found}", each.remedy)
+        for hook in hooks_of_optimizer(self._optimizer, self._own):
             raise differs(hook, "remove it")
 
     def _parameters(self) -> dict[str, Tensor]:
@@ -166,7 +164,7 @@ class Loop(Findings):
         given = [o for n, o in options.items() if n not in ("retain_graph", "tensors", "self")]
         if len(tensors) != 1 or any(o is not None and o is not False for o in given):
             raise differs("a backward pass with options of its own", "call loss.backward()")
-        self._check_hooks()
+        self.check_hooks()
         for layer in random_layers(self._model):
             raise differs(layer, "switch it to evaluation mode, layer.eval(), or leave it out")
         self.check_values("before this step")
@@ -306,7 +304,7 @@ class Loop(Findings):
         self._joined = self._join()
         if optimizers.trained_names(self._optimizer, self._model) != self._twin.trained:
             raise differs("other parameters in the optimiser", "keep them as they were")
-        self._check_hooks()
+        self.check_hooks()
         if self._clip is None:
             self._check_gradients()
         else:

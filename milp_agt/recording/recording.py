@@ -14,7 +14,6 @@ from torch import nn
 from milp_agt.data import Dataset
 from milp_agt.errors import InvalidInputError, MilpAgtError, UnsupportedOperationError
 from milp_agt.recording import optimizer as optimizers
-from milp_agt.recording.backward import hooks_of, hooks_of_optimizer
 from milp_agt.recording.loop import Loop
 from milp_agt.recording.losses import loss_of
 from milp_agt.recording.origins import tensors_in
@@ -57,14 +56,13 @@ class Recording:
                 "a data set that gives other values each time it is read (data augmentation)",
                 "augment once, before training, and train on the result",
             )
-        for found in (*hooks_of(model), *hooks_of_optimizer(optimizer)):
-            raise differs(found, "remove it before the recording")
         self._model, self._loader = model, loader
-        self._refuse_hooks()
         self._rows = DataRows(features, labels)
         self._twin = Twin(model, self._rows, trained)
-        self._trace_early(key or "mse", tuple(features.shape[1:]))
         self._loop = Loop(model, optimizer, self._twin, key, values_only_logged)
+        self._loop.check_hooks()
+        self._refuse_hooks()
+        self._trace_early(key or "mse", tuple(features.shape[1:]))
         self._undo = ExitStack()
         self._began = False
         self._run: RecordedRun | None = None

@@ -53,13 +53,13 @@ class Watch(TorchFunctionMode):
         if func in FUNCTIONS:
             loop.lost(loss_call(func, args, kwargs, result, place()))
         elif func in _HOOKS:
-            loop.hooked(place())
+            loop.saw("hook", place())
         elif func in _VALUES:
             return self._value(func, args, result)
         elif name in ("__get__", "__set__") and hasattr(func, "__self__"):
             self._assigned(name, getattr(func.__self__, "__name__", None), args)
         elif func is Tensor.view_as and asks_for_edge():
-            loop.looked_at_graph(place())
+            loop.saw("node", place())
         else:
             self._scaled(name, args, kwargs, result)
             self._in_place(name, args, kwargs)
@@ -80,21 +80,21 @@ class Watch(TorchFunctionMode):
         """A number or a truth leaves torch."""
         loop = self._loop
         if loop.in_forward:
-            loop.read(place())
+            loop.saw("read", place())
         origins = {loop.origins.of(each) for each in tensors_in(args)}
         if called_by_torch() or origins == {FRESH}:
             return result
         if func in _OUT_OF_TORCH:
             if origins - {None, FRESH}:
-                loop.left(place())
+                loop.saw("left", place())
             return result
         if func in _TRUTHS:
-            loop.compared(place())
+            loop.saw("compared", place())
             return result
 
         def report() -> None:
             if not loop.deaf and not called_by_torch():
-                loop.compared(place())
+                loop.saw("compared", place())
 
         return watched(result, report)
 
@@ -102,7 +102,7 @@ class Watch(TorchFunctionMode):
         """An attribute of a tensor was read or set."""
         taken = how == "__get__" and attribute == "grad_fn"
         if taken and (asks_for_edge() or not called_by_torch()):
-            self._loop.looked_at_graph(place())
+            self._loop.saw("node", place())
         if how != "__set__" or attribute not in ("grad", "data"):
             return
         of_grad = attribute == "grad"

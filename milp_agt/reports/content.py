@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from milp_agt.certification.verdicts import Verdict
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import DAMAGE
 from milp_agt.properties.property_table import PROPERTIES, PropertyTable
@@ -25,30 +26,12 @@ STATES = ("surely right", "surely wrong", "refuted", "open")
 
 
 @checked(frozen=True)
-class Property:
-    """One property of the result.
+class Property(Verdict):
+    """A verdict as ``result.json`` has it: ``witnesses`` name the files of poisoned data, and say what is in
+    them."""
 
-    ``reached`` are the ends that real attacks reached and ``ratio`` the certified width over theirs; None
-    where nothing was attacked. ``worst`` is the worst value that one checked run shows, ``counts`` says how
-    many points are PROVED, REFUTED and OPEN, and ``witnesses`` names the files of poisoned data.
-    """
-
-    kind: str
-    name: str
-    on: str
-    group: str | None
-    lower: float
-    nominal: float
-    upper: float
-    at_least: float | None
-    at_most: float | None
-    status: str
-    reached: tuple[float, float] | None = None
-    ratio: float | None = None
-    detail: str = ""
-    worst: float | None = None
-    counts: Mapping[str, int] = Field(default_factory=dict)
-    witnesses: Sequence[Mapping[str, Any]] = ()
+    witnesses: Sequence[Mapping[str, Any]] = ()  # type: ignore[assignment]
+    shown: None = None
 
     @property
     def table(self) -> type[PropertyTable]:
@@ -58,10 +41,6 @@ class Property:
     @property
     def is_share(self) -> bool:
         return self.table.is_share
-
-    @property
-    def threshold(self) -> float | None:
-        return self.at_least if self.at_least is not None else self.at_most
 
 
 @dataclass(frozen=True)

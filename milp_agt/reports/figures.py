@@ -111,8 +111,9 @@ def _bound_line(axes: Axes, each: Property) -> None:
     if each.reached is not None:
         axes.plot(each.reached, [0, 0], "X-", **REACHED)
     axes.plot([each.nominal], [0], "o", color=BLACK, markersize=6, label="data as given")
-    if each.threshold is not None:
-        axes.axvline(each.threshold, color=BLACK, linestyle="--", linewidth=1.2, label="asked for")
+    for asked in (each.at_least, each.at_most):
+        if asked is not None:
+            axes.axvline(asked, color=BLACK, linestyle="--", linewidth=1.2, label="asked for")
     axes.set_title(f"{each.name}: {between(each)}")
     axes.set_yticks([])
     axes.set_ylim(-1, 1)

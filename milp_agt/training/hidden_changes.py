@@ -38,7 +38,7 @@ _REMOVE = (
     "call remove() on the handle that registering it gave you (or build the model anew, and load its "
     "state_dict()), and train without it"
 )
-HOOKS_OF_MODULES = {
+_OF_MODULES = {
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",
     "_backward_pre_hooks": "a backward pre-hook",
@@ -79,6 +79,17 @@ def refuse_hidden_changes(model: nn.Module) -> None:
         )
 
 
+def hooks_on(model: nn.Module, own: frozenset[int]) -> Iterator[Hidden]:
+    """Hooks and replaced methods that act on a model and its parameters, but for hooks of keys ``own``."""
+    yield from _everywhere()
+    for name, module in model.named_modules():
+        place = f"layer '{name}'" if name else "the model"
+        yield from _hooked(module, place, own)
+        yield from _replaced(module, place)
+    for name, parameter in model.named_parameters():
+        yield from _hooked_tensor(parameter, f"parameter '{name}'")
+
+
 def _listed(places: list[str]) -> str:
     """The first few places, and how many more there are."""
     shown = list(dict.fromkeys(places))
@@ -87,7 +98,7 @@ def _listed(places: list[str]) -> str:
 
 def _everywhere() -> Iterator[Hidden]:
     """Hooks and replaced functions that act on every model of this process."""
-    for attribute, what in HOOKS_OF_MODULES.items():
+    for attribute, what in _OF_MODULES.items():
         for hook in _hooks(torch_modules, f"_global{attribute}"):
             yield Hidden("all modules", f"{what} for every module, {_called(hook)}", _REMOVE)
     for attribute in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"):
@@ -148,10 +159,10 @@ def _wrapper(module: nn.Module) -> tuple[str, str] | None:
     return None
 
 
-def _hooked(module: nn.Module, place: str) -> Iterator[Hidden]:
+def _hooked(module: nn.Module, place: str, own: frozenset[int] = frozenset()) -> Iterator[Hidden]:
     anew = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
-    for attribute, what in HOOKS_OF_MODULES.items():
-        for hook in _hooks(module, attribute):
+    for attribute, what in _OF_MODULES.items():
+        for hook in _hooks(module, attribute, own):
             kind, tensor = type(hook).__name__, getattr(hook, "name", "weight")
             found, remedy = f"{what}, {_called(hook)}", _REMOVE
             if isinstance(hook, BasePruningMethod):
@@ -213,13 +224,17 @@ def _in_tensors(model: nn.Module) -> Iterator[Hidden]:
         odd = _odd(parameter)
         if odd is not None:
             yield Hidden(place, *odd)
-        for attribute, what in _OF_PARAMETERS.items():
-            for hook in _hooks(parameter, attribute):
-                yield Hidden(place, f"{what}, {_called(hook)}", _REMOVE)
+        yield from _hooked_tensor(parameter, place)
         parameters[name] = parameter
     for name, what, remedy in hooked_accumulators(parameters):
         yield Hidden(f"parameter '{name}'", what, remedy)
     yield from _overlapping(parameters, dict(model.named_buffers()))
+
+
+def _hooked_tensor(parameter: Tensor, place: str) -> Iterator[Hidden]:
+    for attribute, what in _OF_PARAMETERS.items():
+        for hook in _hooks(parameter, attribute):
+            yield Hidden(place, f"{what}, {_called(hook)}", _REMOVE)
 
 
 def _odd(parameter: Tensor) -> tuple[str, str] | None:
@@ -270,9 +285,10 @@ def _overlapping(
         others.append((begin, end, name, trained))
 
 
-def _hooks(holder: object, attribute: str) -> Iterable[object]:
+def _hooks(holder: object, attribute: str, own: frozenset[int] = frozenset()) -> Iterable[object]:
     hooks = getattr(holder, attribute, None)
-    return list(hooks.values()) if isinstance(hooks, Mapping) else []
+    found = hooks.items() if isinstance(hooks, Mapping) else ()
+    return [hook for key, hook in found if key not in own]
 
 
 def _called(hook: object) -> str:

@@ -39,7 +39,7 @@ from milp_agt.reports.content import Property
 )
 def test_words_never_promise_more_than_the_numbers(value: float, share: bool) -> None:
     kind = "accuracy" if share else "loss"
-    each = Property(kind, kind, "test", None, value, value, value, None, None, "REPORTED")
+    each = Property(kind, "test", value, value, value, None, None, "REPORTED")
     scale = 100.0 if share else 1.0
     low = float(words.at_least(each).removesuffix(" %"))
     high = float(words.at_most(each).removesuffix(" %"))
@@ -63,13 +63,12 @@ def test_every_chain_and_every_loss_has_words() -> None:
         ("loss", "the mean loss on the test data is at most 0.75"),
         ("targeted", "at most 75 % of the test points can be pushed into unsafe outputs (class 1)"),
         ("backdoor", "a trigger (class 1) succeeds on at most 75 % of the test points"),
-        ("functional", "0.weight is at least 0.25"),
+        ("functional", "functional (class 1) on test is at least 0.25"),
     ],
 )
 def test_the_headline_names_the_side_that_is_asked_for(kind: str, said: str) -> None:
-    name = "0.weight" if kind == "functional" else kind
     ends = 0.25, 0.5, 0.75
-    each = Property(kind, name, "test", None, *ends, None, None, "REPORTED", detail="class 1")
+    each = Property(kind, "test", *ends, None, None, "REPORTED", detail="class 1")
     assert said in words.short(each)
     turned = dataclasses.replace(each, at_least=0.1) if "most" in said else None
     if turned is not None:

@@ -18,7 +18,7 @@ From the choices of the adversary to a proved bound:
 
 from milp_agt.bounds.program.final_window import FinalWindow
 from milp_agt.bounds.program.incumbents import Incumbents
-from milp_agt.bounds.program.output_objectives import OutputObjectives
+from milp_agt.bounds.program.output_objectives import OutputForms
 from milp_agt.bounds.program.state_bounds import ProgramReport, SolveOptions, bound_state, ends_of
 from milp_agt.bounds.program.window import RANGE_LIMIT, EncodedWindow, Window
 from milp_agt.bounds.program.witness import Witness
@@ -30,7 +30,7 @@ __all__ = [
     "FinalWindow",
     "FinalZonotope",
     "Incumbents",
-    "OutputObjectives",
+    "OutputForms",
     "ProgramReport",
     "SolveOptions",
     "Window",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -11,21 +11,22 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
+from milp_agt.bounds.program.incumbents import EncodedBatch
 from milp_agt.bounds.program.output_objectives import (
-    OutputObjectives,
+    OutputForms,
     Reach,
     counted,
     counting,
     sums_of_box,
 )
-from milp_agt.bounds.program.state_bounds import Objectives, ProgramReport, SolveOptions, improved
+from milp_agt.bounds.program.state_bounds import Objectives, Programs, SolveOptions, improved
 from milp_agt.bounds.program.window import RANGE_LIMIT, Window, curved_inputs
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, add, stacked
+from milp_agt.core.graph import Node, boxes_of, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import SolverUnavailableError
@@ -48,8 +49,8 @@ class Ready:
     batches: tuple[EncodedBatch, ...]
 
 
-@dataclass(frozen=True)
-class FinalWindow:
+@dataclass(kw_only=True)
+class FinalWindow(Programs):
     """The last steps of a run as programs, for questions about the resulting model.
 
     Every bound is met with the ``known`` one, of cases that together cover all runs; where a solver is not
@@ -58,20 +59,10 @@ class FinalWindow:
     Attributes:
         window: the steps, as in the run.
         state: a box of the state after them, (1, *shape) each.
-        options: how to solve.
-        witness: final states of real runs, which every answer must admit.
-        of_state: the adversary's choices in the programs that bounded the state after the steps.
-        reports: one report per question, in the order of the questions.
-        notes: questions that kept their cheaper bounds, and why.
     """
 
     window: Window
     state: State
-    options: SolveOptions
-    witness: Witness | None = None
-    of_state: tuple[Sequence[Incumbents], ...] = ()
-    reports: list[ProgramReport] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     _ready: list[Ready] = field(default_factory=list, repr=False)
 
     def by(self, deadline: Deadline | None) -> FinalWindow:
@@ -80,7 +71,7 @@ class FinalWindow:
         at = None if deadline is None else deadline.at
         return replace(self, options=replace(self.options, deadline=at))
 
-    def bound(self, asked: OutputObjectives, known: Interval) -> Interval:
+    def bound(self, asked: OutputForms, known: Interval) -> Interval:
         """Dual bounds of forms of the outputs over all runs through the window.
 
         Args:
@@ -89,12 +80,12 @@ class FinalWindow:
         Returns:
             A box (1, n, forms).
         """
-        known = _of_all(known)
+        known = known.of_all
         lower, upper = known.lower.clone(), known.upper.clone()
         for part in torch.arange(len(asked)).split(POINTS_AT_ONCE):
             own, box = asked.part(part), Interval(known.lower[:, part], known.upper[:, part])
 
-            def forms(own: OutputObjectives = own) -> tuple[Encoder, Expression]:
+            def forms(own: OutputForms = own) -> tuple[Encoder, Expression]:
                 encoder, found = self._encoded(own)
                 return encoder, stacked([found, found.scale(-1.0)], (-1,))
 
@@ -111,21 +102,28 @@ class FinalWindow:
         return Interval(lower, upper)
 
     @property
-    def incumbents(self) -> tuple[Sequence[Incumbents], ...]:
-        """The adversary's choices in programs for the state and for the questions so far."""
-        asked = (own for report in self.reports for own in report.incumbents)
-        return (*self.of_state, *asked)
-
-    @property
     def _name(self) -> str:
         return self.options.solver.name
 
-    def _at_runs(self, witness: Witness, asked: OutputObjectives) -> tuple[Tensor, Tensor]:
-        return asked.at(witness.states, self.window.step_graph.output)
+    @property
+    def _forward(self) -> tuple[Node, ...]:
+        graph = self.window.step_graph
+        return graph.graph.needed_for([graph.output])
 
-    def _beyond(self, asked: OutputObjectives) -> str | None:
+    def _boxes(self, asked: OutputForms) -> dict[str, Interval]:
+        """Ranges of all nodes of the forward pass over the box of the parameters."""
+        return boxes_of(self._forward, dict(self.state) | {FEATURES: asked.inputs})
+
+    def _at_runs(self, witness: Witness, asked: OutputForms) -> tuple[Tensor, Tensor]:
+        """Values of forms at the centres of the inputs, and bounds of their rounding errors."""
+        runs = len(next(iter(witness.states.values())))
+        points = asked.inputs.centre[0].expand(runs, *asked.inputs.lower.shape[1:])
+        found = evaluate(self._forward, {**witness.states, FEATURES: points})
+        return asked.at(found[self.window.step_graph.output])
+
+    def _beyond(self, asked: OutputForms) -> str | None:
         """Why the ranges of a question are too large for solvers; None if they are not."""
-        boxes = asked.boxes(self.state)
+        boxes = self._boxes(asked)
         largest = max(float(box.magnitude.max()) for box in boxes.values())
         if largest <= RANGE_LIMIT:
             return None
@@ -168,13 +166,13 @@ class FinalWindow:
         self.reports.append(report)
         return found
 
-    def _encoded(self, asked: OutputObjectives) -> tuple[Encoder, Expression]:
+    def _encoded(self, asked: OutputForms) -> tuple[Encoder, Expression]:
         """The encoded window, with forms of the outputs after it, flat over (n, forms)."""
         encoder, outputs = self._outputs(asked)
         return encoder, asked.forms_of(outputs)
 
     def bound_sums(
-        self, asked: OutputObjectives, weights: Tensor, known: Interval, nominal: Tensor
+        self, asked: OutputForms, weights: Tensor, known: Interval, nominal: Tensor
     ) -> Tensor:
         """Lower bounds of ``sum_i weights_i . form_i``, with one model for all test points.
 
@@ -188,7 +186,7 @@ class FinalWindow:
         Returns:
             (1, rows).
         """
-        known = _of_all(known)
+        known = known.of_all
         parts = torch.arange(len(asked)).split(COUNTED_AT_ONCE)
         least = [
             sums_of_box(weights[:, part], Interval(known.lower[:, part], known.upper[:, part]))
@@ -214,19 +212,17 @@ class FinalWindow:
             self.witness.check_forms("sum over test points", summed, room, ends, self._name)
         return total
 
-    def _summed(
-        self, asked: OutputObjectives, weights: Tensor, known: Tensor, gain: Tensor
-    ) -> Tensor:
+    def _summed(self, asked: OutputForms, weights: Tensor, known: Tensor, gain: Tensor) -> Tensor:
         def forms() -> tuple[Encoder, Expression]:
             encoder, outputs = self._outputs(asked)
-            boxes = asked.boxes(self.state)
+            boxes = self._boxes(asked)
             largest = boxes[self.window.step_graph.output].magnitude.amax(0)
             return encoder, asked.sums_of(outputs, largest, weights)
 
         found = self._improved(known[0].cpu().numpy(), gain.cpu().numpy(), forms)
         return torch.from_numpy(found).to(known)[None]
 
-    def most_at_once(self, asked: OutputObjectives, groups: Tensor, known: Interval) -> int:
+    def most_at_once(self, asked: OutputForms, groups: Tensor, known: Interval) -> int:
         """How many test points can be reached by one run through the window.
 
         A point is reached if all forms of one of its groups are <= 0. Points are taken
@@ -237,7 +233,7 @@ class FinalWindow:
             known: bounds of the forms, (cases, n, forms): forms above 0 reach nothing, and the
                 upper ends are the big-M of the rows.
         """
-        known, total = _of_all(known), 0.0
+        known, total = known.of_all, 0.0
         for part in torch.arange(len(asked)).split(COUNTED_AT_ONCE):
             own, reach = asked.part(part), Reach.of(groups[part])
             upper, able = known.upper[:, part], reach.able(known.lower[:, part])
@@ -246,7 +242,7 @@ class FinalWindow:
                 why = f"bounds up to {float(upper.max()):.1e} are beyond what a solver can take"
 
             def forms(
-                own: OutputObjectives = own,
+                own: OutputForms = own,
                 reach: Reach = reach,
                 able: Tensor = able,
                 upper: Tensor = upper,
@@ -278,7 +274,7 @@ class FinalWindow:
         Returns:
             A box (1, rows).
         """
-        box = _of_all(known)
+        box = known.of_all
 
         def forms() -> tuple[Encoder, Expression]:
             encoder, own = self._forms_of_state(coefficients)
@@ -318,19 +314,19 @@ class FinalWindow:
         ready = self._ready[0]
         return replace(ready, encoder=ready.encoder.fork(), state=dict(ready.state))
 
-    def _outputs(self, asked: OutputObjectives) -> tuple[Encoder, Expression]:
+    def _outputs(self, asked: OutputForms) -> tuple[Encoder, Expression]:
         """Outputs of the trained model at the test inputs, (n, outputs)."""
         ready = self._state()
         encoder, known = ready.encoder, ready.state
-        boxes = asked.boxes(self.state)
+        boxes = self._boxes(asked)
         if bool((asked.inputs.lower == asked.inputs.upper).all()):
             known[FEATURES] = Expression.of(asked.inputs.lower[0].cpu().numpy())
         else:
             encoder.origin = f"model: {FEATURES}"
             known[FEATURES] = encoder.columns_of(asked.inputs)
         output = self.window.step_graph.output
-        curved = curved_inputs(asked.forward) | {output}
-        for node in asked.forward:
+        curved = curved_inputs(self._forward) | {output}
+        for node in self._forward:
             if node.name in known:
                 continue
             encoder.origin = f"model: {node.name}"
@@ -340,8 +336,3 @@ class FinalWindow:
                 expression = encoder.bounded(expression, boxes[node.name])
             known[node.name] = expression
         return encoder, known[output]
-
-
-def _of_all(known: Interval) -> Interval:
-    """One box, (1, ...), that holds all cases."""
-    return Interval(known.lower.amin(0, keepdim=True), known.upper.amax(0, keepdim=True))

@@ -7,7 +7,6 @@ that of one unsafe class, say). Binary z_g = 1 demands that of group g; their su
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,57 +15,49 @@ import torch
 from torch import Tensor
 
 from milp_agt.bounds.program.state_bounds import Objectives, SolveOptions, minimise
-from milp_agt.bounds.step import State
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.encoder import Encoder
 from milp_agt.core.expression import Array, Expression, Index, add
-from milp_agt.core.graph import Node, boxes_of, evaluate
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.errors import SolverUnavailableError
 from milp_agt.solvers.solver import choose
 from milp_agt.threats.poison import Poison
-from milp_agt.training.tracing import FEATURES
 
 
 @dataclass(frozen=True)
-class OutputObjectives:
-    """Forms ``coefficients . f(x) + constant`` of the outputs f at test inputs x.
+class OutputForms:
+    """Forms ``coefficients . f(x) + constant`` of outputs f at test inputs: (n, forms, outputs), (n, forms).
 
-    Attributes:
-        forward: the forward pass, in topological order.
-        inputs: box of each test input, (1, n, *shape).
-        coefficients, constant: (n, forms, outputs) and (n, forms).
+    ``inputs`` is the box of each test input, (1, n, *shape); a point where nobody touches it.
     """
 
-    forward: Sequence[Node]
     inputs: Interval
     coefficients: Tensor
     constant: Tensor
 
     def __len__(self) -> int:
-        return len(self.constant)
+        return len(self.coefficients)
 
-    def part(self, points: Tensor) -> OutputObjectives:
-        """The forms of some of the test points."""
-        inputs = self.inputs.each(lambda end: end[:, points])
-        return OutputObjectives(
-            self.forward, inputs, self.coefficients[points], self.constant[points]
+    @staticmethod
+    def of_outputs(features: Tensor, outputs: int) -> OutputForms:
+        """The outputs themselves at features (n, *shape)."""
+        eye = torch.eye(outputs, dtype=torch.float64, device=features.device)
+        inputs, none = Interval.point(features.unsqueeze(0)), features.new_zeros(1, outputs)
+        return OutputForms(
+            inputs, eye.expand(len(features), -1, -1), none.expand(len(features), -1)
         )
 
-    def boxes(self, state: State) -> dict[str, Interval]:
-        """Ranges of all nodes of the forward pass over a box of the parameters."""
-        return boxes_of(self.forward, dict(state) | {FEATURES: self.inputs})
+    def part(self, points: Tensor) -> OutputForms:
+        """The forms of some of the test points."""
+        box = self.inputs.each(lambda end: end[:, points])
+        return OutputForms(box, self.coefficients[points], self.constant[points])
 
-    def at(self, states: Mapping[str, Tensor], output: str) -> tuple[Tensor, Tensor]:
-        """Values for models (models, *shape) at the centres of the inputs, (models, n, forms).
+    def at(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Values for outputs (models, n, outputs), (models, n, forms), and bounds of their rounding errors.
 
-        Also bounds of their rounding errors: outputs are taken as the float64 run computes them, so only
-        the rounding of the forms counts.
+        Outputs are taken as the float64 run computes them, so only the rounding of the forms counts.
         """
-        models = len(next(iter(states.values())))
-        points = self.inputs.centre[0].expand(models, *self.inputs.lower.shape[1:])
-        found = evaluate(self.forward, {**states, FEATURES: points})[output]
         value = torch.einsum("nfo,mno->mnf", self.coefficients, found) + self.constant
         size = torch.einsum("nfo,mno->mnf", self.coefficients.abs(), found.abs())
         size = size + self.constant.abs()

@@ -111,6 +111,31 @@ class ProgramReport:
         return {**self.size, **{name: getattr(self, name) for name in names}}
 
 
+@dataclass
+class Programs:
+    """Programs over the steps of a run that ended, which questions add objectives to.
+
+    Attributes:
+        options: how to solve.
+        witness: final states of real runs, which every answer must admit; None for none.
+        of_state: the adversary's choices in the programs that bounded the state after the steps.
+        reports: one report per question, in the order of the questions.
+        notes: questions that kept their cheaper bounds, and why.
+    """
+
+    options: SolveOptions
+    witness: Witness | None = None
+    of_state: tuple[Sequence[Incumbents], ...] = ()
+    reports: list[ProgramReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def incumbents(self) -> tuple[Sequence[Incumbents], ...]:
+        """The adversary's choices in programs for the state and for the questions so far."""
+        asked = (own for report in self.reports for own in report.incumbents)
+        return (*self.of_state, *asked)
+
+
 def minimise(objectives: Objectives, options: SolveOptions) -> ProgramReport:
     """Bound every objective that may gain more than ``worth``, the largest possible gain first.
 

@@ -15,8 +15,8 @@ relaxes s and phi to [0, 1]: its optimum is at most what the dual of ``zonotope/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,16 +26,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from milp_agt.bounds.program.incumbents import EncodedBatch, Incumbents
+from milp_agt.bounds.program.incumbents import EncodedBatch
 from milp_agt.bounds.program.state_bounds import (
     Objectives,
     ProgramReport,
-    SolveOptions,
+    Programs,
     bound_state,
     improved,
 )
 from milp_agt.bounds.program.window import RANGE_LIMIT, EncodedWindow
-from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
 from milp_agt.bounds.zonotope import ZonotopePass
 from milp_agt.bounds.zonotope.flips import Flips
@@ -234,24 +233,16 @@ def _batches(columns: Columns, samples: SampleGenerators) -> tuple[EncodedBatch,
     return (EncodedBatch(0, index, (gates,), features, labels),)
 
 
-@dataclass
-class FinalZonotope:
+@dataclass(kw_only=True)
+class FinalZonotope(Programs):
     """The program over all steps of a run that was bounded by a zonotope, for its state and for questions.
 
     Attributes:
         exact: whether samples and phases are binary (``milp``) or relaxed (``lp``).
-        witness: real runs that no bound may exclude; None for none.
-        of_state: what solvers proposed for the ends of the state, as starts for attacks.
-        reports, notes: of the questions so far.
     """
 
     forward: ZonotopePass
     exact: bool
-    options: SolveOptions
-    witness: Witness | None = None
-    of_state: tuple[Sequence[Incumbents], ...] = ()
-    reports: list[ProgramReport] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     @staticmethod
     def gains(forward: ZonotopePass) -> bool:
@@ -315,9 +306,3 @@ class FinalZonotope:
             name = self.options.solver.name
             self.witness.check_forms("functional", value, room, ends, name)
         return least
-
-    @property
-    def incumbents(self) -> tuple[Sequence[Incumbents], ...]:
-        """The adversary's choices in programs for the state and for the questions so far."""
-        asked = (own for report in self.reports for own in report.incumbents)
-        return (*self.of_state, *asked)

@@ -17,7 +17,7 @@ from milp_agt.bounds.zonotope.dual import (
     prices_of,
 )
 from milp_agt.bounds.zonotope.flips import Flips
-from milp_agt.bounds.zonotope.lagrangian import Lagrangian, flat, unflat
+from milp_agt.bounds.zonotope.lagrangian import Lagrangian
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 
 # Adam, with the scale of a step falling geometrically from the first to the last.
@@ -34,18 +34,17 @@ def starts(d: Directions, flips: Flips) -> Iterator[tuple[Tensor, Tensor]]:
     The price of a flip is paid on C3 where few flips fit in; else half of it on C1, if there is one. How
     few is a choice that no rule makes well for all directions: one after the other.
     """
+    few = flips.cover <= flips.cover.new_tensor(COVERS)[:, None]
+    each = zip(few.sum(1).tolist(), few, strict=True)
+    choices = dict(each).values()  # different ones: each holds those before it
     if not flips.rows:
         bends = flips.largest[flips.limited] * d.on_bend[:, flips.limited].clamp(min=0.0)
         prices = (d.on_phase[:, flips.limited] + bends).clamp(min=0.0)
-        for most in COVERS:
-            yield d.base.new_zeros(2, d.rows, 0), torch.where(flips.cover <= most, prices, 0.0)
+        for few in choices:
+            yield d.base.new_zeros(2, d.rows, 0), torch.where(few, prices, 0.0)
         return
-    prices, done = prices_of(d, flips), -1
-    for most in COVERS:
-        few = flips.cover <= most
-        if int(few.sum()) == done:
-            continue
-        done = int(few.sum())
+    prices = prices_of(d, flips)
+    for few in choices:
         limits = torch.where(few, prices[:, flips.limited], 0.0)
         covered = flips.alone.clone()
         covered[flips.limited[few]] = True
@@ -63,8 +62,6 @@ def tried(
         if opened is None or flips.rows:
             opened = gathered(d, flips, rows, samples)
         yield alpha, closed(opened, flips, alpha)
-        if not flips.rows and not flips.limits:
-            return
 
 
 def start(d: Directions, flips: Flips, samples: SampleGenerators) -> Multipliers:
@@ -110,14 +107,16 @@ def ascend(
     if not (flips.rows or flips.limits) or not d.rows or steps == 0:
         return alpha
     lagrangian = Lagrangian(d, flips, samples, free)
-    at, scale = flat(alpha), prices_of(d, flips).amax(1).clamp(min=1e-12)
-    climb = Climb(at, torch.maximum(scale.to(at), at.amax(1))[:, None])
+    at = lagrangian.scaled(alpha)
+    largest = (at * lagrangian.scale).amax(1)
+    scale = torch.maximum(prices_of(d, flips).amax(1).clamp(min=1e-12).to(at), largest)
+    climb = Climb(at, scale[:, None] / lagrangian.scale)
     best, least = at, at.new_full((d.rows,), torch.inf)
     seen = [least] * (1 + LOOKED_BACK)
     for number in range(1, steps + 2):
         value, slopes = lagrangian.at(at)
-        wins = value < least
-        best, least = torch.where(wins[:, None], at, best), torch.where(wins, value, least)
+        best = torch.where((value < least)[:, None], at, best)
+        least = torch.minimum(value, least)
         if number > steps:
             break
         if still and number % LOOKED == 1:
@@ -126,23 +125,23 @@ def ascend(
             if bool((gained <= still * least.abs()).all()):
                 break
         at = climb.moved(slopes, FIRST * (LAST / FIRST) ** ((number - 1) / steps), number)
-    return unflat(best, flips)
+    return lagrangian.multipliers(best, flips)
 
 
 class Climb:
-    """Adam on some multipliers."""
+    """Adam on some multipliers; ``scale`` of a step, by row or by entry."""
 
     def __init__(self, start: Tensor, scale: Tensor) -> None:
         self.at, self.scale = start, scale
         self.mean, self.square = torch.zeros_like(start), torch.zeros_like(start)
 
     def moved(self, slope: Tensor, rate: float, number: int) -> Tensor:
-        self.mean.mul_(MEAN).add_(slope, alpha=1.0 - MEAN)
+        self.mean.lerp_(slope, 1.0 - MEAN)
         self.square.mul_(SQUARE).addcmul_(slope, slope, value=1.0 - SQUARE)
-        root = self.square.sqrt().add_(1e-12)
-        size = rate * (1.0 - SQUARE**number) ** 0.5 / (1.0 - MEAN**number)
-        move = self.scale * self.mean
-        self.at = self.at.addcdiv(move, root, value=-size).clamp_(min=0.0)
+        unbiased = (1.0 - SQUARE**number) ** 0.5
+        root = self.square.sqrt().add_(1e-12 * unbiased).div_(self.scale)
+        share = rate * unbiased / (1.0 - MEAN**number)
+        self.at = torch.addcdiv(self.at, self.mean, root, value=-share).clamp_(min=0.0)
         return self.at
 
 

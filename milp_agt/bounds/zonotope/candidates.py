@@ -25,7 +25,7 @@ from milp_agt.core.stacked import Stacked
 # Rows are divided by how far a phase goes beyond its kink; a larger number is as valid.
 SMALLEST = 1e-9
 # What the bounds of candidates gain at least for a search that goes on.
-STILL = 0.002
+STILL = 0.0015
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import array
 import math
 import re
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +74,22 @@ def read_household_power(path: Path) -> Source:
     with opened(path) as stream:
         separator, (_, first), lines = header_and_lines(stream)
         names = tuple(cell.strip() for cell in first)
-        at, clock = _columns(names), _Clock()
+        at, slashed = _columns(names), False
         for row, line, cells in wide(lines, names, separator):
             found = _numbers(row, line, {name: cells[j] for name, j in at.items()})
             if "Time" in at:
                 day, time = cells[at["Date"]].strip(), cells[at["Time"]].strip()
             else:
                 day, _, time = cells[at["date_time"]].strip().replace("T", " ").partition(" ")
-            hour, weekday = clock.read(row, line, day, time)
+            slashed |= "/" in day
+            try:
+                hour, weekday = _hour(time), _weekday(day)
+            except ValueError:
+                raise refused(
+                    f"'{day} {time}' in {place(row, line)}, where date and time are due",
+                    "write 16/12/2006 and 17:24:00, or 2006-12-16 17:00:00 (day/month/year, hours 0 to 23 "
+                    "or with AM and PM)",
+                ) from None
             if found is not None:
                 values.extend(found)
                 stamps.extend((hour, weekday))
@@ -95,7 +104,7 @@ def read_household_power(path: Path) -> Source:
     angles = 2.0 * math.pi * time_of / np.array([24.0, 7.0])
     cyclic = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(-1, len(TIME))
     notes = ["Global_intensity was left out: it is nearly the target"]
-    if clock.slashed:
+    if slashed:
         notes.append("dates with strokes were read as day/month/year")
     skipped = row + 1 - len(table)
     if skipped:
@@ -126,48 +135,18 @@ def _numbers(row: int, line: int, cells: dict[str, str]) -> list[float] | None:
     return read if len(read) == 1 + len(MEASUREMENTS) else None
 
 
-class _Clock:
-    """Hours and weekdays from text; every text is parsed once."""
-
-    def __init__(self) -> None:
-        self._weekdays: dict[str, float] = {}
-        self._hours: dict[str, float] = {}
-
-    @property
-    def slashed(self) -> bool:
-        """Whether dates were written with strokes, whose order of day and month was assumed."""
-        return any("/" in day for day in self._weekdays)
-
-    def read(self, row: int, line: int, day: str, time: str) -> tuple[float, float]:
-        """Hour of the day with its fraction, and weekday from Monday 0.
-
-        Raises:
-            InvalidInputError: no date, or no time of the day.
-        """
-        try:
-            if day not in self._weekdays:
-                self._weekdays[day] = float(_date(day).weekday())
-            if time not in self._hours:
-                self._hours[time] = _hour(time)
-        except ValueError:
-            raise refused(
-                f"'{day} {time}' in {place(row, line)}, where date and time are due",
-                "write 16/12/2006 and 17:24:00, or 2006-12-16 17:00:00 (day/month/year, hours 0 to 23 or "
-                "with AM and PM)",
-            ) from None
-        return self._hours[time], self._weekdays[day]
+@cache
+def _weekday(text: str) -> float:
+    """Of a day as 16/12/2006 or 2006-12-16, from Monday 0; ValueError otherwise."""
+    if "/" not in text:
+        return float(date.fromisoformat(text).weekday())
+    found = re.fullmatch(r"(\d{1,2})/(\d{1,2})/(\d{4})", text, re.ASCII)
+    if found is None:
+        raise ValueError(text)
+    return float(date(int(found[3]), int(found[2]), int(found[1])).weekday())
 
 
-def _date(text: str) -> date:
-    """A day as 16/12/2006 or 2006-12-16; ValueError otherwise."""
-    if "/" in text:
-        found = re.fullmatch(r"(\d{1,2})/(\d{1,2})/(\d{4})", text, re.ASCII)
-        if found is None:
-            raise ValueError(text)
-        return date(int(found[3]), int(found[2]), int(found[1]))
-    return date.fromisoformat(text)
-
-
+@cache
 def _hour(text: str) -> float:
     """A time of the day as 17:24, 17:24:00 or 5:24:00 PM, in hours; ValueError otherwise."""
     found = TIME_OF_DAY.fullmatch(text)
