@@ -223,8 +223,8 @@ class BoundedRun(RunInProgress):
         if self.plan.straight and alone[last.name] < (1.0 + SMALL) * recent[-1][last.name]:
             self.notes.note(
                 f"step {len(self.records)}: the zonotope ends here: it grows with every step of data "
-                f"poisoned anew, and takes less than {SMALL:.0%} off linear forms; ask for relaxation='zonotope' to "
-                "have it"
+                f"poisoned anew, and takes less than {SMALL:.0%} off linear forms; ask for "
+                "relaxation='zonotope' to have it"
             )
             self.chains.end(next(chain for chain in self.chains if chain.name == ZONOTOPE))
             return
