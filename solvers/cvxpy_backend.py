@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from dataclasses import replace
 from importlib import import_module
@@ -134,16 +135,13 @@ class CvxpySession(Session):
         # Columns are bounded by rows, because not every inner solver takes bounds of variables.
         x, costs = cp.Variable(n), cp.Parameter(n)
         rows: Rows = []
-        for mask, sign in ((self._equal, -1.0), (self._below, 1.0), (self._above, -1.0)):
+        for mask, holds, sides, sign in (
+            (self._equal, operator.eq, self._lower, -1.0),
+            (self._below, operator.ge, self._lower, 1.0),
+            (self._above, operator.le, self._upper, -1.0),
+        ):
             if mask.any():
-                part = self._matrix[mask] @ x
-                if mask is self._equal:
-                    constraint = part == self._lower[mask]
-                else:
-                    constraint = (
-                        part >= self._lower[mask] if sign > 0 else part <= self._upper[mask]
-                    )
-                rows.append((mask, constraint, sign))
+                rows.append((mask, holds(self._matrix[mask] @ x, sides[mask]), sign))
         limits = [x >= p.lower, x <= p.upper]
         problem = cp.Problem(cp.Minimize(costs @ x), limits + [row[1] for row in rows])
         self._problem = (problem, x, costs, rows)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from fractions import Fraction
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +94,7 @@ def test_products_are_enclosed() -> None:
 
 
 def test_infinity_and_underflow_prove_nothing() -> None:
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         for number in (
             lambda: Box.point(np.array([1e308])) + Box.point(np.array([1e308])),
             lambda: functions.exp(Box.point(np.array([1e4]))),
@@ -257,10 +256,8 @@ def test_the_first_step_that_is_taken_is_not_dampened(gone: int) -> None:
     x, y = np.array([[1.0], [-2.0], [0.5]]), np.array([[0.3], [1.0], [-0.7]])
     rules = [Rule(0.5, momentum=0.5, dampening=tau) for tau in (0.0, 0.4, 0.4)]
     own = run_of("mse", LINE, batches=[[0], [1], [2]], rules=rules)
-    given = SimpleNamespace(
-        problem=own, samples=data_of(x, y, 1)[0], choices=None, initial={"w": np.zeros((1, 1))}
-    )
-    box = proof._run_on(cast(Statement, given), [{gone: 0}]).boxes["w"]
+    given = Statement(own, *data_of(x, y, 1), "listed", {"w": np.zeros((1, 1))})
+    box = proof._run_on(given, [{gone: 0}]).boxes["w"]
     w = torch.nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
     opt = torch.optim.SGD([w], lr=0.5, momentum=0.5, dampening=0.4)
     for sample in set(range(3)) - {gone}:

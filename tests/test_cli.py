@@ -44,15 +44,6 @@ def write(run: Path, text: str) -> None:
     run.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.filterwarnings("always")
-def test_a_switch_that_is_gone_is_a_note(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(run, RUN + "[certify.strengthening]\nphases = true\n" + ACCURACY.format(0.0))
-    found = certified(run, "--quiet")
-    (note,) = capsys.readouterr().err.splitlines()
-    assert note.startswith("milp-agt: note: [certify] strengthening = ")
-    assert "strengthening" not in found["options"]
-
-
 def test_certify_prints_and_writes_everything(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -440,7 +431,8 @@ def test_a_full_disk_is_no_traceback(
 @pytest.mark.parametrize(("asked", "found"), [("'solvers'", 0), ("'check', '.'", 2)])
 def test_a_reader_that_leaves_is_no_failure(tmp_path: Path, asked: str, found: int) -> None:
     """And no verdict: 0 would say of ``check`` that all is proved."""
-    write(tmp_path / "claim.json", "{}")
+    for name in ("claim.json", "claim.sha256"):
+        write(tmp_path / name, "{}")
     code = f"import sys; from milp_agt.cli import main; sys.exit(main([{asked}]))"
     command = f'"{sys.executable}" -u -c "{code}" | true; exit "${{PIPESTATUS[0]}}"'
     done = subprocess.run(

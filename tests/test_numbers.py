@@ -53,6 +53,7 @@ SAME: dict[str, dict[str, Any]] = {
     "a masked array without a mask": {"x": np.ma.array(X)},
     "lists": {"x": X.tolist(), "y": Y.tolist()},
     "rows as tensors": {"x": list(torch.from_numpy(X)), "y": list(torch.from_numpy(Y))},
+    "rows as tensors and lists": {"x": [*torch.from_numpy(X[:3]), *X[3:].tolist()]},
     "truth values": {"y": Y > 0},
     "truth values of torch": {"y": torch.from_numpy(Y > 0)},
     "a column of labels": {"y": Y[:, None] > 0},

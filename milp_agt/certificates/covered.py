@@ -33,7 +33,7 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
 }
 CHECKED = 20.0  # seconds that a check may take on one core
 # Products (of bounds or of coefficients) in a second of it.
-RATES = {"interval": 1e7, "listed": 1e7, "affine": 1.5e7}
+RATES = {"interval": 1e7, "listed": 1e7, "affine": 1.5e7, "leaf": 4e7}
 MOST_LEAVES = 1024
 PART = 25  # samples of a batch at once, where all of them are too many
 LOSSES = ("cross_entropy", "bce", "hinge", "mse")
@@ -129,7 +129,7 @@ def leaves_of(stated: Statement, seconds: float = CHECKED) -> int:
     """How many leaves a tree may have: as many as are predicted to be checked in the time of one check."""
     if stated.anew or stated.poisoned.budget != 1:
         return 0
-    return min(MOST_LEAVES, int(seconds * RATES["affine"] / max(1.0, of_forms(stated, 1))))
+    return min(MOST_LEAVES, int(seconds * RATES["leaf"] / max(1.0, of_forms(stated, 1))))
 
 
 def missing(training: Training, result: Result) -> list[str]:

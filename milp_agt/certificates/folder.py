@@ -29,7 +29,7 @@ from milp_agt.certificates.covered import (
     missing,
     undecayed,
 )
-from milp_agt.certificates.growing import grown
+from milp_agt.certificates.growing import grown, safe
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
 from milp_agt.certification.verdicts import Verdict
@@ -56,6 +56,7 @@ ROUNDING = (2.0**-8, 2.0**-30)  # by which the checker may go beyond a result, a
 MARGIN = 2.0**-38
 # Times the width of a result, up to which no other method is tried, and no multipliers are looked for.
 NEAR, NEAR_ENOUGH = 1.02, 1.25
+TIMES = 2.5  # what a check may take in that of certifying, where a tree needs many leaves
 WIDEST = 4.0  # times the width of a result that a certificate may claim
 
 
@@ -68,6 +69,7 @@ class _Given:
     asked: Sequence[Asked]
     not_covered: Sequence[str]
     seconds: float
+    trees: float  # seconds for trees
 
 
 def write(
@@ -122,7 +124,8 @@ def write_result(
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
     left = CHECKED if seconds is None else min(CHECKED, seconds)
-    given = _Given(result, training, asked, not_covered, left)
+    trees = _for_trees(result, asked) if seconds is None else left
+    given = _Given(result, training, asked, not_covered, left, trees)
     missed = missing(training, result)
     drafts = [] if missed else _drafts(given)
     if drafts:
@@ -141,6 +144,13 @@ def write_result(
     _put(folder / CLAIM, text)
     _put(folder / SEAL, f"{hashlib.sha256(text).hexdigest()}  {CLAIM}\n".encode())
     return folder / CLAIM
+
+
+def _for_trees(result: Result, asked: Sequence[Asked]) -> float:
+    """Seconds that a check of a tree may take: some times what certifying may have taken."""
+    each = 0.0 if result.models.tree is None else result.models.tree.seconds
+    spent = sum(step.seconds for step in result.steps) + each * len(asked)
+    return max(CHECKED, TIMES * spent)
 
 
 @dataclass
@@ -192,18 +202,20 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
         stated = _stated(claim, files)
     if (climb and stated.at_once) or not affordable(stated, method, given.seconds):
         raise Unbounded("a check that would take long")
+    cases: list[Reached] = []
     if climb:
-        flips, found = ascended(_unsure(stated), given.seconds)
+        flips, words = ascended(_unsure(stated), given.seconds)
         claim["flips"] = files.add("flips", flips, np.int64)
-        claim["multipliers"] = files.add("multipliers", found, np.uint16)
+        claim["multipliers"] = files.add("multipliers", words, np.uint16)
         stated = _stated(claim, files)
     elif method == "affine" and result.models.tree is not None:
-        tree = grown(stated, leaves_of(stated, given.seconds))
-        if tree is not None:
+        found = grown(_unsure(stated), leaves_of(stated, given.trees))
+        if found is not None:
+            tree, cases = found
             claim["tree"] = files.add("tree", tree)
             stated = _stated(claim, files)
-    asked_for = sum(asked.least for asked in stated.questions if asked.kind != "loss")
-    cases = reached(_unsure(stated))
+    asked_for = sum(map(safe, stated.questions))
+    cases = cases or reached(_unsure(stated))
     judged = reached(stated) if trust else cases
     for number, name in enumerate(claim["model"]["parameters"]):
         low, high = (result.reachable.lower[name], result.reachable.upper[name])
@@ -215,8 +227,8 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
         low, high = _loosened(result.precision, low, high)
         files.add(f"lower_{number}", low)
         files.add(f"upper_{number}", high)
-    for table, asked in zip(claim["questions"], stated.questions, strict=True):
-        least, most = answer(asked, cases)
+    for number, (table, asked) in enumerate(zip(claim["questions"], stated.questions, strict=True)):
+        least, most = answer(number, cases)
         least, most = min(least, asked.least), max(most, asked.most)
         if asked.kind == "loss":
             ends = _loosened(result.precision, np.array(least), np.array(most))
@@ -226,7 +238,7 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
     stated = _stated(claim, files)
     claim |= {"words": list(stated.words), "assumptions": list(ASSUMPTIONS)}
     widths = [(stated.upper[n] - stated.lower[n]).reshape(-1) for n in stated.lower]
-    points = sum(asked.least for asked in stated.questions if asked.kind != "loss")
+    points = sum(map(safe, stated.questions))
     width = float(np.concatenate(widths).mean())
     return _Draft(claim, files, points, width, points >= asked_for)
 

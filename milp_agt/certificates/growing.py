@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,68 +13,96 @@ import numpy.typing as npt
 from milp_agt.checker.affine import Pass
 from milp_agt.checker.boxes import Unbounded
 from milp_agt.checker.forms import Form, Symbols
-from milp_agt.checker.proof import LEAF, PHASE, WHERE, WHO, answer, leaves, reached
+from milp_agt.checker.proof import LEAF, PHASE, WHERE, WHO, Reached, leaves, reached
 from milp_agt.checker.statement import Question, Statement
 from milp_agt.checker.steps import moving, train
 
 Array = npt.NDArray[Any]
 Row = tuple[float, float, float]
+HARM = ("targeted", "backdoor")  # kinds that count where something goes wrong
 
 
 @dataclass
 class _Node:
-    """A part of the threat, as the tree that leads to it alone, and its children once it is split."""
+    """A part of the threat, as the tree that leads to it alone, and its children once it is split.
+
+    Attributes:
+        known: what the checker proves of it; None where it proves nothing, or was not asked.
+        lack: points that were certified and that the checker does not prove by itself; infinite for no bound.
+    """
 
     given: Statement
+    known: Reached | None
+    lack: float
     row: Row = (LEAF, 0.0, 0.0)
     children: tuple[_Node, ...] = ()
 
     def rows(self) -> list[Row]:
         return [self.row, *(row for child in self.children for row in child.rows())]
 
+    def leaves(self) -> list[Reached]:
+        """What is proved of the leaves, in their order."""
+        own = [] if self.known is None else [self.known]
+        return [each for child in self.children for each in child.leaves()] or own
 
-def grown(given: Statement, most: int) -> Array | None:
-    """A tree with ``most`` leaves or fewer whose leaves prove more points of the questions; None for none.
 
-    The leaf that lacks most is split first: while several samples may be the poisoned one, by who it is;
-    then in the middle of what moves furthest; where that proves no more, by the phase of a unit if this does.
+def grown(given: Statement, most: int) -> tuple[Array, list[Reached]] | None:
+    """A tree with ``most`` leaves or fewer that prove more points of the questions, and what they prove; None
+    for none.
+
+    The leaf that lacks most is split first: while several samples may be the poisoned one, by who it is (and
+    where nothing is proved of them all, nothing is asked of fewer before they are one); then in the middle of
+    what moves furthest; where that proves no more, by the phase of a unit if this does.
     """
-    shares = [asked for asked in given.questions if asked.kind != "loss"]
-    root = _Node(given)
-    first = _missing(given, shares)
-    heap, number, lacking = [(-first, 0, root)], 1, first
-    while given.poisoned.open.any() and number < most and -heap[0][0] > 0:
-        before, _, node = heapq.heappop(heap)
+    root = _node(given)
+    heap, number, leaves, open_ = [(-root.lack, 0, root)], 1, 1, 1
+    # Each leaf that lacks a point takes another one at least.
+    while given.poisoned.open.any() and heap and leaves + open_ <= most:
+        *_, node = heapq.heappop(heap)
         least = np.inf
         for row in _cuts(node.given):
-            pairs = _split(node.given, row, shares)
-            after = sum(lack for _, lack in pairs)
+            parts = _split(node, row)
+            after = sum(part.lack for part in parts)
             if not node.children or after < least:
-                least, node.row, parts = after, row, pairs
-                node.children = tuple(child for child, _ in parts)
-            if least < -2.0 * before:
+                least, node.row, node.children = after, row, parts
+            if least < 2.0 * node.lack or node.lack == np.inf:
                 break
-        for child, lack in parts:
-            heapq.heappush(heap, (-lack, number, child))
-            number += 1
-        lacking = max(-heap[0][0], 0)
-    return np.array(root.rows()) if lacking < first else None
+        leaves, open_ = leaves + 1, open_ - 1
+        for child in node.children:
+            if child.lack > 0:
+                heapq.heappush(heap, (-child.lack, number, child))
+                number, open_ = number + 1, open_ + 1
+    lacking = -heap[0][0] if heap else 0.0
+    return (np.array(root.rows()), root.leaves()) if lacking < root.lack else None
 
 
-def _missing(given: Statement, asked: Sequence[Question]) -> float:
-    """Points that were certified and that the checker does not prove by itself; infinite for no bound."""
+def _node(given: Statement) -> _Node:
     try:
-        cases = reached(given)
-        return sum(max(0.0, each.least - answer(each, cases)[0]) for each in asked)
+        (known,) = reached(given)
     except Unbounded:
-        return np.inf
+        return _Node(given, None, np.inf)
+    pairs = zip(given.questions, known.ends, strict=True)
+    found = [(each, replace(each, least=ends[0], most=ends[1])) for each, ends in pairs]
+    return _Node(given, known, sum(max(0.0, safe(each) - safe(own)) for each, own in found))
 
 
-def _split(given: Statement, row: Row, asked: Sequence[Question]) -> list[tuple[_Node, float]]:
+def safe(asked: Question) -> float:
+    """At how many points nothing can go wrong, as a question claims; 0 for one about a loss."""
+    if asked.kind == "loss":
+        return 0.0
+    return len(asked.encoded) - asked.most if asked.kind in HARM else asked.least
+
+
+def _split(node: _Node, row: Row) -> tuple[_Node, ...]:
     """The children of a node that is cut, and what each of them lacks."""
-    parts = leaves(replace(given, tree=np.array([row, (LEAF, 0.0, 0.0), (LEAF, 0.0, 0.0)])))
-    own = [replace(part, tree=None) for part in parts]
-    return [(_Node(part), _missing(part, asked)) for part in own]
+    tree = np.array([row, (LEAF, 0.0, 0.0), (LEAF, 0.0, 0.0)])
+    parts = [replace(part, tree=None) for part in leaves(replace(node.given, tree=tree))]
+    return tuple(
+        _Node(part, None, np.inf)
+        if node.lack == np.inf and part.poisoned.open.sum() > 1
+        else _node(part)
+        for part in parts
+    )
 
 
 def _cuts(given: Statement) -> Iterator[Row]:

@@ -43,6 +43,8 @@ HOPELESS = 0.5
 WIDER, GAIN, IDLE_STEPS = 0.05, 1e-4, 3
 # Programs that `auto` picked end where they took less than this share off in so many steps.
 LITTLE = 0.01
+# A zonotope that grows with every step ends where it takes less than this share off linear forms.
+SMALL = 0.02
 
 
 class BoundedRun(RunInProgress):
@@ -207,7 +209,8 @@ class BoundedRun(RunInProgress):
                 self.chains.end(chain)
 
     def _end_if_idle(self, alone: Mapping[str, float]) -> None:
-        """End linear forms that add nothing to a zonotope, where no other chain is built on them.
+        """End linear forms that add nothing to a zonotope, where no other chain is built on them, or a
+        zonotope that adds next to nothing to them, where it grows with each step.
 
         ``alone`` are the mean widths of chains by themselves, before the meet, after the last step.
         """
@@ -217,8 +220,16 @@ class BoundedRun(RunInProgress):
         if (
             last.name != Relaxation.LINEAR.value
             or len(recent) < IDLE_STEPS
-            or ZONOTOPE not in recent[0]
+            or ZONOTOPE not in alone
         ):
+            return
+        if self.plan.straight and alone[last.name] < (1.0 + SMALL) * recent[-1][last.name]:
+            self.notes.note(
+                f"step {len(self.records)}: the zonotope ends here: it grows with every step of data "
+                f"poisoned anew, and takes less than {SMALL:.0%} off linear forms; ask for "
+                "relaxation='zonotope' to have it"
+            )
+            self.chains.end(next(chain for chain in self.chains if chain.name == ZONOTOPE))
             return
         if any(each[last.name] < (1.0 - GAIN) * each.get(ZONOTOPE, torch.inf) for each in recent):
             return

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from milp_agt.bounds.gathered import Gathered, gathered
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope import refusal
 from milp_agt.certification import sizes as rates
 from milp_agt.certification.level_plan import (
@@ -20,6 +21,7 @@ from milp_agt.certification.level_plan import (
     choose_level,
     levels_of,
     mib,
+    stands_alone,
 )
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
@@ -28,10 +30,13 @@ from milp_agt.certification.sizes import Sizes
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import Vertices
 from milp_agt.training.inputs import bytes_of
-from milp_agt.training.tracing import StepGraph
+from milp_agt.training.tracing import FEATURES, LABELS, StepGraph
 from milp_agt.training.training import Batch, Training
 
 # 1 / LEAST_ROOM of the memory is the least for pieces.
@@ -110,7 +115,8 @@ class Plan:
     where predictions were measured; not a number where nothing is known. ``whole``: those of this
     machine, under a time limit, of the level that was taken although they may be more than allowed;
     ``zonotope``: of one that is left out because of them; not a number where it is not. ``scarce``:
-    whether memory, not speed, says how many rows share a backward pass.
+    whether memory, not speed, says how many rows share a backward pass. ``straight``: whether data are
+    poisoned anew in steps without kinks and curves: a zonotope grows with each, and linear forms are tight.
     """
 
     asked: str
@@ -131,6 +137,7 @@ class Plan:
     whole: float
     zonotope: float
     scarce: bool
+    straight: bool
     remarks: Remarks
     gathered: Gathered | None = None
 
@@ -177,7 +184,8 @@ def make_plan(
     refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
     zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
     summed, in_place = None, Remarks()
-    if refused is None and _is_too_large(options, zonotope, budget, limit):
+    cheap = REFINING_TIME if limit is None else SPARE * limit
+    if refused is None and _is_too_large(options, sizes, zonotope, cheap, limit):
         parts = gathered(step_graph, poison, restriction, training.update_rules(steps))
         line = f"the generators of a zonotope would take about {mib(zonotope[1])}"
         if isinstance(parts, Gathered):
@@ -193,14 +201,22 @@ def make_plan(
         level, remarks, begun = choose_level(sizes, None if refused else zonotope, limit)
     else:
         level = Relaxation.parse(options.relaxation)
-    cheap = REFINING_TIME if limit is None else SPARE * limit
     seconds = sizes.inner
     linear_inner = level.walks and options.inner_bounds != "interval"
     dear = linear_inner and options.inner_bounds is None and seconds > cheap
     linear_inner &= not dear
     allowed = max(cheap, seconds if linear_inner else 0.0)
     carry = sum(zonotope[0]), zonotope[1]
-    levels, more = levels_of(level, refused, carry, allowed, budget, options.carried, on_rows)
+    degree = math.inf if poison.static else _degree(sizes.schedule, poison, training)
+    exact = level is Relaxation.LINEAR and walked == steps and degree <= 1.0
+    linear = sum(sizes.linear)
+    levels, more = levels_of(
+        level, refused, carry, linear, allowed, budget, options.carried, on_rows, exact
+    )
+    if level is Relaxation.LINEAR and levels[-1] is Relaxation.ZONOTOPE:
+        alone = options.changed({"relaxation": Relaxation.ZONOTOPE.value})
+        found = make_plan(step_graph, batches, poison, training, alone, restriction, given)
+        return replace(found, asked=options.relaxation, remarks=more + found.remarks)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
     carried = Relaxation.ZONOTOPE in levels and poison.whole is None
     named = options.relaxation == Relaxation.ZONOTOPE.value if summed is None else carried
@@ -261,16 +277,43 @@ def make_plan(
         whole=slow * (total if math.isnan(begun) else begun),
         zonotope=slow * carry[0] if no_time else math.nan,
         scarce=pieces.chunk < min(2 * sizes.state, ROWS_AT_ONCE),
+        straight=math.isfinite(degree),
         remarks=remarks + more + told,
         gathered=summed if Relaxation.ZONOTOPE in levels else None,
     )
 
 
+def _degree(schedule: NodeOrder, poison: Poison, training: Training) -> float:
+    """The degree of a step as a polynomial in parameters and moves; infinite for what is none. Linear forms
+    lose nothing where it is 1."""
+    if poison.whole is not None or training.l1 or training.projection or training.clips_total:
+        return math.inf
+    moves = {FEATURES: poison.feature_moves, LABELS: poison.label_moves}
+    degrees: dict[str, float] = {}
+    for node in schedule.all:
+        read = [degrees[name] for name in node.inputs]
+        if not read:
+            degree = 1.0 if moves.get(node.name, ...) is not None else 0.0
+        elif isinstance(node.op, Einsum):
+            degree = sum(read)
+        elif isinstance(node.op, LinearMap | SumSamples) or not any(read):
+            degree = max(read)
+        else:
+            degree = math.inf
+        degrees[node.name] = degree
+    return max(degrees[node.name] for _, node in schedule.gradients)
+
+
 def _is_too_large(
-    options: CertifyOptions, zonotope: tuple[Sequence[float], int], memory: int, limit: float | None
+    options: CertifyOptions,
+    sizes: Sizes,
+    zonotope: tuple[Sequence[float], int],
+    beside: float,
+    limit: float | None,
 ) -> bool:
-    """Whether a zonotope has to be a sum over samples, or would not be there."""
-    seconds, size = sum(zonotope[0]), zonotope[1]
+    """Whether a zonotope has to be a sum over samples, or would not be there; ``beside`` are the seconds that
+    it may take beside linear forms."""
+    seconds, size, memory = sum(zonotope[0]), zonotope[1], sizes.memory
     if options.relaxation == "auto":
         allowed = AUTO_TIME if limit is None else limit
         return size > memory or STARTED * seconds > allowed
@@ -278,6 +321,8 @@ def _is_too_large(
     if Relaxation.ZONOTOPE not in level.chain() or level.uses_programs:
         return False
     asked = level is Relaxation.ZONOTOPE
+    if level is Relaxation.LINEAR:
+        asked = stands_alone((seconds, size), sum(sizes.linear), beside, memory)
     return size > (ZONOTOPE_OVER * memory if asked else memory // ZONOTOPE_SHARE)
 
 

@@ -69,11 +69,11 @@ def checked(arguments: argparse.Namespace) -> tuple[Report, str]:
         print(SLOW, file=sys.stderr, flush=True)
     begun = time.perf_counter()
     report = check(_place(arguments.folder), arguments.jobs, arguments.exact)
-    seconds = f"Checked in {time.perf_counter() - begun:.2f} s, after the start of Python"
-    return report, in_words(report, seconds)
+    seconds = time.perf_counter() - begun
+    return report, f"Checked in {seconds:.2f} s, after the start of Python\n{in_words(report)}"
 
 
-def in_words(report: Report, seconds: str = "") -> str:
+def in_words(report: Report) -> str:
     """What was checked, line by line, and the verdict."""
     lines = [*report.words, ""] if report.words else []
     for item in report.items:
@@ -82,7 +82,6 @@ def in_words(report: Report, seconds: str = "") -> str:
     if report.sha256:
         lines += ["", f"Certificate: {report.bytes} bytes; SHA-256 of its claim {report.sha256}"]
     lines.append(f"Checker: SHA-256 of its source {source_sha256()}")
-    lines += [seconds] if seconds else []
     return "\n".join(map(_printable, [*lines, report.outcome.text]))
 
 

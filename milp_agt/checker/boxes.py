@@ -3,8 +3,8 @@
 A box is two arrays of the same shape, in one of two arithmetics that share all code below:
 
 - float64: every operation rounds to nearest (IEEE 754), and :func:`down` and :func:`up` go one number
-  further. Sums are in any order; they are off by at most ``gamma(k) sum |x|`` with ``gamma(k) = k u / (1 -
-  k u)`` and ``u = 2^-53`` (Higham 2002, section 4.2), which :func:`total` grants;
+  or two further. Sums are in any order; they are off by at most ``gamma(k) sum |x|`` with ``gamma(k) =
+  k u / (1 - k u)`` and ``u = 2^-53`` (Higham 2002, section 4.2), which :func:`total` grants;
 - exact: arrays of :class:`Exact` fractions; nothing is rounded, and :func:`coarse` shortens fractions
   outwards.
 
@@ -66,8 +66,7 @@ class Box:
     @property
     def size(self) -> Array:
         """The largest magnitude, elementwise."""
-        largest: Array = np.maximum(abs(self.lo), abs(self.hi))
-        return largest
+        return np.asarray(np.maximum(abs(self.lo), abs(self.hi)))
 
     def __getitem__(self, key: Any) -> Box:
         low = self.lo[key]
@@ -133,13 +132,15 @@ def is_exact(values: Array) -> bool:
 
 
 def down(values: Array) -> Array:
-    """A number that is no larger than what was rounded to ``values``."""
-    return values if is_exact(values) else np.nextafter(values, -np.inf)
+    """A number that is no larger than what was rounded to ``values``: at least one float further, since
+    ``2^-52 |v|`` is no smaller than the gap around v, and ``2^-1074`` is the least gap.
+    """
+    return values if is_exact(values) else values - (abs(values) * 2.0**-52 + 2.0**-1074)
 
 
 def up(values: Array) -> Array:
     """A number that is no smaller than what was rounded to ``values``."""
-    return values if is_exact(values) else np.nextafter(values, np.inf)
+    return values if is_exact(values) else values + (abs(values) * 2.0**-52 + 2.0**-1074)
 
 
 def scale_of(value: float | Fraction, like: Array) -> Box:

@@ -10,7 +10,7 @@ compared with the end that was proved, and each threshold with the claimed end.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -88,13 +88,13 @@ def _items(given: Statement, jobs: int) -> Iterator[Item]:
     cases: list[Reached] = []
     yield _item("the run on the data as given", partial(_nominal, given))
     yield _item("the box of the parameters", partial(_claimed, given, cases, jobs))
-    for asked in given.questions if cases else ():
-        yield _item(f"{asked.kind} on {asked.on}", partial(_answer, asked, cases))
+    for number, asked in enumerate(given.questions if cases else ()):
+        ends = proof.answer(number, cases)
+        yield _item(f"{asked.kind} on {asked.on}", partial(_answer, asked, *ends))
     yield from map(_not_covered, given.not_covered)
 
 
-def _not_covered(what: str) -> Item:
-    return Item(what, Outcome.NOT_COVERED)
+_not_covered = partial(Item, outcome=Outcome.NOT_COVERED)
 
 
 def _item(name: str, shown: Callable[[], tuple[Outcome, str]]) -> Item:
@@ -134,8 +134,7 @@ def _inside(
     return Outcome.PROVED, ""
 
 
-def _answer(asked: Question, cases: Sequence[Reached]) -> tuple[Outcome, str]:
-    least, most = proof.answer(asked, cases)
+def _answer(asked: Question, least: float, most: float) -> tuple[Outcome, str]:
     ends = (
         ("least", asked.least, least, asked.least - least),
         ("most", asked.most, most, most - asked.most),
@@ -143,11 +142,8 @@ def _answer(asked: Question, cases: Sequence[Reached]) -> tuple[Outcome, str]:
     for side, claimed, proved, gap in ends:
         if not gap <= 0:
             raise Rejected(f"claimed at {side} {claimed:.9g}, proved at {side} {float(proved):.9g}")
-    share = Fraction(1) if asked.kind == "loss" else Fraction(1, len(asked.x))
+    share = Fraction(1) if asked.kind == "loss" else Fraction(1, len(asked.encoded))
     # A share of k in n points meets a threshold if the float k / n does.
     low, high = (float(Fraction(end) * share) for end in (asked.least, asked.most))
-    missed = (asked.at_least is not None and low < asked.at_least) or (
-        asked.at_most is not None and high > asked.at_most
-    )
-    outcome = Outcome.NOT_PROVED if missed else Outcome.PROVED
-    return outcome, f"between {low:.9g} and {high:.9g}"
+    met = asked.at_least <= low and high <= asked.at_most
+    return Outcome.PROVED if met else Outcome.NOT_PROVED, f"between {low:.9g} and {high:.9g}"

@@ -66,7 +66,7 @@ class Symbols:
         base: of each noise, (noise,): ``|n| <= base + sum of owned (noise, slots) over the slots that are
             poisoned + charge if flip happens``.
         flip, charge: the flip that a noise is charged to, (noise,), -1 for none; each has one noise at most.
-        rows: coefficients of the two rows of each flip, (flips, 2, columns).
+        blocks: coefficients of the two rows of each flip, of some flips each, (flips, 2, columns).
         above: what they add besides, (flips, 2), and if slots are poisoned, ``pays`` (flips, 2, slots).
         terms: the sizes of all their terms, (flips,).
         count: of the columns.
@@ -89,7 +89,7 @@ class Symbols:
     owned: Array
     flip: Array
     charge: Array
-    rows: Array
+    blocks: tuple[Array, ...]
     above: Array
     pays: Array
     terms: Array
@@ -97,10 +97,10 @@ class Symbols:
 
     @staticmethod
     def none(width: int, budget: int, norm: int = 0) -> Symbols:
-        z = np.zeros
+        z, no = np.zeros, np.zeros(0)
         slots, flips, noise = z((0, width)), z((0, 2), dtype=np.int64), z(0, dtype=np.int64)
         columns, rows, pairs = z((0, width), dtype=np.int64), z((0, 2, 0)), z((0, 2))
-        rest = z(0), z((0, 0)), z(0), noise, z(0), z((0, 0)), noise, z(0), rows, pairs, rows, z(0)
+        rest = no, z((0, 0)), no, noise, no, z((0, 0)), noise, no, (rows,), pairs, rows, no
         return Symbols(slots, slots, slots, (), budget, norm, columns, flips, flips, *rest, 0)
 
     def _columns(self, *shape: int) -> Array:
@@ -115,13 +115,9 @@ class Symbols:
         """With a group of slots more."""
         before, new = len(self.low), self._columns(*low.shape)
         slots = before + len(low)
-        return replace(
-            self._more(new, low=low, high=high, radius=radius, moves=new),
-            groups=(*self.groups, slice(before, slots)),
-            shares=wide(self.shares, slots),
-            owned=wide(self.owned, slots),
-            pays=wide(self.pays, slots),
-        )
+        wider: Any = {n: wide(getattr(self, n), slots) for n in ("shares", "owned", "pays")}
+        found = self._more(new, low=low, high=high, radius=radius, moves=new)
+        return replace(found, groups=(*self.groups, slice(before, slots)), **wider)
 
     def with_flips(self, y: Form, least: Array, quiet: Array, **own: Array) -> Symbols:
         """With flips of kinks, and their rows: l is ``least``, and q ``quiet``. ``own``: names, most, shares,
@@ -133,8 +129,8 @@ class Symbols:
         rows[each, :, new[:, 1]] = -1.0, 1.0
         above = np.stack([y.c + y.high + quiet, -(y.c + y.low)], 1)
         terms = magnitude(y, self) + own["pays"].sum((1, 2)) + 2.0 * (least + own["most"])
-        before = replace(self, rows=wide(self.rows, rows.shape[-1]))
-        return before._more(new, flips=new, rows=rows, above=above, terms=terms, **own)
+        found = self._more(new, flips=new, above=above, terms=terms, **own)
+        return replace(found, blocks=(*self.blocks, rows))
 
     def with_noise(self, base: Array, owned: Array, flip: Array, charge: Array) -> Symbols:
         new = self._columns(len(base))
@@ -142,6 +138,11 @@ class Symbols:
         if (np.bincount(found.flip[found.flip >= 0]) > 1).any():
             raise Unbounded("a flip with noise already")  # _parts would count one of them
         return found
+
+    @cached_property
+    def rows(self) -> Array:
+        """The two rows of all flips, (flips, 2, columns)."""
+        return np.concatenate([wide(block, self.count) for block in self.blocks])
 
     @cached_property
     def sizes(self) -> Array:
@@ -202,13 +203,20 @@ class Symbols:
 
 def wide(values: Array, count: int) -> Array:
     """Zeros for columns that are new."""
-    more = count - values.shape[-1]
-    return np.concatenate([values, np.zeros((*values.shape[:-1], more))], -1) if more else values
+    if count == values.shape[-1]:
+        return values
+    found = np.zeros_like(values, shape=(*values.shape[:-1], count))
+    found[..., : values.shape[-1]] = values
+    return found
 
 
-def plus(first: Array, second: Array) -> Array:
-    count = max(first.shape[-1], second.shape[-1])
-    return wide(first, count) + wide(second, count)
+def plus(*parts: Array) -> Array:
+    """The sum, where columns that some have not are 0."""
+    shape = np.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    found = np.zeros((*shape, max(part.shape[-1] for part in parts)), np.result_type(*parts))
+    for part in parts:
+        found[..., : part.shape[-1]] += part
+    return found
 
 
 def near(factor: Fraction, like: Array) -> Array:
@@ -234,6 +242,7 @@ class Form:
     low: Array
     high: Array
     owned: Array = field(default_factory=partial(np.zeros, 1))
+    known: dict[str, Array] = field(default_factory=dict, init=False)  # of magnitude
 
     def __post_init__(self) -> None:
         if self.s.size > NUMBERS:
@@ -260,11 +269,13 @@ class Form:
         """The difference, up to rounding."""
         return self + other.scaled(np.asarray(-1.0))
 
-    def scaled(self, factor: Array) -> Form:
-        """The product with numbers, up to rounding."""
-        ends = factor * self.low, factor * self.high
-        c, s = factor * self.c, factor[..., None] * self.s
-        return Form(c, s, np.minimum(*ends), np.maximum(*ends))
+    def scaled(self, factor: Array, count: int = 0) -> Form:
+        """The product with numbers, up to rounding; with ``count`` columns, if these are more."""
+        ends, known = (factor * self.low, factor * self.high), self.s.shape[-1]
+        shape = *self.s.shape[:-1], max(known, count)
+        s = np.zeros(shape, np.result_type(factor, self.s, self.c))
+        np.multiply(factor[..., None], self.s, out=s[..., :known])
+        return Form(factor * self.c, s, np.minimum(*ends), np.maximum(*ends))
 
     def times(self, factor: Fraction) -> Form:
         """The product with a number, up to rounding; of what slots add, rounded upwards."""
@@ -288,10 +299,8 @@ def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Ar
         rest = by @ symbols.above.reshape(rows) + lost
         size = size + abs(given) @ symbols.terms[: given.shape[-1]]
     known = s.shape[-1]
-    slots, flips, noise = (
-        int((columns < known).sum())
-        for columns in (symbols.moves[:, -1:], symbols.flips[:, -1], symbols.noise)
-    )
+    columns = symbols.moves[:, -1:], symbols.flips[:, -1], symbols.noise
+    slots, flips, noise = (int((each < known).sum()) for each in columns)
     moves = sign[..., None, None] * s[..., symbols.moves[:slots]]
     dev = symbols.support(moves)
     spread = abs(s[..., symbols.noise[:noise]])
@@ -305,14 +314,17 @@ def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Ar
 
 
 def magnitude(form: Form, symbols: Symbols) -> Array:
-    """The sum of the sizes of all terms of the forms, all slots poisoned and all flips happening: what
-    rounding errors grow with.
+    """The sum of the sizes of all terms of the forms, all slots poisoned and all flips happening, or a bound
+    of it that rules keep: what rounding errors grow with. Symbols that come later are in none of them.
     """
+    if "size" in form.known:
+        return form.known["size"]
     rest = np.maximum(abs(form.low), abs(form.high))
     rest = rest.max(0) if rest.ndim > form.c.ndim else rest
     rest = rest + form.owned.sum(-1)
-    found: Array = abs(form.c) + abs(form.s) @ symbols.sizes[: form.s.shape[-1]] + rest
-    return found * SPARE
+    moves = abs(form.s) @ symbols.sizes[: form.s.shape[-1]]
+    found = form.known["size"] = np.asarray((abs(form.c) + moves + rest) * SPARE)
+    return found
 
 
 def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[Pair]:

@@ -54,8 +54,9 @@ def _exp(x: Array, upper: bool) -> Array:
     for n in range(DEGREE, 0, -1):
         value = 1.0 + (r / n) * value
     scaled = np.ldexp(value + (2.0**-48 if upper else -(2.0**-48)), k.astype(np.int64))
-    most, least = np.where(x > FARTHEST, np.inf, up(scaled)), np.maximum(down(scaled), 0.0)
-    return most if upper else least
+    if upper:
+        return np.where(x > FARTHEST, np.inf, up(scaled))
+    return np.clip(down(np.minimum(scaled, 2.0**1023)), 0.0, None)
 
 
 def _exact_exp(x: Fraction, upper: bool) -> Exact:

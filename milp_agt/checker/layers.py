@@ -22,6 +22,7 @@ from milp_agt.checker.boxes import Array, Box, Unbounded, scale_of
 
 AT_ONCE = 2**21  # products that are held at once
 T = TypeVar("T", bound=Any)
+Values = Mapping[str, Array]  # of parameters
 State = Mapping[str, Box]  # each (cases, *shape); velocities under VELOCITY + name
 VELOCITY = "velocity of "
 
@@ -60,8 +61,7 @@ class Arithmetic:
 
     def edge(self, box: Box) -> Array:
         """How far on the other side of 0 numbers are still taken for ones that reach it."""
-        found: Array = self.margin * (1.0 + box.size)
-        return found
+        return np.asarray(self.margin * (1.0 + box.size))
 
     def rounded(self, box: Box, roundings: float, size: Array) -> Box:
         return box.widened(self.off(roundings, size))
@@ -129,8 +129,7 @@ class Rule:
 
         def sized(values: Array, factor: float | Fraction) -> Array:
             scale = scale_of(abs(Fraction(factor)), theta).hi + arithmetic.tiny
-            found: Array = values * scale + arithmetic.tiny
-            return found
+            return np.asarray(values * scale + arithmetic.tiny)
 
         decay = 0.0 if name in self.undecayed else self.decay
         gradient = gradient + sized(theta, decay) + abs(self.l1)

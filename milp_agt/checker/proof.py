@@ -87,12 +87,12 @@ def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> S
     return replace(one, samples=point, poisoned=replace(poisoned, samples=box, norm=0))
 
 
-def of_rows(problem: Problem, state: State, x: Array, rows: Array) -> Box:
+def of_rows(problem: Problem, state: State, x: Box, rows: Array) -> Box:
     """Some rows (n, r, outputs), of at most two numbers that are not 0, times the outputs of every model at
-    the points, (cases, n, r).
+    all features of the points (n, d), (cases, n, r).
     """
-    hidden, last = forward(problem, state, Box.point(x[None]))[-2], problem.layers[-1]
-    weight, c = state[last.weight], boxes.exact(rows) if boxes.is_exact(x) else rows
+    hidden, last = forward(problem, state, x[None])[-2], problem.layers[-1]
+    weight, c = state[last.weight], boxes.exact(rows) if boxes.is_exact(x.lo) else rows
     size = hidden.size @ weight.T.size
     found = boxes.matmul(Box.point(c[None]), weight[:, None])
     found = boxes.total(*boxes.corners(found, hidden[:, :, None]))
@@ -104,20 +104,20 @@ def of_rows(problem: Problem, state: State, x: Array, rows: Array) -> Box:
     return found.widened(up(abs(c) @ error)[..., 0])
 
 
-def differences(labels: Array, outputs: int) -> Array:
-    """Rows (n, r, outputs) that give the output of the label less each of the others; of one logit f: f, or
-    -f for label 0.
+def differences(encoded: Array) -> Array:
+    """Rows (n, r, outputs) that give the output of the class (n, outputs) less each of the others; of one
+    logit f: f, or -f for class 0.
     """
-    if outputs == 1:
-        return np.where(labels > 0, 1.0, -1.0)[:, None, None]
-    ends, own = np.eye(outputs), range(outputs)
-    found: Array = np.array([[ends[j] - ends[k] for k in own if k != j] for j in own])[labels]
-    return found
+    if encoded.shape[1] == 1:
+        return np.where(encoded > 0, 1.0, -1.0)[:, None]
+    ends, own = np.eye(encoded.shape[1]), range(encoded.shape[1])
+    every = np.array([[ends[j] - ends[k] for k in own if k != j] for j in own])
+    return np.asarray(every[encoded.argmax(-1)])
 
 
 def count_right(margin: Box, edge: Array) -> tuple[int, int]:
-    """At how many points all models of a case, and at how many some, predict the label: the worst case of
-    both.
+    """At how many points all models of a case, and at how many some, predict the label (at all features, and
+    at some): the worst case of both.
 
     ``margin`` (cases, n, others); a tie counts as wrong in the first number and as right in the second.
     """
@@ -146,41 +146,34 @@ def losses_of_margins(loss: str, margin: Box) -> Box:
 
 @dataclass(frozen=True)
 class Reached:
-    """Cases of the parameters, one of which holds: boxes (cases, *shape), and the forms that one case
-    may have.
+    """Cases of the parameters, one of which holds: boxes (cases, *shape), and what is proved of each question
+    for all of them: bounds of what it counts, or of the mean loss.
     """
 
-    problem: Problem
     boxes: Mapping[str, Box]
-    forms: steps.Final | None = None
-
-    def rows(self, x: Array, rows: Array) -> Box:
-        """See :func:`of_rows`; by boxes and by forms."""
-        found = of_rows(self.problem, self.boxes, x, rows)
-        return found if self.forms is None else found.met(self.forms.rows(x, rows))
+    ends: tuple[tuple[float, float], ...]
 
 
 def reached(given: Statement, jobs: int = 1) -> list[Reached]:
     """By the method of a statement.
 
     Raises:
-        Unbounded: nothing is known at some step.
+        Unbounded: nothing is known at some step, or of some question.
     """
-    problem = given.problem
     with np.errstate(all="ignore"):
         if given.method == "listed":
             # The run on every data set that the adversary may choose: plain runs with their rounding.
             return list(_each(partial(_run_on, given), _chunks(given), jobs))
         if given.method == "interval":
-            boxes = training.train(problem, given.initial, given.samples, given.poisoned)
-            return [Reached(problem, boxes)]
+            run = given.problem, given.initial, given.samples, given.poisoned
+            return [_known(given, training.train(*run))]
         return list(_each(_by_forms, leaves(given), jobs))
 
 
 def _by_forms(given: Statement) -> Reached:
     with np.errstate(all="ignore"):
         forms = steps.train(given, steps.stored(given))
-        return Reached(given.problem, forms.boxes(), forms)
+        return _known(given, forms.boxes(), forms)
 
 
 def _each(work: Callable[[Any], Reached], parts: Iterable[Any], jobs: int) -> Iterator[Reached]:
@@ -194,36 +187,40 @@ def _each(work: Callable[[Any], Reached], parts: Iterable[Any], jobs: int) -> It
         yield from pool.map(work, parts)
 
 
-def answer(asked: Question, cases: Sequence[Reached]) -> tuple[float, float]:
-    """Bounds of what a question counts, or of the mean loss, over all cases.
-
-    Raises:
-        Unbounded: nothing is known.
-    """
-    with np.errstate(all="ignore"):
-        ends = [_of_case(asked, case) for case in cases]
-    least, most = min(low for low, _ in ends), max(high for _, high in ends)
-    return least, float(len(asked.x)) if asked.kind == "stable" else most
+def answer(number: int, cases: Sequence[Reached]) -> tuple[float, float]:
+    """The bounds of a question over all cases."""
+    ends = [case.ends[number] for case in cases]
+    return min(low for low, _ in ends), max(high for _, high in ends)
 
 
-def _of_case(asked: Question, case: Reached) -> tuple[float, float]:
-    pieces, count = [], case.boxes[case.problem.layers[-1].weight].lo.shape[1]
-    squares = asked.kind == "loss" and case.problem.loss == "mse"
-    for start in range(0, len(asked.x), AT_ONCE):
+def _known(given: Statement, state: State, forms: steps.Final | None = None) -> Reached:
+    ends = (_ends(given.problem, asked, state, forms) for asked in given.questions)
+    return Reached(state, tuple(ends))
+
+
+def _ends(
+    problem: Problem, asked: Question, state: State, forms: steps.Final | None
+) -> tuple[float, float]:
+    pieces, squares = [], asked.kind == "loss" and problem.loss == "mse"
+    for start in range(0, len(asked.encoded), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        rows = differences(asked.labels[part], count)
-        rows = np.broadcast_to(np.eye(count), (len(rows), count, count)) if squares else rows
-        found = case.rows(asked.x[part], rows)
+        x, y = asked.x[part], asked.encoded[part]
+        rows = np.repeat(np.eye(y.shape[1])[None], len(y), 0) if squares else differences(y)
+        found = of_rows(problem, state, x, rows)
+        found = found if forms is None else found.met(forms.rows(x, rows))
         if squares:
-            found = mean((found - Box.point(asked.encoded[None, part])).square())
+            found = mean((found - Box.point(y[None])).square())
         elif asked.kind == "loss":
-            found = losses_of_margins(case.problem.loss, found)
+            found = losses_of_margins(problem.loss, found)
         pieces.append(found)
     whole = joined(pieces, 1)
     if asked.kind == "loss":
         means = mean(whole)
         return means.lo.min(), means.hi.max()
-    return count_right(whole, case.problem.arithmetic.edge(whole))
+    least, most = count_right(whole, problem.arithmetic.edge(whole))
+    if asked.kind == "backdoor":
+        return len(asked.encoded) - most, len(asked.encoded) - least
+    return least, len(asked.encoded) if asked.kind == "stable" else most
 
 
 def all_choices(given: Statement) -> Iterator[dict[int, int]]:
@@ -281,4 +278,4 @@ def _run_on(given: Statement, chosen: list[dict[int, int]]) -> Reached:
                 y[case, sample] = given.choices[sample, choice]
         samples = Samples(samples.x, Box.point(y))
     with np.errstate(all="ignore"):
-        return Reached(given.problem, training.train(problem, given.initial, samples))
+        return _known(given, training.train(problem, given.initial, samples))

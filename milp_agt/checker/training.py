@@ -14,17 +14,16 @@ holds at most k of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 
 from milp_agt.checker import boxes, layers
 from milp_agt.checker.boxes import Array, Box, Unbounded, down, largest, scale_of, up
-from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples, State, T
+from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples, State, T, Values
 
 Term = tuple[Box, Box]  # the factors of an outer product
-NOBODY = np.zeros(0, dtype=np.int64)
 
 
 def summed(clean: Term, poisoned: Term | None, places: Array, budget: int) -> tuple[Box, Array]:
@@ -90,10 +89,9 @@ def step(
     """The state after a step from any state in the boxes, on any admissible batch."""
     batch, arithmetic = problem.batches[index], problem.arithmetic
     clean = layers.terms(problem, state, samples.at(batch))
-    places = np.flatnonzero(poisoned.open[batch]) if poisoned and poisoned.budget else NOBODY
-    worse, budget = {}, 0
-    if poisoned is not None and len(places):
-        budget = min(poisoned.budget, len(places))
+    places = np.flatnonzero(poisoned.open[batch] if poisoned and poisoned.budget else [])
+    worse, budget = {}, poisoned.budget if poisoned else 0
+    if poisoned and len(places):
         worse = layers.terms(problem, state, poisoned.samples.at(batch[places]))
     new: dict[str, Box] = {}
     for name, pair in clean.items():
@@ -105,9 +103,7 @@ def step(
     return new
 
 
-def begin(
-    problem: Problem, initial: Mapping[str, Array], made: Callable[[Array], T]
-) -> dict[str, T]:
+def begin(problem: Problem, initial: Values, made: Callable[[Array], T]) -> dict[str, T]:
     """The state before the first step; velocities are zero."""
     state = {name: made(initial[name]) for name in problem.parameters}
     if any(rule.momentum for rule in problem.rules):
@@ -116,10 +112,7 @@ def begin(
 
 
 def train(
-    problem: Problem,
-    initial: Mapping[str, Array],
-    samples: Samples,
-    poisoned: Poisoned | None = None,
+    problem: Problem, initial: Values, samples: Samples, poisoned: Poisoned | None = None
 ) -> dict[str, Box]:
     """Boxes of the parameters after the run, (cases, *shape)."""
     state = begin(problem, initial, lambda values: Box.point(values[None]))

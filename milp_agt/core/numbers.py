@@ -29,6 +29,10 @@ def numbers_of(values: object, what: str) -> Array:
     """
     asked = f"{what} must be an array of real numbers"
     name = type(values).__name__
+    if _is_of_torch(values):
+        values = _dense(values, asked)
+    elif isinstance(values, (list, tuple)) and values and _is_of_torch(values[0]):
+        values = [_dense(each, asked) if _is_of_torch(each) else each for each in values]
     if _is_sparse(values):
         raise InvalidInputError(
             asked, f"a sparse {name}", "give it dense: .toarray(), or .to_dense() in torch"
@@ -54,6 +58,30 @@ def numbers_of(values: object, what: str) -> Array:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInputError(asked, f"{name}: {text}", remedy) from None
     return _plain(array, asked, name)
+
+
+def _is_of_torch(values: object) -> bool:
+    """Whether this is a tensor; torch need not be imported to know."""
+    return callable(getattr(values, "detach", None))
+
+
+def _dense(tensor: Any, asked: str) -> Array:
+    """The entries of a tensor that has one in every place of memory."""
+    sparse = not tensor.is_nested and str(tensor.layout) != "torch.strided"
+    nested = "a nested tensor, of rows of several lengths"
+    for odd, found, remedy in (
+        (tensor.is_nested, nested, "give rows of one length"),
+        (sparse, f"a sparse tensor ({tensor.layout})", "give it dense: .to_dense()"),
+        (tensor.is_quantized, f"a quantised tensor ({tensor.dtype})", "give .dequantize()"),
+        (tensor.is_meta, "a tensor without values (device 'meta')", "give the data themselves"),
+    ):
+        if odd:
+            raise InvalidInputError(asked, found, remedy)
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if str(plain.dtype).startswith(("torch.bfloat16", "torch.float8")):
+        plain = plain.double()  # exact, and numpy has no such types
+    array: Array = plain.numpy()
+    return array
 
 
 def _is_sparse(values: object) -> bool:

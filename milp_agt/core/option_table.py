@@ -222,16 +222,24 @@ def unfit(given: Any) -> dict[str, InvalidInputError]:
     kind: Any = type(given)
     defaults, found = {each.name: each.default for each in fields(given)}, {}
     for field, key in _keys(kind).items():
-        value = getattr(given, field)
-        wanted = _wanted(key.values, value)
-        if wanted is not None and not (value is None and defaults[field] is None):
-            or_none = ", or None" * (defaults[field] is None)
-            found[field] = InvalidInputError(
-                f"{kind.__name__} needs {field} to be {wanted}{or_none}",
-                f"{field} = {value!r:.80}",
-                f"change {field}",
-            )
+        value, optional = getattr(given, field), defaults[field] is None
+        if error := misfit(kind.__name__, field, key.values, value, optional):
+            found[field] = error
     return found
+
+
+def misfit(
+    whose: str, name: str, kind: Any, value: object, optional: bool
+) -> InvalidInputError | None:
+    """What is wrong with one number, truth value or list of numbers for a key of this kind."""
+    wanted = _wanted(kind, value)
+    if wanted is None or (value is None and optional):
+        return None
+    return InvalidInputError(
+        f"{whose} needs {name} to be {wanted}{', or None' * optional}",
+        f"{name} = {value!r:.80}",
+        f"change {name}",
+    )
 
 
 def check_fields(given: Any) -> None:

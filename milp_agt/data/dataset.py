@@ -10,13 +10,16 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from milp_agt.core.arguments import at_least, columns_of, is_at_least, listed, of_kind, same_rows
+from milp_agt.core.arguments import columns_of, listed, of_kind, same_rows
+from milp_agt.core.option_table import Count, Index, NonNegative, misfit
 from milp_agt.data.origin import UNKNOWN, Origin, Parts, Scaling
 from milp_agt.data.parts import checked, copied, ids_of, own_test_part, project, scale, split
 from milp_agt.data.sources import DatasetUnavailableError, Reading, dataset_names, read
@@ -234,15 +237,15 @@ def load_dataset(
             shapes that do not fit, labels out of range, an option that does not apply here.
         DatasetUnavailableError: an optional package is needed and not installed.
     """
-    asked = f"Load data set '{name_or_path}'"
+    given, asked = locals(), f"Load data set '{name_or_path}'"
     of_kind(name_or_path, (str, Path), "A data set", "give its name, or the path of its file")
-    given = {"samples": samples, "noise": noise, "test_fraction": test_fraction, "seed": seed}
-    _check_options(asked, given)
+    for name, default in defaults_of_options().items():
+        error = misfit(
+            f"Data set '{name_or_path}'", name, OPTIONS[name], given[name], default is None
+        )
+        if error is not None:
+            raise error
     _check_task(asked, task)
-    if pca is not None:
-        at_least(pca, 1, "pca", "give a count of components, or leave it out", whole=True)
-    of_kind(standardise, bool, "standardise", "give True or False")
-    of_kind(standardise_targets, bool, "standardise_targets", "give True or False")
     of_kind(id, (str, type(None)), "id", "give the name of a column, or leave it out")
     source = read(asked, name_or_path, Reading(samples, noise, target, id, image_size, crop, seed))
     notes = list(source.notes)
@@ -320,21 +323,25 @@ def load_dataset(
     return Dataset(str(name_or_path), *arrays, names, description, tuple(notes), origin)
 
 
-# The least value of an option, what it is less than, and what to do about another.
-_OPTIONS = {
-    "samples": (2, math.inf, "ask for at least 2 samples"),
-    "noise": (0.0, math.inf, "give a finite number >= 0"),
-    "test_fraction": (0.0, 1, "give a number in [0, 1), for instance 0.2"),
-    "seed": (0, math.inf, "give an integer >= 0"),
+# What the options may be, in Python as in a run file.
+OPTIONS: Mapping[str, Any] = {
+    "samples": Annotated[int, Field(ge=2)],
+    "noise": NonNegative,
+    "target": str,
+    "id": str,
+    "test_fraction": Annotated[float, Field(ge=0, lt=1)],
+    "seed": Index,
+    "standardise": bool,
+    "standardise_targets": bool,
+    "pca": Count,
+    "image_size": Annotated[list[Count], Field(min_length=2, max_length=2)],
+    "crop": Annotated[list[Index], Field(min_length=2, max_length=2)],
 }
 
 
-def _check_options(asked: str, given: Mapping[str, Any]) -> None:
-    for name, (least, below, remedy) in _OPTIONS.items():
-        value, whole = given[name], isinstance(least, int)
-        fits = is_at_least(value, least, whole=whole) and value < below
-        if not fits and (value is not None or name == "seed"):
-            raise InvalidInputError(asked, f"{name} = {value!r:.60}", remedy)
+def defaults_of_options() -> dict[str, Any]:
+    known = signature(load_dataset).parameters
+    return {name: known[name].default for name in OPTIONS}
 
 
 def _check_task(asked: str, task: object) -> None:

@@ -91,19 +91,6 @@ def copied(values: Any, what: str) -> Array:
     Raises:
         InvalidInputError: no numbers, missing or masked ones, or a sparse form.
     """
-    layout = str(getattr(values, "layout", "torch.strided"))
-    if layout != "torch.strided":
-        raise InvalidInputError(
-            f"{what} must be an array of real numbers",
-            f"a sparse tensor ({layout})",
-            "give it dense: .to_dense()",
-        )
-    if callable(getattr(values, "detach", None)):
-        values = values.detach().cpu()
-        if str(values.dtype) == "torch.bfloat16":
-            values = values.double()  # exact, and numpy has no such type
-        if not (values.is_nested or values.is_quantized):
-            values = values.numpy()
     return np.array(numbers_of(values, what))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from milp_agt.core.numbers import numbers_of
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
 
 ASKED = "The samples of a recorded run were to be read"
@@ -70,7 +71,8 @@ def _collated(loader: DataLoader[Any], dataset: Dataset[Any]) -> tuple[Tensor, T
 
 
 def _pair(features: object, labels: object) -> tuple[Tensor, Tensor]:
-    x, y = _tensor(features), _tensor(labels)
+    x = torch.from_numpy(np.array(numbers_of(features, "The features of a recorded run")))
+    y = torch.from_numpy(np.array(numbers_of(labels, "The labels of a recorded run")))
     if x.dim() < 1 or y.dim() < 1 or len(x) != len(y) or not len(y):
         raise InvalidInputError(
             ASKED,
@@ -78,15 +80,6 @@ def _pair(features: object, labels: object) -> tuple[Tensor, Tensor]:
             "give one label for each sample",
         )
     return x, y
-
-
-def _tensor(values: object) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach().cpu().clone()
-    try:
-        return torch.from_numpy(np.array(values))
-    except TypeError as error:
-        raise InvalidInputError(ASKED, str(error), "give arrays of numbers") from None
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,6 @@ from milp_agt.core.option_table import (
     Count,
     Index,
     Key,
-    NonNegative,
     OneOf,
     Positive,
     Table,
@@ -27,36 +25,13 @@ from milp_agt.core.option_table import (
     problem,
     table_of,
 )
-from milp_agt.data.dataset import Dataset, dataset_names, load_dataset
+from milp_agt.data.dataset import OPTIONS, Dataset, dataset_names, defaults_of_options, load_dataset
 from milp_agt.errors import ConfigurationError, MilpAgtError, Problem
 from milp_agt.recording import RecordedRun, load_run, loss_in
 from milp_agt.training.groups import ParameterGroup
 from milp_agt.training.layers.builder import activations
 from milp_agt.training.schedules import SCHEDULES
 from milp_agt.training.training import Training
-
-
-def _options_of_data() -> dict[str, Any]:
-    """The options of :func:`load_dataset`, as it describes them."""
-    pairs: Any = {"min_length": 2, "max_length": 2}
-    kinds: dict[str, Any] = {
-        "samples": Annotated[int, Field(ge=2)],
-        "noise": NonNegative,
-        "target": str,
-        "id": str,
-        "test_fraction": Annotated[float, Field(ge=0, lt=1)],
-        "seed": Index,
-        "standardise": bool,
-        "standardise_targets": bool,
-        "pca": Count,
-        "image_size": Annotated[list[Count], Field(**pairs)],
-        "crop": Annotated[list[Index], Field(**pairs)],
-    }
-    told, known = described(load_dataset.__doc__ or "", "Args"), signature(load_dataset).parameters
-    return {
-        name: Key(kind, told.get(name, "")).field(known[name].default)
-        for name, kind in kinds.items()
-    }
 
 
 class DataKeys(Table):
@@ -84,9 +59,12 @@ class DataKeys(Table):
 if TYPE_CHECKING:
     DataTable = DataKeys
 else:
-    DataTable = create_model(
-        "DataTable", __base__=DataKeys, __doc__=DataKeys.__doc__, **_options_of_data()
-    )
+    told = described(load_dataset.__doc__ or "", "Args")
+    of_data: Any = {
+        name: Key(OPTIONS[name], told[name]).field(default)
+        for name, default in defaults_of_options().items()
+    }
+    DataTable = create_model("DataTable", __base__=DataKeys, __doc__=DataKeys.__doc__, **of_data)
 
 
 def _with_activations(schema: dict[str, Any]) -> None:

@@ -225,44 +225,18 @@ def device_of(name: str) -> torch.device:
 
 def _tensor(values: ArrayLike, what: str) -> Tensor:
     """Real numbers with at least one axis, on the CPU, recorded by no mode of the caller."""
-    given: object = values
-    if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
-        given = [each.detach().cpu().numpy() for each in given]
     with torch.inference_mode(False):
-        tensor = (
-            _strided(given, what)
-            if isinstance(given, Tensor)
-            else torch.as_tensor(numbers_of(given, what))
-        )
-    if tensor.is_complex() or tensor.dim() == 0:
+        tensor = torch.as_tensor(numbers_of(values, what))
+    if tensor.dim() == 0:
         raise InvalidInputError(
             f"{what} must be an array of real numbers",
-            f"{tensor.dtype}, shape {tuple(tensor.shape)}",
+            f"{tensor.dtype}, shape ()",
             "give one entry for each sample",
         )
     # Small whole numbers and truth values lack most of torch's operations; the largest do not fit.
     if tensor.dtype == torch.uint64:
         return tensor.to(torch.float64)
     return tensor if tensor.is_floating_point() else tensor.to(torch.int64)
-
-
-def _strided(values: Tensor, what: str) -> Tensor:
-    """A tensor with an entry in every place of memory."""
-    sparse = not values.is_nested and values.layout is not torch.strided
-    for odd, found, remedy in (
-        (
-            values.is_nested,
-            "a nested tensor, of rows of several lengths",
-            "give rows of one length",
-        ),
-        (sparse, f"a sparse tensor ({values.layout})", "give it dense: .to_dense()"),
-        (values.is_quantized, f"a quantised tensor ({values.dtype})", "give .dequantize()"),
-        (values.is_meta, "a tensor without values (device 'meta')", "give the data themselves"),
-    ):
-        if odd:
-            raise InvalidInputError(f"{what} must be an array of real numbers", found, remedy)
-    plain = values.detach().cpu().resolve_conj().resolve_neg()
-    return plain.clone() if plain.is_inference() else plain
 
 
 def _finite(tensor: Tensor, what: str, names: tuple[str, ...] = ()) -> None:

@@ -182,7 +182,7 @@ class Training:
     nesterov: Annotated[bool, Key(bool)] = False
     weight_decay: Annotated[float, Key(NonNegative)] = 0.0
     schedule: Schedule | Sequence[float] | None = None
-    clip: Annotated[float | None, Key(Positive)] = None
+    clip: Annotated[float | None, Key(Annotated[float, Field(ge=SMALLEST_CLIP)])] = None
     clip_mode: Annotated[ClipMode, Key(ClipMode)] = "norm"
     optimizer: Annotated[str, Key(Annotated[str, Field(json_schema_extra={"enum": ["sgd"]})])] = (
         "sgd"

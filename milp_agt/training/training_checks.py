@@ -155,16 +155,6 @@ def no_rule_for(name: str) -> UnsupportedOperationError:
     )
 
 
-def _clip(training: Options) -> None:
-    clip = training.clip
-    if is_at_least(clip, 0.0) and clip < SMALLEST_CLIP:
-        raise InvalidInputError(
-            f"Training needs clip to be a number >= {SMALLEST_CLIP:g}, or None",
-            f"clip = {clip!r}",
-            "change clip",
-        )
-
-
 def _clip_mode(training: Options) -> None:
     if not isinstance(training.clip_mode, str) or training.clip_mode not in get_args(ClipMode):
         raise InvalidInputError(
@@ -196,7 +186,6 @@ _CHECKS: dict[str, Callable[[Options], object]] = {
     "loss": _loss,
     "optimizer": _optimizer,
     "schedule": lambda training: check_schedule(training.schedule),
-    "clip": _clip,
     "clip_mode": _clip_mode,
     "batches": lambda training: training.recorded_epochs,  # reads them
     "projection": _projection,

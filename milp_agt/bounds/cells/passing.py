@@ -154,10 +154,9 @@ class Passed:
     """What became of a batch of cells.
 
     Attributes:
-        rows: the cells that got to the end, as rows of the batch.
+        rows: the cells that got to the end, as rows of the batch; others are void, or were given up.
         states: their sets after the last step.
         void: cells of the batch that hold no run, (B,) bool: their phases contradict each other.
-        wild: cells that were given up, (B,) bool.
         ambiguous: the cells by the first step with a phase that is not known.
         doubtful: how many phases of all steps are not known, (B,).
         since: how the last state depends on that after the first step with a phase that is not known, for
@@ -167,7 +166,6 @@ class Passed:
     rows: Tensor
     states: States
     void: Tensor
-    wild: Tensor
     ambiguous: tuple[Ambiguous, ...]
     doubtful: Tensor
     since: Tensor
@@ -182,7 +180,7 @@ def passed(run: Run, origins: Sequence[Origins], ends: float = math.inf) -> Pass
     total = sum(len(o.states) for o in origins)
     device = run.start.lower.device
     void = torch.zeros(total, dtype=torch.bool, device=device)
-    wild, seen = void.clone(), void.clone()
+    seen = void.clone()
     unknown = torch.zeros(total, dtype=torch.int64, device=device)
     forced, known = Phases.none(device), 0
     rows = torch.zeros(0, dtype=torch.int64, device=device)
@@ -224,14 +222,13 @@ def passed(run: Run, origins: Sequence[Origins], ends: float = math.inf) -> Pass
         good = (reach <= WILD).all(1) & torch.isfinite(after.centre).all(1) & ~passage.void
         left = len(run.steps) - 1 - step.index
         good &= count <= CROWD * math.exp(-left / GROWTH) * passage.phases
-        wild[rows[~good & ~passage.void]] = True
         if not bool(good.all()):
             keep = good.nonzero()[:, 0]
             after, rows, since = after.take(keep), rows[keep], since[keep]
         size = run.layout.size
         states = after.reduced(STEPS_OF_NOISE * size, STEPS_KEPT * size)
     assert states is not None
-    return Passed(rows, states, void, wild, tuple(found), unknown, since)
+    return Passed(rows, states, void, tuple(found), unknown, since)
 
 
 def _renumbered(forced: Phases, rows: Tensor, total: int) -> Phases:
