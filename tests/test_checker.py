@@ -100,6 +100,11 @@ RUNS = {
         "properties": "",
         "epochs": 2,
     },
+    "triggers": {
+        "relaxation": "linear",
+        "properties": '[[property]]\nkind = "collective"\n\n[[property]]\nkind = "backdoor"\nradius = 0.2\n'
+        'at_most = 0.9\n\n[[property]]\nkind = "backdoor"\ncoordinates = [0]\nvalues = 0.5\ntarget = 1\n',
+    },
     "labels, listed": {
         "threat": LABELS.format(budget=1),
         "relaxation": "linear",
@@ -261,7 +266,7 @@ def test_a_recorded_loop_has_a_certificate(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="give the training that was certified"):
         certificates.write_result(folder, result, Training("cross_entropy", 0.1))
     with pytest.raises(InvalidInputError, match="name it in not_covered"):
-        certificates.Asked("backdoor", x, y, 0.0, 1.0)
+        certificates.Asked("functional", x, y, 0.0, 1.0)
 
 
 def test_the_page_shows_what_is_covered() -> None:

@@ -29,7 +29,7 @@ from milp_agt.certificates.covered import (
     missing,
     undecayed,
 )
-from milp_agt.certificates.growing import grown
+from milp_agt.certificates.growing import grown, safe
 from milp_agt.certification.fingerprint import versions
 from milp_agt.certification.result import Result
 from milp_agt.certification.verdicts import Verdict
@@ -214,7 +214,7 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
             tree, cases = found
             claim["tree"] = files.add("tree", tree)
             stated = _stated(claim, files)
-    asked_for = sum(asked.least for asked in stated.questions if asked.kind != "loss")
+    asked_for = sum(map(safe, stated.questions))
     cases = cases or reached(_unsure(stated))
     judged = reached(stated) if trust else cases
     for number, name in enumerate(claim["model"]["parameters"]):
@@ -238,7 +238,7 @@ def _draft(given: _Given, method: str, *, trust: bool, climb: bool) -> _Draft:
     stated = _stated(claim, files)
     claim |= {"words": list(stated.words), "assumptions": list(ASSUMPTIONS)}
     widths = [(stated.upper[n] - stated.lower[n]).reshape(-1) for n in stated.lower]
-    points = sum(asked.least for asked in stated.questions if asked.kind != "loss")
+    points = sum(map(safe, stated.questions))
     width = float(np.concatenate(widths).mean())
     return _Draft(claim, files, points, width, points >= asked_for)
 

@@ -14,11 +14,12 @@ from milp_agt.checker.affine import Pass
 from milp_agt.checker.boxes import Unbounded
 from milp_agt.checker.forms import Form, Symbols
 from milp_agt.checker.proof import LEAF, PHASE, WHERE, WHO, Reached, leaves, reached
-from milp_agt.checker.statement import Statement
+from milp_agt.checker.statement import Question, Statement
 from milp_agt.checker.steps import moving, train
 
 Array = npt.NDArray[Any]
 Row = tuple[float, float, float]
+HARM = ("targeted", "backdoor")  # kinds that count where something goes wrong
 
 
 @dataclass
@@ -76,13 +77,20 @@ def grown(given: Statement, most: int) -> tuple[Array, list[Reached]] | None:
 
 
 def _node(given: Statement) -> _Node:
-    asked = enumerate(given.questions)
     try:
         (known,) = reached(given)
     except Unbounded:
         return _Node(given, None, np.inf)
-    shares = [each.least - known.ends[k][0] for k, each in asked if each.kind != "loss"]
-    return _Node(given, known, sum(max(0.0, gap) for gap in shares))
+    pairs = zip(given.questions, known.ends, strict=True)
+    found = [(each, replace(each, least=ends[0], most=ends[1])) for each, ends in pairs]
+    return _Node(given, known, sum(max(0.0, safe(each) - safe(own)) for each, own in found))
+
+
+def safe(asked: Question) -> float:
+    """At how many points nothing can go wrong, as a question claims; 0 for one about a loss."""
+    if asked.kind == "loss":
+        return 0.0
+    return len(asked.encoded) - asked.most if asked.kind in HARM else asked.least
 
 
 def _split(node: _Node, row: Row) -> tuple[_Node, ...]:

@@ -66,8 +66,7 @@ class Box:
     @property
     def size(self) -> Array:
         """The largest magnitude, elementwise."""
-        largest: Array = np.maximum(abs(self.lo), abs(self.hi))
-        return largest
+        return np.asarray(np.maximum(abs(self.lo), abs(self.hi)))
 
     def __getitem__(self, key: Any) -> Box:
         low = self.lo[key]

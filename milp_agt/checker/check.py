@@ -94,8 +94,7 @@ def _items(given: Statement, jobs: int) -> Iterator[Item]:
     yield from map(_not_covered, given.not_covered)
 
 
-def _not_covered(what: str) -> Item:
-    return Item(what, Outcome.NOT_COVERED)
+_not_covered = partial(Item, outcome=Outcome.NOT_COVERED)
 
 
 def _item(name: str, shown: Callable[[], tuple[Outcome, str]]) -> Item:
@@ -143,11 +142,8 @@ def _answer(asked: Question, least: float, most: float) -> tuple[Outcome, str]:
     for side, claimed, proved, gap in ends:
         if not gap <= 0:
             raise Rejected(f"claimed at {side} {claimed:.9g}, proved at {side} {float(proved):.9g}")
-    share = Fraction(1) if asked.kind == "loss" else Fraction(1, len(asked.x))
+    share = Fraction(1) if asked.kind == "loss" else Fraction(1, len(asked.encoded))
     # A share of k in n points meets a threshold if the float k / n does.
     low, high = (float(Fraction(end) * share) for end in (asked.least, asked.most))
-    missed = (asked.at_least is not None and low < asked.at_least) or (
-        asked.at_most is not None and high > asked.at_most
-    )
-    outcome = Outcome.NOT_PROVED if missed else Outcome.PROVED
-    return outcome, f"between {low:.9g} and {high:.9g}"
+    met = asked.at_least <= low and high <= asked.at_most
+    return Outcome.PROVED if met else Outcome.NOT_PROVED, f"between {low:.9g} and {high:.9g}"

@@ -87,12 +87,12 @@ def _child(one: Statement, kind: int, what: int, value: float, above: bool) -> S
     return replace(one, samples=point, poisoned=replace(poisoned, samples=box, norm=0))
 
 
-def of_rows(problem: Problem, state: State, x: Array, rows: Array) -> Box:
+def of_rows(problem: Problem, state: State, x: Box, rows: Array) -> Box:
     """Some rows (n, r, outputs), of at most two numbers that are not 0, times the outputs of every model at
-    the points, (cases, n, r).
+    all features of the points (n, d), (cases, n, r).
     """
-    hidden, last = forward(problem, state, Box.point(x[None]))[-2], problem.layers[-1]
-    weight, c = state[last.weight], boxes.exact(rows) if boxes.is_exact(x) else rows
+    hidden, last = forward(problem, state, x[None])[-2], problem.layers[-1]
+    weight, c = state[last.weight], boxes.exact(rows) if boxes.is_exact(x.lo) else rows
     size = hidden.size @ weight.T.size
     found = boxes.matmul(Box.point(c[None]), weight[:, None])
     found = boxes.total(*boxes.corners(found, hidden[:, :, None]))
@@ -104,20 +104,20 @@ def of_rows(problem: Problem, state: State, x: Array, rows: Array) -> Box:
     return found.widened(up(abs(c) @ error)[..., 0])
 
 
-def differences(labels: Array, outputs: int) -> Array:
-    """Rows (n, r, outputs) that give the output of the label less each of the others; of one logit f: f, or
-    -f for label 0.
+def differences(encoded: Array) -> Array:
+    """Rows (n, r, outputs) that give the output of the class (n, outputs) less each of the others; of one
+    logit f: f, or -f for class 0.
     """
-    if outputs == 1:
-        return np.where(labels > 0, 1.0, -1.0)[:, None, None]
-    ends, own = np.eye(outputs), range(outputs)
-    found: Array = np.array([[ends[j] - ends[k] for k in own if k != j] for j in own])[labels]
-    return found
+    if encoded.shape[1] == 1:
+        return np.where(encoded > 0, 1.0, -1.0)[:, None]
+    ends, own = np.eye(encoded.shape[1]), range(encoded.shape[1])
+    every = np.array([[ends[j] - ends[k] for k in own if k != j] for j in own])
+    return np.asarray(every[encoded.argmax(-1)])
 
 
 def count_right(margin: Box, edge: Array) -> tuple[int, int]:
-    """At how many points all models of a case, and at how many some, predict the label: the worst case of
-    both.
+    """At how many points all models of a case, and at how many some, predict the label (at all features, and
+    at some): the worst case of both.
 
     ``margin`` (cases, n, others); a tie counts as wrong in the first number and as right in the second.
     """
@@ -201,16 +201,15 @@ def _known(given: Statement, state: State, forms: steps.Final | None = None) -> 
 def _ends(
     problem: Problem, asked: Question, state: State, forms: steps.Final | None
 ) -> tuple[float, float]:
-    pieces, count = [], state[problem.layers[-1].weight].lo.shape[1]
-    squares = asked.kind == "loss" and problem.loss == "mse"
-    for start in range(0, len(asked.x), AT_ONCE):
+    pieces, squares = [], asked.kind == "loss" and problem.loss == "mse"
+    for start in range(0, len(asked.encoded), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        rows = differences(asked.labels[part], count)
-        rows = np.broadcast_to(np.eye(count), (len(rows), count, count)) if squares else rows
-        found = of_rows(problem, state, asked.x[part], rows)
-        found = found if forms is None else found.met(forms.rows(asked.x[part], rows))
+        x, y = asked.x[part], asked.encoded[part]
+        rows = np.repeat(np.eye(y.shape[1])[None], len(y), 0) if squares else differences(y)
+        found = of_rows(problem, state, x, rows)
+        found = found if forms is None else found.met(forms.rows(x, rows))
         if squares:
-            found = mean((found - Box.point(asked.encoded[None, part])).square())
+            found = mean((found - Box.point(y[None])).square())
         elif asked.kind == "loss":
             found = losses_of_margins(problem.loss, found)
         pieces.append(found)
@@ -219,7 +218,9 @@ def _ends(
         means = mean(whole)
         return means.lo.min(), means.hi.max()
     least, most = count_right(whole, problem.arithmetic.edge(whole))
-    return least, len(asked.x) if asked.kind == "stable" else most
+    if asked.kind == "backdoor":
+        return len(asked.encoded) - most, len(asked.encoded) - least
+    return least, len(asked.encoded) if asked.kind == "stable" else most
 
 
 def all_choices(given: Statement) -> Iterator[dict[int, int]]:

@@ -28,6 +28,7 @@ ASKED = {
     "accuracy": "{ends} of {points} are classified right",
     "stable": "{ends} of {points} keep the class that is stored for them",
     "targeted": "{ends} of {points} get the class that is stored for them",
+    "backdoor": "{ends} of {points} get another class than the one that is stored for them",
     "loss": "the mean loss on {points} lies {ends}",
 }
 PARTS = ("initial", "nominal", "lower", "upper")
@@ -46,19 +47,18 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Question:
-    """How many of some points are classified as ``labels`` say, or the mean loss: between ``least`` and
-    ``most``.
+    """How many of some points (n, d) are classified as ``encoded`` (n, outputs) says, or the mean loss:
+    between ``least`` and ``most``. Where points are ranges, those count in which some features are.
     """
 
     kind: str
     on: str
-    x: Array
-    labels: Array
+    x: Box
     encoded: Array
     least: float
     most: float
-    at_least: float | None
-    at_most: float | None
+    at_least: float
+    at_most: float
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def words(given: Statement) -> tuple[str, ...]:
         f"{np.concatenate(widths).mean():.9g}.",
     ]
     for q in given.questions:
-        ends, points = f"between {q.least:.9g} and {q.most:.9g}", f"{len(q.x)} {q.on} points"
+        ends, points = f"between {q.least:.9g} and {q.most:.9g}", f"{len(q.encoded)} {q.on} points"
+        points += "" if q.x.is_point else ", for some features in the range of each,"
         what = ASKED[q.kind].format(ends=ends, points=points)
         lines.append(f"The claim: of every such model, {what}.")
     return tuple(lines)
@@ -378,20 +379,25 @@ def _range(table: Table, key: str, values: Array) -> tuple[Array, Array]:
 
 
 def _question(table: Table, loss: str, train_x: Array, train_y: Array) -> Question:
-    outputs = train_y.shape[1]
     kind = table.word("kind", ASKED)
     x = _points(table, "features", train_x.shape[1])
-    encoded = table.array("labels", (len(x), outputs))
+    encoded = table.array("labels", (len(x), train_y.shape[1]))
     _encoded(table, loss, encoded)
     table.refuse(loss not in CLASSES and kind != "loss", f": {kind} of a regression")
-    labels = encoded.argmax(-1) if outputs > 1 else encoded[:, 0].astype(np.int64)
+    ranges = table.has("upper")
+    high = table.array("upper", x.shape) if ranges else x
+    wrong = ranges and (kind not in ("backdoor", "targeted") or (high < x).any())
+    table.refuse(
+        wrong, ".upper: ranges upside down, or of features that do not move in such a question"
+    )
     on = table.word("on", ("train", "test"))
     own = kind in ("stable", "targeted") or np.array_equal(encoded, train_y)
-    other = on == "train" and not (own and np.array_equal(x, train_x))
+    other = on == "train" and not (own and not ranges and np.array_equal(x, train_x))
     table.refuse(other, ": points that are not those of the training data")
     least, most = (
         table.real(key) if kind == "loss" else float(table.whole(key, 0, len(x)))
         for key in ("least", "most")
     )
-    asked = [table.real(key) if table.has(key) else None for key in ("at_least", "at_most")]
-    return Question(kind, on, x, labels, encoded, least, most, *asked)
+    none = (("at_least", -np.inf), ("at_most", np.inf))
+    asked = [table.real(key) if table.has(key) else end for key, end in none]
+    return Question(kind, on, Box(x, high), encoded, least, most, *asked)

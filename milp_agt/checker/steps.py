@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 
-from milp_agt.checker.affine import Pass, mixed, points
+from milp_agt.checker.affine import Pass, mixed, points, ranged
 from milp_agt.checker.boxes import BITS, Array, Box, Unbounded, allowance, coarse, down, largest, up
 from milp_agt.checker.forms import Form, Symbols, magnitude, own_ranges, reach, wide
 from milp_agt.checker.layers import Problem
@@ -53,9 +53,8 @@ def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form],
         short, s = (coarse(Box.point(values)).lo for values in (c, form.s))
         cut = 2.0**-BITS * (1.0 + symbols.sizes.sum())  # of fractions
         radius = up(radius + allowance(0, abs(c) + abs(middle)) + cut).reshape(-1)
-        radius, owned = (
-            coarse(Box(v, v)).hi for v in (radius, form.owned.reshape(len(radius), -1))
-        )
+        more = form.owned.reshape(len(radius), -1)
+        radius, owned = (coarse(Box(v, v)).hi for v in (radius, more))
         first, none = symbols.count, np.full(len(radius), -1)
         symbols = symbols.with_noise(radius, owned, none, np.zeros(len(radius)))
         s = wide(s, symbols.count).reshape(len(radius), -1)
@@ -173,19 +172,16 @@ class Final:
 
     def boxes(self) -> dict[str, Box]:
         """The box of each parameter, (1, *shape)."""
-        clean = np.array([-1])
-        return {
-            name: own_ranges(form, self.symbols, clean, self.given.get(name))[0]
-            for name, form in self.state.items()
-        }
+        known = partial(own_ranges, symbols=self.symbols, own=np.array([-1]))
+        return {n: known(form, given=self.given.get(n))[0] for n, form in self.state.items()}
 
-    def rows(self, x: Array, rows: Array) -> Box:
-        """Some rows (n, r, outputs) times the outputs at points, (1, n, r)."""
-        step = Pass(self.problem, self.symbols, np.full(len(x), -1), self.given)
-        values, slopes = step.forward(self.state, points(x))
+    def rows(self, x: Box, rows: Array) -> Box:
+        """Some rows (n, r, outputs) times the outputs at all features of points, (1, n, r)."""
+        step = Pass(self.problem, self.symbols, np.full(len(rows), -1), self.given)
+        values, slopes = step.forward(self.state, points(x.lo) if x.is_point else ranged(x))
         found, size = mixed(rows, values[-1]), magnitude(values[-1], step.symbols)
         found = found.widened(allowance(rows.shape[2] + 4, (abs(rows) @ size[..., None])[..., 0]))
-        at = np.repeat(np.arange(len(x)), rows.shape[1])
+        at = np.repeat(np.arange(len(rows)), rows.shape[1])
         given = step.carried(self.state, values, slopes, at, rows.reshape(len(at), -1))
         given = given.reshape(2, *rows.shape[:2], given.shape[-1])
         return own_ranges(found, step.symbols, step.own, given)[:1]

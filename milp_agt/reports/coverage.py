@@ -66,7 +66,11 @@ def table() -> str:
     """Markdown: threats, questions, layers and losses, and what is claimed of each relaxation."""
     lines = [*_threats(), "", "| question | covered |", "|---|---|"]
     known = (*SHARES, "loss")
-    said = dict.fromkeys(known, "yes") | {"targeted": "one unsafe class for each point"}
+    said = dict.fromkeys(known, "yes") | {
+        "targeted": "one unsafe class for each point",
+        "backdoor": "on test points",
+        "collective": "as accuracy: what is proved of points one by one",
+    }
     lines += [f"| {q} | {said.get(q, 'no')} |" for q in PROPERTIES.all()]
     lines += [
         "",
