@@ -10,18 +10,18 @@ from torch import Tensor
 
 from milp_agt.bounds.gathered import Gathered, gathered
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
+from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope import refusal
 from milp_agt.certification import sizes as rates
 from milp_agt.certification.level_plan import (
     AUTO_TIME,
     STARTED,
-    TWICE,
     ZONOTOPE_OVER,
+    ZONOTOPE_SHARE,
     choose_level,
-    is_dearer,
     levels_of,
     mib,
-    room_beside,
+    stands_alone,
 )
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
@@ -30,10 +30,13 @@ from milp_agt.certification.sizes import Sizes
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
+from milp_agt.formulations.bilinear import Einsum
+from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import Vertices
 from milp_agt.training.inputs import bytes_of
-from milp_agt.training.tracing import StepGraph
+from milp_agt.training.tracing import FEATURES, LABELS, StepGraph
 from milp_agt.training.training import Batch, Training
 
 # 1 / LEAST_ROOM of the memory is the least for pieces.
@@ -54,9 +57,6 @@ THREADED_BOXES = 2 * 10**7
 REFINING_TIME, SPARE = 60.0, 0.6
 # Of a time limit, what the steps of a run file with properties have at least.
 STEPS_SHARE = 0.6
-# Steps in which linear forms, or programs that `auto` picked, may add nothing before they end; one where
-# linear forms are predicted to take longer than REFINING_TIME, and twice as long as a zonotope.
-PATIENCE = 3
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
 
@@ -115,8 +115,8 @@ class Plan:
     where predictions were measured; not a number where nothing is known. ``whole``: those of this
     machine, under a time limit, of the level that was taken although they may be more than allowed;
     ``zonotope``: of one that is left out because of them; not a number where it is not. ``scarce``:
-    whether memory, not speed, says how many rows share a backward pass. ``patience``: steps in which
-    linear forms may add nothing to a zonotope.
+    whether memory, not speed, says how many rows share a backward pass. ``straight``: whether data are
+    poisoned anew in steps without kinks and curves: a zonotope grows with each, and linear forms are tight.
     """
 
     asked: str
@@ -137,7 +137,7 @@ class Plan:
     whole: float
     zonotope: float
     scarce: bool
-    patience: int
+    straight: bool
     remarks: Remarks
     gathered: Gathered | None = None
 
@@ -184,7 +184,8 @@ def make_plan(
     refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
     zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
     summed, in_place = None, Remarks()
-    if refused is None and _is_too_large(options, sizes, zonotope, limit):
+    cheap = REFINING_TIME if limit is None else SPARE * limit
+    if refused is None and _is_too_large(options, sizes, zonotope, cheap, limit):
         parts = gathered(step_graph, poison, restriction, training.update_rules(steps))
         line = f"the generators of a zonotope would take about {mib(zonotope[1])}"
         if isinstance(parts, Gathered):
@@ -200,21 +201,22 @@ def make_plan(
         level, remarks, begun = choose_level(sizes, None if refused else zonotope, limit)
     else:
         level = Relaxation.parse(options.relaxation)
-    cheap = REFINING_TIME if limit is None else SPARE * limit
     seconds = sizes.inner
     linear_inner = level.walks and options.inner_bounds != "interval"
     dear = linear_inner and options.inner_bounds is None and seconds > cheap
     linear_inner &= not dear
     allowed = max(cheap, seconds if linear_inner else 0.0)
     carry = sum(zonotope[0]), zonotope[1]
-    dearer = is_dearer(sizes, level, carry[0])
-    beside = room_beside(budget, dearer=dearer)
-    longest = allowed
-    if dearer and limit is None:
-        longest = max(allowed, sizes.seconds[level] / TWICE)
+    degree = math.inf if poison.static else _degree(sizes.schedule, poison, training)
+    exact = level is Relaxation.LINEAR and walked == steps and degree <= 1.0
+    linear = sum(sizes.linear)
     levels, more = levels_of(
-        level, refused, carry, longest, budget, beside, options.carried, on_rows
+        level, refused, carry, linear, allowed, budget, options.carried, on_rows, exact
     )
+    if level is Relaxation.LINEAR and levels[-1] is Relaxation.ZONOTOPE:
+        alone = options.changed({"relaxation": Relaxation.ZONOTOPE.value})
+        found = make_plan(step_graph, batches, poison, training, alone, restriction, given)
+        return replace(found, asked=options.relaxation, remarks=more + found.remarks)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
     carried = Relaxation.ZONOTOPE in levels and poison.whole is None
     named = options.relaxation == Relaxation.ZONOTOPE.value if summed is None else carried
@@ -275,19 +277,42 @@ def make_plan(
         whole=slow * (total if math.isnan(begun) else begun),
         zonotope=slow * carry[0] if no_time else math.nan,
         scarce=pieces.chunk < min(2 * sizes.state, ROWS_AT_ONCE),
-        patience=1 if dearer and sizes.seconds[level] > REFINING_TIME else PATIENCE,
+        straight=math.isfinite(degree),
         remarks=remarks + more + told,
         gathered=summed if Relaxation.ZONOTOPE in levels else None,
     )
+
+
+def _degree(schedule: NodeOrder, poison: Poison, training: Training) -> float:
+    """The degree of a step as a polynomial in parameters and moves; infinite for what is none. Linear forms
+    lose nothing where it is 1."""
+    if poison.whole is not None or training.l1 or training.projection or training.clips_total:
+        return math.inf
+    moves = {FEATURES: poison.feature_moves, LABELS: poison.label_moves}
+    degrees: dict[str, float] = {}
+    for node in schedule.all:
+        read = [degrees[name] for name in node.inputs]
+        if not read:
+            degree = 1.0 if moves.get(node.name, ...) is not None else 0.0
+        elif isinstance(node.op, Einsum):
+            degree = sum(read)
+        elif isinstance(node.op, LinearMap | SumSamples) or not any(read):
+            degree = max(read)
+        else:
+            degree = math.inf
+        degrees[node.name] = degree
+    return max(degrees[node.name] for _, node in schedule.gradients)
 
 
 def _is_too_large(
     options: CertifyOptions,
     sizes: Sizes,
     zonotope: tuple[Sequence[float], int],
+    beside: float,
     limit: float | None,
 ) -> bool:
-    """Whether a zonotope has to be a sum over samples, or would not be there."""
+    """Whether a zonotope has to be a sum over samples, or would not be there; ``beside`` are the seconds that
+    it may take beside linear forms."""
     seconds, size, memory = sum(zonotope[0]), zonotope[1], sizes.memory
     if options.relaxation == "auto":
         allowed = AUTO_TIME if limit is None else limit
@@ -295,9 +320,10 @@ def _is_too_large(
     level = Relaxation.parse(options.relaxation)
     if Relaxation.ZONOTOPE not in level.chain() or level.uses_programs:
         return False
-    if level is Relaxation.ZONOTOPE:
-        return size > ZONOTOPE_OVER * memory
-    return size > room_beside(memory, dearer=is_dearer(sizes, level, seconds))
+    asked = level is Relaxation.ZONOTOPE
+    if level is Relaxation.LINEAR:
+        asked = stands_alone((seconds, size), sum(sizes.linear), beside, memory)
+    return size > (ZONOTOPE_OVER * memory if asked else memory // ZONOTOPE_SHARE)
 
 
 def stored(tensors: Sequence[Tensor]) -> int:
