@@ -30,7 +30,10 @@ BOUNDED_PER_SECOND = 2e7
 # Products of a sample with every parameter, of which only sums and the worst ones are computed; seconds of a
 # step, however small.
 SUMMED_PER_SECOND = 2e8
-SECONDS_PER_STEP = 0.01
+SECONDS_PER_STEP = 0.005
+# The same of linear forms, of each step that a backward pass visits, and of one for intermediate bounds; and
+# of a step of a zonotope.
+FORMS_PER_STEP, WALK, INNER_WALK, ZONOTOPE_STEP = 0.008, 0.0015, 0.006, 0.03
 # Seconds of one warm-started solve per row of the program.
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
@@ -134,7 +137,9 @@ class Sizes:
         numbers += ZONOTOPE_ROWS * moves
         size = min(FLOAT * forms, self.memory // SHARE) + FLOAT * numbers
         formed = self.batch * self.made * min(self.state, SYMBOLS)
-        each = 0.02 + min(formed, SEARCHED) / SEARCHED_PER_SECOND + formed / FORMED_PER_SECOND
+        each = (
+            ZONOTOPE_STEP + min(formed, SEARCHED) / SEARCHED_PER_SECOND + formed / FORMED_PER_SECOND
+        )
         carried = (self.state * count * (moved + 4) for count in met)
         return [each + numbers / MOVED_PER_SECOND for numbers in carried], size
 
@@ -171,13 +176,13 @@ class Sizes:
     def inner(self) -> float:
         """Predicted seconds of all linear intermediate bounds."""
         walks = sum(min(t, self.window - 1) + 0.5 for t in range(self.steps))
-        return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
+        return walks * (INNER_WALK + self.inner_rows * self.walked / WALKED_PER_SECOND)
 
     @property
     def linear(self) -> Sequence[float]:
         """Predicted seconds of linear forms in each step."""
-        each = 4 * self.state * self.walked / WALKED_PER_SECOND
-        return [each * count for count in self.walked_back]
+        each = WALK + 4 * self.state * self.walked / WALKED_PER_SECOND
+        return [FORMS_PER_STEP + each * count for count in self.walked_back]
 
     @property
     def stepped(self) -> float:
