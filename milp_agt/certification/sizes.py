@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from milp_agt.bounds.gathered.passed import AT_ONCE as CHUNK
@@ -13,8 +14,12 @@ from milp_agt.bounds.zonotope.state import fit_in, most_groups
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exchange import Exchange
+from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
+from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS, StepGraph
+from milp_agt.training.training import Training
 
 FLOAT = 8  # bytes
 # Boxes and temporaries alive at once for an element of a node in interval arithmetic.
@@ -200,3 +205,24 @@ class Sizes:
             Relaxation.LINEAR: linear,
             Relaxation.LP: 1.5 * linear + 2 * self.state * self.steps * self.rows * SECONDS_PER_ROW,
         }
+
+
+def degree_of(schedule: NodeOrder, poison: Poison, training: Training) -> float:
+    """The degree of a step as a polynomial in parameters and moves; infinite for what is none. Linear forms
+    lose nothing where it is 1."""
+    if poison.whole is not None or training.l1 or training.projection or training.clips_total:
+        return math.inf
+    moves = {FEATURES: poison.feature_moves, LABELS: poison.label_moves}
+    degrees: dict[str, float] = {}
+    for node in schedule.all:
+        read = [degrees[name] for name in node.inputs]
+        if not read:
+            degree = 1.0 if moves.get(node.name, ...) is not None else 0.0
+        elif isinstance(node.op, Einsum):
+            degree = sum(read)
+        elif isinstance(node.op, LinearMap | SumSamples) or not any(read):
+            degree = max(read)
+        else:
+            degree = math.inf
+        degrees[node.name] = degree
+    return max(degrees[node.name] for _, node in schedule.gradients)
