@@ -215,9 +215,8 @@ class SampleGenerators:
         """The same moves in float32, up to rounding: for searches, which prove nothing."""
         sets = (self.poison.feature_moves, self.poison.label_moves)
         features, labels = (s and s.on(lambda part: part.to(torch.float32)) for s in sets)
-        return replace(
-            self, poison=replace(self.poison, feature_moves=features, label_moves=labels)
-        )
+        poison = replace(self.poison, feature_moves=features, label_moves=labels)
+        return replace(self, poison=poison)
 
     @cached_property
     def moved(self) -> Vertices | None:
