@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,9 @@ def test_rules_hold_at_sampled_points(size: float) -> None:
             forms.own_ranges(x, symbols, own),
         )
         given = forms.own_ranges(rows, symbols, own)
+        for form, whole in ((h, step), (back, step), (leaky, other)):  # what rules keep
+            kept, true = (forms.magnitude(f, whole.symbols) for f in (form, replace(form)))
+            assert (kept * (1 + 1e-12) >= true).all()
         for _ in range(40):
             chosen = Chosen(rng, symbols)
             w, b, u, d = (chosen.draw(form) for form in (rows, bias, x, delta))

@@ -19,7 +19,7 @@ from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.linear import linearized_step, window_bounds
 from milp_agt.bounds.linear.window_bounds import Collected, PastStep
 from milp_agt.bounds.step import State, Step, initial_state
-from milp_agt.certification import planning
+from milp_agt.certification import loop
 from milp_agt.certification.recorder import MemoryRecorder
 from milp_agt.core.interval import Interval
 from milp_agt.core.relaxation import Relaxation
@@ -184,7 +184,7 @@ def recorded(problem: Problem, **options: Any) -> tuple[MemoryRecorder, Replay, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(window_bounds, "bound_state", spy)
-        patch.setattr(planning, "PATIENCE", 99)
+        patch.setattr(loop, "IDLE_STEPS", 99)
         result = agt.certify(
             problem.model,
             problem.data,

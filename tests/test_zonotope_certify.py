@@ -15,7 +15,7 @@ from problems import problem, tiny
 
 import milp_agt as agt
 from milp_agt.bounds.zonotope import Cause, charges, engine, least
-from milp_agt.certification import loop, planning
+from milp_agt.certification import level_plan, loop, planning, sizes
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.restriction import Restriction
 from milp_agt.errors import InvalidInputError, UnsupportedOperationError
@@ -219,7 +219,7 @@ def test_attacks_start_from_what_bounds_maximise(monkeypatch: pytest.MonkeyPatch
 def test_linear_forms_are_met_with_the_zonotope_beside_them(
     static: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "PATIENCE", 5)
+    monkeypatch.setattr(loop, "IDLE_STEPS", 5)
     case, test, labels = problem("bce", "features", {"epochs": 5}, (4,), radius=0.1, static=static)
     met, boxes = case.certify(relaxation="linear", carried="zonotope", selections="joint")
     alone, inner = case.certify(relaxation="zonotope")
@@ -234,7 +234,7 @@ def test_linear_forms_are_met_with_the_zonotope_beside_them(
 
 def test_linear_forms_end_where_they_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left is what the zonotope proves by itself; one that is not narrower keeps them."""
-    monkeypatch.setattr(planning, "PATIENCE", 2)
+    monkeypatch.setattr(loop, "IDLE_STEPS", 2)
     case, _, _ = problem("bce", "features", {"epochs": 6}, (4,), radius=0.1)
     result, boxes = case.certify(relaxation="linear", carried="zonotope", selections="joint")
     _, others = case.certify(relaxation="zonotope")
@@ -279,6 +279,37 @@ def test_linear_forms_by_themselves() -> None:
     assert "zonotope" not in alone.steps[-1].chains
     assert "no zonotope is carried along: carried = 'none'" in alone.notes
     assert beside.reachable.mean_width < alone.reachable.mean_width
+
+
+def test_it_takes_the_place_of_linear_forms_where_these_are_dearer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = tiny(agt.FeaturePoisoning(1, 0.1))
+    _, alone = case.certify(relaxation="zonotope")
+    for module in (level_plan, planning):
+        monkeypatch.setattr(module, "ZONOTOPE_SHARE", 2**40)
+    cheaper, _ = case.certify(relaxation="linear", carried="zonotope")
+    assert {step.relaxation for step in cheaper.steps} == {"linear"}
+    monkeypatch.setattr(sizes, "WALKED_PER_SECOND", 1.0)
+    result, boxes = case.certify(relaxation="linear", carried="zonotope")
+    assert {step.relaxation for step in result.steps} == {"zonotope"}
+    assert any("a zonotope in place of linear forms" in note for note in result.notes)
+    assert_same(boxes[-1], alone[-1])
+    small, _ = case.certify(relaxation="linear", carried="zonotope", memory=1000)
+    assert {step.relaxation for step in small.steps} == {"linear"}
+
+
+@pytest.mark.parametrize(("kind", "until"), [("labels", 0), ("features", 3)])
+def test_a_linear_model_on_data_poisoned_anew_needs_none(kind: str, until: int) -> None:
+    """Steps that are linear in the moves are exact by linear forms; products of moves lose little."""
+    options = {"epochs": 6, "learning_rate": 0.05}
+    case, test, labels = problem("mse", kind, options, (), radius=0.01, static=False)
+    result = assert_sound(case, test, labels, relaxation="linear", carried="zonotope")
+    assert ["zonotope" in step.chains for step in result.steps] == [True] * until + [False] * (
+        6 - until
+    )
+    beside, _ = case.certify(relaxation="zonotope")
+    assert result.reachable.mean_width < 1.02 * beside.reachable.mean_width
 
 
 @pytest.mark.parametrize("flips", [False, True])

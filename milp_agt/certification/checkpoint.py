@@ -22,7 +22,7 @@ VERSION = 1
 MANIFEST = "checkpoint.json"
 # At most this share of the time goes into checkpoints; a step that takes longer than a few writes
 # (milliseconds for small runs) always gets one.
-WRITING_SHARE = 0.2
+WRITING_SHARE = 0.05
 
 
 @dataclass(frozen=True)

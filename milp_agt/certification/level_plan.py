@@ -20,10 +20,8 @@ AUTO_TIME = 120.0
 STARTED, FIRST_STEPS, FARTHER = 0.1, 3, 2
 # Seconds of a tree that `auto` gives each question, or the share of a time limit.
 AUTO_TREE, TREE_SHARE = 10.0, 0.3
-# What a zonotope may take of the memory: beside a level that takes at least twice its time, beside others,
-# and where it was asked for.
-BESIDE_DEARER, BESIDE, ZONOTOPE_OVER = 0.6, 0.25, 2
-TWICE = 2.0
+# What a zonotope may take of the memory: beside linear forms (a divisor), where it was asked for (a factor).
+ZONOTOPE_SHARE, ZONOTOPE_OVER = 4, 2
 
 
 def choose_level(
@@ -77,30 +75,30 @@ def _fitting(seconds: Sequence[float], left: float) -> int:
     return sum(total <= left for total in accumulate(seconds))
 
 
-def is_dearer(sizes: Sizes, level: Relaxation, zonotope: float) -> bool:
-    """Whether a level is predicted to take at least twice the seconds of a zonotope beside it."""
-    return bool(sizes.seconds.get(level, 0.0) >= TWICE * zonotope)
-
-
-def room_beside(memory: int, *, dearer: bool) -> int:
-    """Bytes that a zonotope may take beside another level."""
-    return int((BESIDE_DEARER if dearer else BESIDE) * memory)
+def stands_alone(predicted: tuple[float, int], linear: float, seconds: float, memory: int) -> bool:
+    """Whether a zonotope takes the place of linear forms, ``linear`` seconds at most: beside them it would
+    be dear or large, alone it fits, and it is predicted to be the cheaper one."""
+    time, size = predicted
+    beside = time <= seconds and size <= memory // ZONOTOPE_SHARE
+    return not beside and time <= linear and size <= memory
 
 
 def levels_of(
     asked: Relaxation,
     refused: str | None,
     predicted: tuple[float, int],
+    linear: float,
     seconds: float,
     memory: int,
-    room: int,
     carried: str,
     on_rows: bool,
+    exact: bool,
 ) -> tuple[Sequence[Relaxation], Remarks]:
     """The levels of the chains. Above a zonotope it is carried along where it has rules for the run and
-    is predicted to take at most some seconds and its ``room`` of the memory; one that was asked for and
-    would take far more is a box. Where programs are solved on its rows alone (``on_rows``) it is needed, no
-    other chain has any, and far more is an error."""
+    is predicted to take at most some seconds and a share of the memory; one that was asked for and would take
+    far more is a box. It takes the place of linear forms where it :func:`stands_alone`, and is left out where
+    these are ``exact`` by themselves. Where programs are solved on its rows alone (``on_rows``) it is needed,
+    no other chain has any, and far more is an error."""
     time, size = predicted
     levels: Sequence[Relaxation] = asked.chain()
     on_rows = on_rows and asked.uses_programs
@@ -122,10 +120,22 @@ def levels_of(
     why = None if refused is None else f"it has no rule for {refused}"
     if carried == "none":
         why = "carried = 'none'"
-    elif why is None and (time > seconds or size > room):
+    elif why is None and exact:
+        why = "steps are linear in parameters and moves, so that linear forms lose nothing but rounding"
+    elif (
+        why is None
+        and asked is Relaxation.LINEAR
+        and stands_alone(predicted, linear, seconds, memory)
+    ):
+        line = (
+            f"a zonotope in place of linear forms: it is predicted to take {time:.3g} s and {mib(size)}, too "
+            f"much beside them, and they {linear:.3g} s; give carried='none' to have them alone"
+        )
+        return Relaxation.ZONOTOPE.chain(), Remarks(notes=(line,))
+    elif why is None and (time > seconds or size > memory // ZONOTOPE_SHARE):
         why = (
             f"it would take about {time:.3g} s and {mib(size)}, more than {seconds:.3g} s or "
-            f"{mib(room)}; ask for relaxation='zonotope' to have it"
+            f"{mib(memory // ZONOTOPE_SHARE)}; ask for relaxation='zonotope' to have it"
         )
     if why is None:
         return levels, Remarks()

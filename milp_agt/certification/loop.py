@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from milp_agt.certification.bound_step import Bounder
 from milp_agt.certification.chains import ZONOTOPE, Chain, ChainPart, Chains, StepSets
 from milp_agt.certification.checkpoint import Snapshot, unpack
 from milp_agt.certification.level_plan import tree_of
-from milp_agt.certification.planning import PATIENCE, Plan
+from milp_agt.certification.planning import Plan
 from milp_agt.certification.recorder import Recorder
 from milp_agt.certification.result import Result
 from milp_agt.certification.task import RunInProgress, Task
@@ -39,10 +39,12 @@ LARGEST_PARAMETER = 1e6
 # A zonotope ends where other chains reach less than this share of its width: its noise only grows.
 HOPELESS = 0.5
 # Linear forms end beside a zonotope that is narrower than they are by themselves by this share, after some
-# steps (`planning.PATIENCE`) in which they took less than another share off its width.
-WIDER, GAIN = 0.05, 1e-4
+# steps in which they took less than another share off its width.
+WIDER, GAIN, IDLE_STEPS = 0.05, 1e-4, 3
 # Programs that `auto` picked end where they took less than this share off in so many steps.
 LITTLE = 0.01
+# A zonotope that grows with every step ends where it takes less than this share off linear forms.
+SMALL = 0.02
 
 
 class BoundedRun(RunInProgress):
@@ -207,40 +209,46 @@ class BoundedRun(RunInProgress):
                 self.chains.end(chain)
 
     def _end_if_idle(self, alone: Mapping[str, float]) -> None:
-        """End linear forms that add nothing to a zonotope, where no other chain is built on them.
+        """End linear forms that add nothing to a zonotope, where no other chain is built on them, or a
+        zonotope that adds next to nothing to them, where it grows with each step.
 
         ``alone`` are the mean widths of chains by themselves, before the meet, after the last step.
         """
-        last, patience = self.chains.tightest, self.plan.patience
-        recent = [each.chains for each in self.records[-patience:]]
+        last, recent = self.chains.tightest, [each.chains for each in self.records[-IDLE_STEPS:]]
         if last.level is Relaxation.LP and self.plan.asked == "auto":
-            self._end_if_dear(last)
+            self._end_if_dear(last, recent)
         if (
             last.name != Relaxation.LINEAR.value
-            or len(recent) < patience
-            or ZONOTOPE not in recent[0]
+            or len(recent) < IDLE_STEPS
+            or ZONOTOPE not in alone
         ):
+            return
+        if self.plan.straight and alone[last.name] < (1.0 + SMALL) * recent[-1][last.name]:
+            self.notes.note(
+                f"step {len(self.records)}: the zonotope ends here: it grows with every step of data "
+                f"poisoned anew, and takes less than {SMALL:.0%} off linear forms; ask for "
+                "relaxation='zonotope' to have it"
+            )
+            self.chains.end(next(chain for chain in self.chains if chain.name == ZONOTOPE))
             return
         if any(each[last.name] < (1.0 - GAIN) * each.get(ZONOTOPE, torch.inf) for each in recent):
             return
         if alone[last.name] >= (1.0 + WIDER) * alone[ZONOTOPE]:
-            steps = "one step" if patience == 1 else f"{patience} steps"
             self.notes.note(
-                f"step {len(self.records)}: linear forms end here: in {steps} they have added "
+                f"step {len(self.records)}: linear forms end here: in {IDLE_STEPS} steps they have added "
                 "nothing to the zonotope, which is narrower"
             )
             self.chains.end(last)
 
-    def _end_if_dear(self, last: Chain) -> None:
+    def _end_if_dear(self, last: Chain, recent: Sequence[Mapping[str, float]]) -> None:
         """End programs that nobody asked for where they add next to nothing: they take most of the time."""
-        recent = [each.chains for each in self.records[-PATIENCE:]]
         others = [min(w for name, w in each.items() if name != last.name) for each in recent]
         gain = zip(recent, others, strict=True)
-        if len(recent) == PATIENCE and all(
+        if len(recent) == IDLE_STEPS and all(
             each.get(last.name, 0.0) > (1.0 - LITTLE) * other for each, other in gain
         ):
             self.notes.note(
-                f"step {len(self.records)}: programs of single steps end here: in {PATIENCE} steps they "
+                f"step {len(self.records)}: programs of single steps end here: in {IDLE_STEPS} steps they "
                 f"have taken less than {LITTLE:.0%} off the boxes; ask for relaxation='lp' to have them"
             )
             self.chains.end(last)

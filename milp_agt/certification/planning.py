@@ -15,18 +15,17 @@ from milp_agt.certification import sizes as rates
 from milp_agt.certification.level_plan import (
     AUTO_TIME,
     STARTED,
-    TWICE,
     ZONOTOPE_OVER,
+    ZONOTOPE_SHARE,
     choose_level,
-    is_dearer,
     levels_of,
     mib,
-    room_beside,
+    stands_alone,
 )
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
-from milp_agt.certification.sizes import Sizes
+from milp_agt.certification.sizes import Sizes, degree_of
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
@@ -54,9 +53,6 @@ THREADED_BOXES = 2 * 10**7
 REFINING_TIME, SPARE = 60.0, 0.6
 # Of a time limit, what the steps of a run file with properties have at least.
 STEPS_SHARE = 0.6
-# Steps in which linear forms, or programs that `auto` picked, may add nothing before they end; one where
-# linear forms are predicted to take longer than REFINING_TIME, and twice as long as a zonotope.
-PATIENCE = 3
 # Seconds per step that forms may always spend on steps before their window.
 PAST_SECONDS = 0.05
 
@@ -115,8 +111,8 @@ class Plan:
     where predictions were measured; not a number where nothing is known. ``whole``: those of this
     machine, under a time limit, of the level that was taken although they may be more than allowed;
     ``zonotope``: of one that is left out because of them; not a number where it is not. ``scarce``:
-    whether memory, not speed, says how many rows share a backward pass. ``patience``: steps in which
-    linear forms may add nothing to a zonotope.
+    whether memory, not speed, says how many rows share a backward pass. ``straight``: whether data are
+    poisoned anew in steps without kinks and curves: a zonotope grows with each, and linear forms are tight.
     """
 
     asked: str
@@ -137,7 +133,7 @@ class Plan:
     whole: float
     zonotope: float
     scarce: bool
-    patience: int
+    straight: bool
     remarks: Remarks
     gathered: Gathered | None = None
 
@@ -184,7 +180,9 @@ def make_plan(
     refused = refusal(sizes.schedule, poison, restriction, training.update_rules(steps))
     zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
     summed, in_place = None, Remarks()
-    if refused is None and _is_too_large(options, sizes, zonotope, limit):
+    cheap = REFINING_TIME if limit is None else SPARE * limit
+    linear = _replaceable(sizes, options, poison, restriction, cheap, limit)
+    if refused is None and _is_too_large(options, sizes, zonotope, linear, cheap, limit):
         parts = gathered(step_graph, poison, restriction, training.update_rules(steps))
         line = f"the generators of a zonotope would take about {mib(zonotope[1])}"
         if isinstance(parts, Gathered):
@@ -200,21 +198,21 @@ def make_plan(
         level, remarks, begun = choose_level(sizes, None if refused else zonotope, limit)
     else:
         level = Relaxation.parse(options.relaxation)
-    cheap = REFINING_TIME if limit is None else SPARE * limit
     seconds = sizes.inner
     linear_inner = level.walks and options.inner_bounds != "interval"
     dear = linear_inner and options.inner_bounds is None and seconds > cheap
     linear_inner &= not dear
     allowed = max(cheap, seconds if linear_inner else 0.0)
     carry = sum(zonotope[0]), zonotope[1]
-    dearer = is_dearer(sizes, level, carry[0])
-    beside = room_beside(budget, dearer=dearer)
-    longest = allowed
-    if dearer and limit is None:
-        longest = max(allowed, sizes.seconds[level] / TWICE)
+    degree = math.inf if poison.static else degree_of(sizes.schedule, poison, training)
+    exact = level is Relaxation.LINEAR and walked == steps and degree <= 1.0
     levels, more = levels_of(
-        level, refused, carry, longest, budget, beside, options.carried, on_rows
+        level, refused, carry, linear, allowed, budget, options.carried, on_rows, exact
     )
+    if level is Relaxation.LINEAR and levels[-1] is Relaxation.ZONOTOPE:
+        alone = options.changed({"relaxation": Relaxation.ZONOTOPE.value})
+        found = make_plan(step_graph, batches, poison, training, alone, restriction, given)
+        return replace(found, asked=options.relaxation, remarks=more + found.remarks)
     # What is exchanged for whole samples it knows as boxes, linear forms as balls and means.
     carried = Relaxation.ZONOTOPE in levels and poison.whole is None
     named = options.relaxation == Relaxation.ZONOTOPE.value if summed is None else carried
@@ -275,19 +273,43 @@ def make_plan(
         whole=slow * (total if math.isnan(begun) else begun),
         zonotope=slow * carry[0] if no_time else math.nan,
         scarce=pieces.chunk < min(2 * sizes.state, ROWS_AT_ONCE),
-        patience=1 if dearer and sizes.seconds[level] > REFINING_TIME else PATIENCE,
+        straight=math.isfinite(degree),
         remarks=remarks + more + told,
         gathered=summed if Relaxation.ZONOTOPE in levels else None,
     )
+
+
+def _replaceable(
+    sizes: Sizes,
+    options: CertifyOptions,
+    poison: Poison,
+    restriction: Restriction,
+    cheap: float,
+    limit: float | None,
+) -> float:
+    """What a zonotope in place of linear forms may take: their seconds, within the limit; none where
+    settings of theirs were asked for, or where they tell selections apart."""
+    asked = options.inner_bounds == "linear" or options.selections == "enumerated"
+    if options.relaxation != Relaxation.LINEAR.value or asked or options.window is not None:
+        return 0.0
+    apart, _ = selections_of(
+        sizes, Relaxation.LINEAR, options, poison, restriction, cheap, zonotope=False
+    )
+    if apart.groups or apart.window:
+        return 0.0
+    return min(sum(sizes.linear), math.inf if limit is None else limit)
 
 
 def _is_too_large(
     options: CertifyOptions,
     sizes: Sizes,
     zonotope: tuple[Sequence[float], int],
+    linear: float,
+    beside: float,
     limit: float | None,
 ) -> bool:
-    """Whether a zonotope has to be a sum over samples, or would not be there."""
+    """Whether a zonotope has to be a sum over samples, or would not be there; ``linear`` and ``beside`` are
+    the seconds that it may take in place of linear forms, and beside them."""
     seconds, size, memory = sum(zonotope[0]), zonotope[1], sizes.memory
     if options.relaxation == "auto":
         allowed = AUTO_TIME if limit is None else limit
@@ -295,9 +317,10 @@ def _is_too_large(
     level = Relaxation.parse(options.relaxation)
     if Relaxation.ZONOTOPE not in level.chain() or level.uses_programs:
         return False
-    if level is Relaxation.ZONOTOPE:
-        return size > ZONOTOPE_OVER * memory
-    return size > room_beside(memory, dearer=is_dearer(sizes, level, seconds))
+    asked = level is Relaxation.ZONOTOPE
+    if level is Relaxation.LINEAR:
+        asked = stands_alone((seconds, size), linear, beside, memory)
+    return size > (ZONOTOPE_OVER * memory if asked else memory // ZONOTOPE_SHARE)
 
 
 def stored(tensors: Sequence[Tensor]) -> int:

@@ -7,9 +7,6 @@ affine forms), ``proof`` (everything a run can end with, and what such models do
 format and names what stays outside.
 """
 
-from milp_agt.checker.check import Item as Item
-from milp_agt.checker.check import Outcome as Outcome
-from milp_agt.checker.check import Report as Report
-from milp_agt.checker.check import check as check
+from milp_agt.checker.check import Item, Outcome, Report, check
 
 __all__ = ["Item", "Outcome", "Report", "check"]

@@ -56,7 +56,7 @@ Slopes = list[tuple[Array, Flipped | Form] | None]
 class Pass:
     """One step: its rules, and the symbols, of which flips and noise become more on the way.
 
-    ``known`` are ranges and magnitudes, with the forms, so that no other one has their id.
+    ``known`` are ranges, with the forms, so that no other one has their id.
     """
 
     problem: Problem
@@ -67,11 +67,11 @@ class Pass:
     forced: Mapping[int, float] = field(default_factory=dict)  # phases by number: 1 on, -1 off
     batch: int = 0  # samples of the whole batch, where this is a part of one
     met: int = 0  # kinks so far
-    known: dict[int, tuple[Form, Box, Array]] = field(default_factory=dict)
+    known: dict[int, tuple[Form, Box]] = field(default_factory=dict)
 
     def knows(self, form: Form, box: Box) -> None:
         """Keep the range of a form; symbols that come later move none that was there before."""
-        self.known[id(form)] = form, box, magnitude(form, self.symbols)
+        self.known[id(form)] = form, box
 
     def box(self, form: Form) -> Box:
         """Ranges by the state of each sample."""
@@ -85,8 +85,7 @@ class Pass:
         return up(np.maximum(box.hi - form.c, form.c - box.lo))
 
     def size(self, form: Form) -> Array:
-        """The magnitude of a form whose range was asked for."""
-        return self.known[id(form)][2]
+        return magnitude(form, self.symbols)
 
     def off(self, mine: int, runs: float, size: Array) -> Array:
         """The rounding of the run and of the coefficients here, which lose ``TINY`` of every symbol if
@@ -104,15 +103,15 @@ class Pass:
             rows = Form(weight.c.T, weight.s.transpose(1, 0, 2), weight.low.T, weight.high.T)
             apart, sizes = apart.swapaxes(-1, -2), sizes.T
         c = x.c @ rows.c.T
-        s = plus(np.tensordot(x.c, rows.s, (1, 1)), rows.c @ x.s)
+        parts = [np.tensordot(x.c, rows.s, (1, 1)), rows.c @ x.s]
         low, high = _split(rows.c, x.low, x.high)
         second = (self.far(x)[:, :, None] * apart).sum(-1)
         size = self.size(x) @ sizes.T
         if bias is not None:
-            c, s = c + bias.c, plus(s, bias.s)
+            c, parts = c + bias.c, [*parts, bias.s]
             size = size + magnitude(bias, self.symbols)
         error = second * SPARE + self.off(2 * width + 8, width + 1, size)
-        return Form(c, s, low - error, high + error)
+        return Form(c, plus(*parts), low - error, high + error)
 
     def carried(
         self, state: Mapping[str, Form], values: list[Form], slopes: Slopes, at: Array, rows: Array
@@ -181,11 +180,13 @@ class Pass:
         own_parts = {"names": names, "most": most, "shares": shares, "cover": cover, "pays": pays}
         self.symbols = self.symbols.with_flips(y, least.max(0), quiet, **own_parts)
         error = self.off(8, 2 if slope else 0, size + box.size.max(0))
-        h = z.scaled(at).widened(error)
-        h = replace(h, s=wide(h.s, self.symbols.count))
+        h = z.scaled(at, self.symbols.count).widened(error)
         h.s[*place, self.symbols.flips[first:, 1]] = 1.0 - slope
         low, high = (np.maximum(end, slope * end) for end in (box.lo, box.hi))
         self.knows(h, Box(low, high).widened(error))
+        size = at * size + error
+        size[place] += (1.0 - slope) * most
+        h.known["size"] = size * SPARE
         turned = (1.0 - slope) * sign[place]
         return h, at, Flipped(place, np.arange(first, first + len(most)), turned, alone)
 
@@ -256,15 +257,16 @@ class Pass:
         owned[each, own] = np.where(own < 0, 0.0, np.maximum(up(radius[1] - clean), 0.0))
         self.symbols = symbols.with_noise(np.zeros(len(each)), owned, flipped.index, clean)
         error = self.off(4, 2, 2.0 * self.size(delta))
-        found = delta.scaled(at).widened(error)
-        s = wide(found.s, self.symbols.count).astype(delta.c.dtype, copy=False)
-        found = replace(found, s=s)
+        found = delta.scaled(at, self.symbols.count).widened(error)
         found.s[*place, symbols.flips[flipped.index, 0]] += flipped.turned * delta.c[place]
         found.s[*place, before + each] = 1.0
         other = np.stack([at, at])
         other[states] += np.stack([np.where(flipped.alone, 0.0, flipped.turned), flipped.turned])
         ends = [e * f for e in vars(self.box(delta)).values() for f in (at[None], other)]
         self.knows(found, Box(np.min(ends, 0), np.max(ends, 0)).widened(error))
+        size = at * self.size(delta) + error
+        size[place] += abs(flipped.turned * delta.c[place]) + clean + owned.sum(1)
+        found.known["size"] = size * SPARE
         return found
 
     def loss(self, f: Form, y: Form) -> Form:
@@ -368,7 +370,8 @@ class Pass:
             found[layer.weight] = self.summed(delta, values[place])
             if layer.bias:
                 one = self.summed(delta, points(np.ones((len(delta.c), 1))))
-                found[layer.bias] = Form(*(part[:, 0] for part in vars(one).values()))
+                every = one.c, one.s, one.low, one.high, one.owned
+                found[layer.bias] = Form(*(part[:, 0] for part in every))
             if place > 0:
                 delta = self.dense(state[layer.weight], delta, None, turned=True)
         return found

@@ -115,13 +115,9 @@ class Symbols:
         """With a group of slots more."""
         before, new = len(self.low), self._columns(*low.shape)
         slots = before + len(low)
-        return replace(
-            self._more(new, low=low, high=high, radius=radius, moves=new),
-            groups=(*self.groups, slice(before, slots)),
-            shares=wide(self.shares, slots),
-            owned=wide(self.owned, slots),
-            pays=wide(self.pays, slots),
-        )
+        wider: Any = {n: wide(getattr(self, n), slots) for n in ("shares", "owned", "pays")}
+        found = self._more(new, low=low, high=high, radius=radius, moves=new)
+        return replace(found, groups=(*self.groups, slice(before, slots)), **wider)
 
     def with_flips(self, y: Form, least: Array, quiet: Array, **own: Array) -> Symbols:
         """With flips of kinks, and their rows: l is ``least``, and q ``quiet``. ``own``: names, most, shares,
@@ -214,11 +210,12 @@ def wide(values: Array, count: int) -> Array:
     return found
 
 
-def plus(first: Array, second: Array) -> Array:
-    """The sum, where columns that one has not are 0."""
-    few, many = sorted((first, second), key=lambda each: each.shape[-1])
-    found: Array = many + np.zeros_like(few, shape=(*few.shape[:-1], 1))
-    found[..., : few.shape[-1]] += few
+def plus(*parts: Array) -> Array:
+    """The sum, where columns that some have not are 0."""
+    shape = np.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    found = np.zeros((*shape, max(part.shape[-1] for part in parts)), np.result_type(*parts))
+    for part in parts:
+        found[..., : part.shape[-1]] += part
     return found
 
 
@@ -245,6 +242,7 @@ class Form:
     low: Array
     high: Array
     owned: Array = field(default_factory=partial(np.zeros, 1))
+    known: dict[str, Array] = field(default_factory=dict, init=False)  # of magnitude
 
     def __post_init__(self) -> None:
         if self.s.size > NUMBERS:
@@ -271,11 +269,13 @@ class Form:
         """The difference, up to rounding."""
         return self + other.scaled(np.asarray(-1.0))
 
-    def scaled(self, factor: Array) -> Form:
-        """The product with numbers, up to rounding."""
-        ends = factor * self.low, factor * self.high
-        c, s = factor * self.c, factor[..., None] * self.s
-        return Form(c, s, np.minimum(*ends), np.maximum(*ends))
+    def scaled(self, factor: Array, count: int = 0) -> Form:
+        """The product with numbers, up to rounding; with ``count`` columns, if these are more."""
+        ends, known = (factor * self.low, factor * self.high), self.s.shape[-1]
+        shape = *self.s.shape[:-1], max(known, count)
+        s = np.zeros(shape, np.result_type(factor, self.s, self.c))
+        np.multiply(factor[..., None], self.s, out=s[..., :known])
+        return Form(factor * self.c, s, np.minimum(*ends), np.maximum(*ends))
 
     def times(self, factor: Fraction) -> Form:
         """The product with a number, up to rounding; of what slots add, rounded upwards."""
@@ -299,10 +299,8 @@ def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Ar
         rest = by @ symbols.above.reshape(rows) + lost
         size = size + abs(given) @ symbols.terms[: given.shape[-1]]
     known = s.shape[-1]
-    slots, flips, noise = (
-        int((columns < known).sum())
-        for columns in (symbols.moves[:, -1:], symbols.flips[:, -1], symbols.noise)
-    )
+    columns = symbols.moves[:, -1:], symbols.flips[:, -1], symbols.noise
+    slots, flips, noise = (int((each < known).sum()) for each in columns)
     moves = sign[..., None, None] * s[..., symbols.moves[:slots]]
     dev = symbols.support(moves)
     spread = abs(s[..., symbols.noise[:noise]])
@@ -316,14 +314,17 @@ def _parts(form: Form, symbols: Symbols, given: Array | None) -> tuple[Array, Ar
 
 
 def magnitude(form: Form, symbols: Symbols) -> Array:
-    """The sum of the sizes of all terms of the forms, all slots poisoned and all flips happening: what
-    rounding errors grow with.
+    """The sum of the sizes of all terms of the forms, all slots poisoned and all flips happening, or a bound
+    of it that rules keep: what rounding errors grow with. Symbols that come later are in none of them.
     """
+    if "size" in form.known:
+        return form.known["size"]
     rest = np.maximum(abs(form.low), abs(form.high))
     rest = rest.max(0) if rest.ndim > form.c.ndim else rest
     rest = rest + form.owned.sum(-1)
     moves = abs(form.s) @ symbols.sizes[: form.s.shape[-1]]
-    return np.asarray((abs(form.c) + moves + rest) * SPARE)
+    found = form.known["size"] = np.asarray((abs(form.c) + moves + rest) * SPARE)
+    return found
 
 
 def reach(form: Form, symbols: Symbols, given: Array | None = None) -> Iterator[Pair]:

@@ -53,9 +53,8 @@ def settled(new: Mapping[str, Form], symbols: Symbols) -> tuple[dict[str, Form],
         short, s = (coarse(Box.point(values)).lo for values in (c, form.s))
         cut = 2.0**-BITS * (1.0 + symbols.sizes.sum())  # of fractions
         radius = up(radius + allowance(0, abs(c) + abs(middle)) + cut).reshape(-1)
-        radius, owned = (
-            coarse(Box(v, v)).hi for v in (radius, form.owned.reshape(len(radius), -1))
-        )
+        more = form.owned.reshape(len(radius), -1)
+        radius, owned = (coarse(Box(v, v)).hi for v in (radius, more))
         first, none = symbols.count, np.full(len(radius), -1)
         symbols = symbols.with_noise(radius, owned, none, np.zeros(len(radius)))
         s = wide(s, symbols.count).reshape(len(radius), -1)

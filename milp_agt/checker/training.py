@@ -24,7 +24,6 @@ from milp_agt.checker.boxes import Array, Box, Unbounded, down, largest, scale_o
 from milp_agt.checker.layers import VELOCITY, Poisoned, Problem, Samples, State, T, Values
 
 Term = tuple[Box, Box]  # the factors of an outer product
-NOBODY = np.zeros(0, dtype=np.int64)
 
 
 def summed(clean: Term, poisoned: Term | None, places: Array, budget: int) -> tuple[Box, Array]:
@@ -90,7 +89,7 @@ def step(
     """The state after a step from any state in the boxes, on any admissible batch."""
     batch, arithmetic = problem.batches[index], problem.arithmetic
     clean = layers.terms(problem, state, samples.at(batch))
-    places = np.flatnonzero(poisoned.open[batch]) if poisoned and poisoned.budget else NOBODY
+    places = np.flatnonzero(poisoned.open[batch] if poisoned and poisoned.budget else [])
     worse, budget = {}, poisoned.budget if poisoned else 0
     if poisoned and len(places):
         worse = layers.terms(problem, state, poisoned.samples.at(batch[places]))

@@ -22,6 +22,8 @@ from milp_agt.bounds.zonotope.samples import SampleGenerators
 
 # Adam, with the scale of a step falling geometrically from the first to the last.
 FIRST, LAST, MEAN, SQUARE = 0.15, 0.0045, 0.8, 0.98
+# A search is looked at after so many steps, and compared with itself so many looks ago.
+LOOKED, LOOKED_BACK = 4, 2
 # How many flips C3 may admit where it is taken at the start of an ascent: the best per direction counts.
 COVERS = (1.0, 2.0, 4.0, torch.inf)
 
@@ -92,6 +94,7 @@ def ascend(
     alpha: Multipliers,
     steps: int,
     free: Tensor | None = None,
+    still: float = 0.0,
 ) -> Multipliers:
     """Better multipliers by projected subgradient steps (Adam) from ``alpha``; the best iterate of each row.
 
@@ -99,6 +102,7 @@ def ascend(
 
     Args:
         free: mask of the samples that may be poisoned for each direction, (r, m) as numbers; None for all.
+        still: the search ends where in some steps no bound has got better by this share of it.
     """
     if not (flips.rows or flips.limits) or not d.rows or steps == 0:
         return alpha
@@ -108,12 +112,18 @@ def ascend(
     scale = torch.maximum(prices_of(d, flips).amax(1).clamp(min=1e-12).to(at), largest)
     climb = Climb(at, scale[:, None] / lagrangian.scale)
     best, least = at, at.new_full((d.rows,), torch.inf)
+    seen = [least] * (1 + LOOKED_BACK)
     for number in range(1, steps + 2):
         value, slopes = lagrangian.at(at)
         best = torch.where((value < least)[:, None], at, best)
         least = torch.minimum(value, least)
         if number > steps:
             break
+        if still and number % LOOKED == 1:
+            seen.append(least)
+            gained = seen[-1 - LOOKED_BACK] - least
+            if bool((gained <= still * least.abs()).all()):
+                break
         at = climb.moved(slopes, FIRST * (LAST / FIRST) ** ((number - 1) / steps), number)
     return lagrangian.multipliers(best, flips)
 

@@ -24,6 +24,8 @@ from milp_agt.core.stacked import Stacked
 
 # Rows are divided by how far a phase goes beyond its kink; a larger number is as valid.
 SMALLEST = 1e-9
+# What the bounds of candidates gain at least for a search that goes on.
+STILL = 0.0015
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class _Candidates(Stacked):
             free[count + known, own[known]] = 0.0
         alpha = Multipliers.cat([self.towards, self.towards, self.away])
         flips = self.zonotope.flips
-        alpha = ascend(directions, flips, samples, alpha, steps, free)
+        alpha = ascend(directions, flips, samples, alpha, steps, free, STILL)
         found = bound(directions, flips, alpha, samples)
         parts = torch.arange(3 * count, device=self.own.device).split(count)
         return found.take(parts[0]), found.take(parts[1]), found.take(parts[2])

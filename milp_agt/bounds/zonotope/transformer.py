@@ -120,10 +120,7 @@ class Transformer:
                 centre.abs() + radius,
                 on_state=eye[:, part].reshape(used, *shape),
             )
-            low, high = (
-                self.bounds.below[part].reshape(shape),
-                self.bounds.above[part].reshape(shape),
-            )
+            low, high = (end[part].reshape(shape) for end in (self.bounds.below, self.bounds.above))
             error = gamma(4) * (centre.abs() + radius) + TINY
             self.boxes[name] = Interval((centre - low)[None], (centre + high)[None]).widen(error)
         samples, poison = self.zonotope.samples, self.step.poison
@@ -161,9 +158,8 @@ class Transformer:
         if node.batched and (self._is_masked(node) or not self.work.fits(form.centre[0].numel())):
             if self._told(form) and isinstance(form.on_state, Local):
                 moved = self.slots.moved(form)
-                self.shares[node.name] = Shares.of_form(
-                    form, moved, self.bounds, self.zonotope.samples
-                )
+                known = Shares.of_form(form, moved, self.bounds, self.zonotope.samples)
+                self.shares |= {} if known is None else {node.name: known}
             return node.op.interval(*(self.box(name) for name in node.inputs))
         down, up = self._reach(form, node.name)
         error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
@@ -218,7 +214,7 @@ class Transformer:
             for k in (0, 1)
         )
         if told:
-            self.shares[name] = Shares.joined(shares, form.centre)
+            self.shares[name] = Shares.joined(shares, form.centre, samples)
         return down.clamp(min=0.0), up.clamp(min=0.0)
 
     def _told(self, form: Form) -> bool:
@@ -245,9 +241,8 @@ class Transformer:
             moved = torch.zeros_like(low).expand(self.states, *low.shape[1:]).clone()
             for part, columns in enumerate(self.columns.T):
                 reach = self.zonotope.samples.reach[columns.clamp(min=0)].T * (columns >= 0)
-                more = torch.einsum(
-                    "d...,d...->...", form.on_moves.abs(), _fit(reach, form.on_moves)
-                )
+                reach = reach.reshape(*reach.shape, *[1] * (form.on_moves.dim() - 2))
+                more = torch.einsum("d...,d...->...", form.on_moves.abs(), reach)
                 for state in range(self.states):
                     if state >> part & 1:
                         moved[state] += more * (1.0 + gamma(64))
@@ -268,7 +263,9 @@ class Transformer:
             away = Interval(-below.reshape(shape), above.reshape(shape))
             known = None
             if self.tells:  # alike in all clean samples
-                known = Shares.of_state(self.bounds, self.layout.slices[name], shape[1:])
+                known = Shares.of_state(
+                    self.bounds, self.layout.slices[name], shape[1:], self.zonotope.samples
+                )
             return Operand(form, away, True, known)
         box = self.box(name)
         away = holding_zero(Interval(box.lower - form.centre, box.upper - form.centre))
@@ -399,7 +396,3 @@ class Transformer:
             if isinstance(on_state, Local):
                 form = replace(form, on_state=on_state.summed())
         return summed(form, self.flips.since(self.earlier), self.slots, self.columns, symbols)
-
-
-def _fit(reach: Tensor, like: Tensor) -> Tensor:
-    return reach.reshape(*reach.shape, *[1] * (like.dim() - 2))
