@@ -126,6 +126,18 @@ def test_certificates_are_proved(folders: dict[str, Path], name: str) -> None:
     assert all(item.outcome is Outcome.PROVED for item in report.items)
 
 
+TIGHTER = {
+    "norm": 'kind = "features"\nbudget = 1\nradius = 0.02\nnorm = 2',
+    "separate budgets": 'kind = "separate"\nfeatures = {budget = 1, radius = 0.02}\nlabels = {budget = 1}',
+}
+
+
+@pytest.mark.parametrize("threat", TIGHTER)
+def test_intervals_that_know_more_than_those_of_the_checker(threat: str, tmp_path: Path) -> None:
+    report = check(certified(tmp_path, threat=TIGHTER[threat], epochs=2, properties=""))
+    assert report.outcome is Outcome.PROVED, report.items
+
+
 def test_the_claim_is_that_of_the_engine(folders: dict[str, Path]) -> None:
     """Widths in the certificate are those of the result but for a millionth."""
     given = statement_in(folders["relu"])

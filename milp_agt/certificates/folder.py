@@ -22,6 +22,7 @@ from milp_agt.certificates.covered import (
     CHECKED,
     PART,
     affordable,
+    larger,
     layers_of,
     leaves_of,
     listed,
@@ -170,8 +171,11 @@ def _drafts(given: _Given) -> list[_Draft]:
     result = given.result
     trust = {step.relaxation for step in result.steps} == {Relaxation.INTERVAL.value}
     # Where rounding is most of a width, as it may be in float32, the checker may grant more of it.
-    trust = trust and result.models.poison.whole is None and result.precision == FLOAT64.name
-    methods = ("interval",) if trust else methods_of(result.models.poison)
+    poison = result.models.poison
+    trust = trust and poison.whole is None and result.precision == FLOAT64.name
+    # Else the engine may be tighter: its intervals know norms, and threats that are stated as larger ones.
+    trust = trust and not isinstance(poison.feature_moves, Ball) and not larger(poison)
+    methods = ("interval",) if trust else methods_of(poison)
     found: list[_Draft] = []
     for method in methods:
         for climb in (False, True):
