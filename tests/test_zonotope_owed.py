@@ -41,6 +41,19 @@ def shares(seed: int, *shape: int) -> Shares:
     return Shares(*(Interval(-low, high) for low, high in zip(*ends, strict=True)))
 
 
+def signed(seed: int, *shape: int, budget: int = BUDGET) -> Shares:
+    """The same of samples that move for sure if they are poisoned, to one side mostly."""
+    plain = shares(seed, *shape)
+    generator = torch.Generator().manual_seed(seed)
+    middle = torch.randn(plain.each.lower.shape, generator=generator, dtype=torch.float64)
+    each = plain.each.each(lambda end: 0.05 * end + middle)
+    size = each.magnitude
+    best = [size[[i for i in range(GENERATORS) if i != j]].amax(0) for j in range(GENERATORS)]
+    others = plain.base.magnitude + (budget - 1) * torch.stack(best)
+    box = Interval(-others, others)
+    return Shares(plain.base, each, each.plus(box), box, budget == 1)
+
+
 def reached(known: Shares, chosen: tuple[int, ...]) -> Iterator[Tensor]:
     """Deviations under a set: fractions of its largest one on either side."""
     low = known.base.lower + known.each.lower[list(chosen)].sum(0)
@@ -148,6 +161,25 @@ def check_flips() -> None:
                 assert (value <= most + 1e-13).all()
 
 
+def check_signed() -> None:
+    """Products and residuals of samples that move for sure; those of one alone are nearly numbers."""
+    op = Sigmoid()
+    centre = torch.linspace(-1.0, 1.0, SAMPLES * 3, dtype=torch.float64).reshape(SAMPLES, 3)
+    for budget in (1, BUDGET):
+        first, second = (signed(seed, 3, budget=budget) for seed in (0, 1))
+        product = owed.product(("na", "na", "na"), first, second)
+        slope = op.derivative(centre)
+        residual = curves.off_line(op, slope, centre, first)
+        for chosen in [(), *(s for s in SETS if len(s) <= budget)]:
+            for x, y in itertools.product(reached(first, chosen), reached(second, chosen)):
+                assert paid(product, chosen).contains(x * y)
+                off = op.value(centre + x) - op.value(centre) - slope * x
+                assert paid(residual, chosen).contains(off)
+        if budget == 1:
+            assert (product.owed.lower > 0.0).any()
+            assert (residual.owed.upper < 0.0).any()
+
+
 CHECKS = {
     "product": check_products,
     "off_line": check_residuals,
@@ -157,9 +189,37 @@ CHECKS = {
 ROOMS = {"product": owed, "off_line": curves, "_second_order": softmax, "_by_culprits": rows}
 
 
-@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
+@pytest.mark.parametrize("check", [*CHECKS.values(), check_signed])
 def test_no_set_is_charged_too_little(check: Any) -> None:
     check()
+
+
+@pytest.mark.parametrize(("room", "name"), [(owed, "product"), (curves, "off_line")])
+def test_one_per_cent_of_a_signed_width_less_is_caught(
+    monkeypatch: pytest.MonkeyPatch, room: Any, name: str
+) -> None:
+    honest = getattr(room, name)
+
+    def less(*given: Any) -> Split:
+        found: Split = honest(*given)
+        cut = 0.01 * found.owed.width
+        return replace(
+            found, base=found.base.each(lambda end: 0.0 * end), owed=found.owed.widen(-cut)
+        )
+
+    monkeypatch.setattr(room, name, less)
+    with pytest.raises(AssertionError):
+        check_signed()
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_one_label_leaves_little_but_the_runs_themselves(activation: Any) -> None:
+    case, _, _ = problem("bce", "labels", {"epochs": 8}, (4,), budget=1, activation=activation)
+    passed = Passed.of(case)
+    runs = attacks_of(passed, 0, 256)
+    for attacks in runs:
+        assert_in_boxes(passed, attacks)
+        assert_generators(passed, attacks)
 
 
 @pytest.mark.parametrize("name", CHECKS)

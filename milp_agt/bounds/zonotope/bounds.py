@@ -39,7 +39,7 @@ class StateBounds:
         alpha: multipliers of these rows, for 2 P ends: upper ones first, then lower ones.
         below, above: how far each coordinate lies below and above the centre, (P,), >= 0.
         clean, poisoned: the same for both ends if a sample is clean, and if it may be poisoned, (2 P, m).
-        rest, dev: the parts of both ends that are there anyway, (2 P,), and that each sample adds, (2 P, m).
+        rest, each: the parts of both ends, as in :class:`Bound`, (2 P,) and (2 P, m).
         terms: sizes of the terms of each coordinate, (P,).
     """
 
@@ -50,7 +50,7 @@ class StateBounds:
     clean: Tensor
     poisoned: Tensor
     rest: Tensor
-    dev: Tensor
+    each: Tensor
     terms: Tensor
 
     @staticmethod
@@ -75,8 +75,8 @@ class StateBounds:
             found = narrowed(found, directions, flips, alpha, samples)
             total = found.total(samples).clamp(min=0.0)
             rest = (found.rest + found.slack).clamp(min=0.0) * (1.0 + gamma(4))
-            pieces.append((alpha, total, *_conditional(found, samples), rest, found.dev))
-        alphas, totals, cleans, poisoneds, rests, devs = zip(*pieces, strict=True)
+            pieces.append((alpha, total, *_conditional(found, samples), rest, found.each))
+        alphas, totals, cleans, poisoneds, rests, parts = zip(*pieces, strict=True)
         at = torch.cat(order).argsort()
         alpha, total = Multipliers.cat(alphas).take(at), torch.cat(totals)[at]
         clean, poisoned = torch.cat(cleans)[at], torch.cat(poisoneds)[at]
@@ -89,9 +89,14 @@ class StateBounds:
             torch.minimum(clean, ends_of_all),
             torch.minimum(poisoned, ends_of_all),
             torch.cat(rests)[at],
-            torch.cat(devs)[at],
+            torch.cat(parts)[at],
             terms,
         )
+
+    @property
+    def dev(self) -> Tensor:
+        """What each sample adds, or 0 where that is less, (2 P, m)."""
+        return self.each.clamp(min=0.0)
 
     @property
     def radius(self) -> Tensor:

@@ -55,8 +55,10 @@ def off_line(op: Smooth, slope: Tensor, centre: Tensor, shares: Shares) -> Split
     """Of ``f(c + d) - f(c) - slope d``.
 
     What is owed is all of it over the range with the total of a generator; or, towards either side, a line
-    through 0 and what f is off that, if it is less.
+    through 0 and what f is off that, if it is less. Where one sample is poisoned at most, and moves for sure,
+    it is nearly a number, of either sign.
     """
+    whole_of_all = shares.others is not None
     value = op.value(centre)
 
     def over(box: Interval, line: Tensor) -> Interval:
@@ -69,27 +71,31 @@ def off_line(op: Smooth, slope: Tensor, centre: Tensor, shares: Shares) -> Split
         assert planes.lower is not None
         assert planes.upper is not None
         low, high = (end.reshape(line.shape) - at_centre for end in (planes.lower, planes.upper))
-        return holding_zero(Interval(low, high).widen(gamma(16) * size + TINY))
+        return Interval(low, high).widen(gamma(16) * size + TINY)
 
     def around(part: Interval) -> Interval:
         wide = Interval(centre + part.lower, centre + part.upper)
         return wide.widen(gamma(4) * wide.magnitude + TINY)
 
-    whole = over(around(shares.total), slope)
+    whole, anyway = over(around(shares.total), slope), over(around(shares.base), slope)
+    anyway = holding_zero(anyway)
+    if whole_of_all and shares.single:
+        return Split(anyway, whole, whole=True)
+    whole = holding_zero(whole)
     low, high = torch.zeros_like(whole.lower), torch.zeros_like(whole.lower)
     for sign in (-1.0, 1.0):
         end = (shares.total.upper if sign > 0 else -shares.total.lower).clamp(min=0.0)
-        reach = shares.each.upper + shares.base.upper
+        reach = shares.each.upper.clamp(min=0.0) + shares.base.upper
         if sign < 0:
-            reach = -(shares.each.lower + shares.base.lower)
+            reach = -(shares.each.lower.clamp(max=0.0) + shares.base.lower)
         zero = torch.zeros_like(end)
         side = around(Interval(zero, end) if sign > 0 else Interval(-end, zero))
         line = op.chord(side)
-        offsets, steep = over(side, line), sign * (line - slope)
+        offsets, steep = holding_zero(over(side, line)), sign * (line - slope)
         steep = steep + torch.sign(steep) * gamma(16) * (line.abs() + slope.abs())
         more = gamma(64) * (line.abs() + slope.abs()) * reach
         low = torch.minimum(low, steep.clamp(max=0.0) * reach + offsets.lower - more)
         high = torch.maximum(high, steep.clamp(min=0.0) * reach + offsets.upper + more)
     grow = 1.0 + gamma(16)
     owed = Interval(torch.maximum(whole.lower, low * grow), torch.minimum(whole.upper, high * grow))
-    return Split(over(around(shares.base), slope), owed)
+    return Split(anyway, owed, whole_of_all)

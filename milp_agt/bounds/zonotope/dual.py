@@ -100,12 +100,17 @@ class Directions(Stacked):
 class Bound(Stacked):
     """For every set S of poisoned samples a direction is at most ``rest + sum_{i in S} dev_i + slack``.
 
-    ``dev`` is (r, m), >= 0; ``slack`` covers the rounding of the evaluation, whatever S.
+    ``each`` is (r, m), and ``dev`` the same where it is positive: what is below 0 counts only where it is
+    known that a sample is poisoned. ``slack`` covers the rounding of the evaluation, whatever S.
     """
 
     rest: Tensor
-    dev: Tensor
+    each: Tensor
     slack: Tensor
+
+    @property
+    def dev(self) -> Tensor:
+        return self.each.clamp(min=0.0)
 
     def total(self, samples: SampleGenerators) -> Tensor:
         """The bound over all S within the budget, (r,)."""
@@ -261,7 +266,7 @@ def closed(opened: Opened, flips: Flips, alpha: Multipliers) -> Bound:
     dev = dev + alpha.paid
     size = opened.size + alpha.limits @ (1.0 + flips.cover)
     slack = gamma(opened.operations) * size + TINY
-    return Bound(rest, dev.clamp(min=0.0), slack)
+    return Bound(rest, dev, slack)
 
 
 def prices_of(d: Directions, flips: Flips) -> Tensor:

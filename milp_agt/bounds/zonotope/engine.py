@@ -160,8 +160,8 @@ def _after(
         torch.eye(size, dtype=scale.dtype, device=scale.device)[None],
         ((factor * torch.where(sign, low, high) + under) * grow + error + TINY)[None],
         ((factor * torch.where(sign, high, low) + over) * grow + error + TINY)[None],
-        (factor[:, None] * torch.where(sign[:, None], down, up) * grow)[None],
-        (factor[:, None] * torch.where(sign[:, None], up, down) * grow)[None],
+        _grown(factor[:, None] * torch.where(sign[:, None], down, up))[None],
+        _grown(factor[:, None] * torch.where(sign[:, None], up, down))[None],
         _on_new(factor, gradient.charge[place] * grow, old.flips.rows)[None],
     )
     moved = old.moved(jacobian)
@@ -195,6 +195,11 @@ def _after(
     return replace(newest, noise=noise)
 
 
+def _grown(end: Tensor) -> Tensor:
+    """An end of noise of either sign, rounded upwards."""
+    return end + gamma(8) * end.abs()
+
+
 def _carried_squares(
     old: HybridZonotope, jacobian: Tensor, scale: Tensor, new: Tensor, columns: Tensor
 ) -> Tensor:
@@ -216,7 +221,7 @@ def _on_new(scale: Tensor, on_flips: Tensor, before: int) -> Tensor:
 
 
 OWN = ("centre", "on_moves", "on_phase", "on_bend", "squares")
-PROVED = ("below", "above", "clean", "poisoned", "rest", "dev", "terms")
+PROVED = ("below", "above", "clean", "poisoned", "rest", "each", "terms")
 
 
 def pack_forward(forward: ZonotopePass) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def with_flips(zonotope: HybridZonotope, most: int) -> HybridZonotope:
             moved = sign * phase + (sign * bend).clamp(min=0.0)
             moved = (moved.clamp(min=0.0) + error) * grow
             if owned:
-                own[-1].index_add_(1, flips.own[part], moved).mul_(grow)
+                own[-1].index_add_(1, flips.own[part], moved)
+                own[-1] += (grow - 1.0) * own[-1].abs()
             else:
                 every[-1] = (every[-1] + moved.sum(1)) * grow
     return replace(

@@ -86,7 +86,7 @@ class Form:
         return replace(
             self,
             rest=_scaled(self.rest, factor),
-            owed=self.owed and _scaled(self.owed, factor).each(lambda end: end * (1.0 + gamma(4))),
+            owed=self.owed and outwards(_scaled(self.owed, factor), gamma(4)),
             on_state=mapped(self.on_state, lambda part: part * factor),
             **self.images(lambda part: part * factor, lambda part: part * factor.abs()),
         )
@@ -184,7 +184,13 @@ def together(first: Interval | None, second: Interval | None) -> Interval | None
     """The sum of what two terms owe."""
     if first is None or second is None:
         return second if first is None else first
-    return first.plus(second).each(lambda end: end * (1.0 + gamma(4)))
+    error = gamma(4) * (first.magnitude + second.magnitude)
+    return first.plus(second).widen(error)
+
+
+def outwards(box: Interval, share: float) -> Interval:
+    """A box whose ends, of any sign, move outwards by a share of their sizes."""
+    return Interval(box.lower - share * box.lower.abs(), box.upper + share * box.upper.abs())
 
 
 def by_part(ends: Tensor, parts: int) -> tuple[Tensor, Tensor]:

@@ -89,9 +89,9 @@ class Gradient:
             found.up[at] = _in_columns(high, columns, known, old.samples.count)
             if form.owed is not None:
                 low, high = (end.flatten(1).T for end in (-form.owed.lower, form.owed.upper))
-                grow = 1.0 + gamma(4)
-                found.down[at] = (found.down[at] + low) * grow
-                found.up[at] = (found.up[at] + high) * grow
+                for target, more in ((found.down, low), (found.up, high)):
+                    error = gamma(4) * (target[at] + more.abs())
+                    target[at] += more + error
         return found
 
 
@@ -169,6 +169,7 @@ def _mapped(mean: Gradient, factor: Tensor, along: Tensor, rest: Tensor) -> Grad
 
     size = factor * mean.size + along * centre.abs() * (centre.abs() @ mean.size) + rest
     error = gamma(32.0 * count + 512.0) * size + TINY
+    rounded = (grow - 1.0) * (plus + minus) @ torch.maximum(mean.down.abs(), mean.up.abs())
     return replace(
         mean,
         centre=factor * centre,
@@ -180,6 +181,6 @@ def _mapped(mean: Gradient, factor: Tensor, along: Tensor, rest: Tensor) -> Grad
         charge=matrix.abs() @ mean.charge * grow,
         below=(plus @ mean.below + minus @ mean.above) * grow + rest + error,
         above=(plus @ mean.above + minus @ mean.below) * grow + rest + error,
-        down=(plus @ mean.down + minus @ mean.up) * grow,
-        up=(plus @ mean.up + minus @ mean.down) * grow,
+        down=plus @ mean.down + minus @ mean.up + rounded,
+        up=plus @ mean.up + minus @ mean.down + rounded,
     )

@@ -94,11 +94,12 @@ def _owed_like(owed: Interval | None, centre: Tensor, count: int) -> Interval:
 
 
 def _owed(op: LinearMap, owed: Sequence[Interval]) -> Interval | None:
-    """What is owed after a map, a sum of numbers >= 0 at either end."""
+    """What is owed after a map."""
     if not owed:
         return None
-    grow = 1.0 + gamma(16.0 * op.terms() + 128.0)
-    return homogeneous(op).interval(*owed).each(lambda end: end * grow)
+    linear = homogeneous(op)
+    sizes_of = linear.interval(*(Interval(-box.magnitude, box.magnitude) for box in owed))
+    return linear.interval(*owed).widen(gamma(16.0 * op.terms() + 128.0) * sizes_of.magnitude)
 
 
 def sizes(op: LinearMap, parts: Sequence[Tensor]) -> Tensor:

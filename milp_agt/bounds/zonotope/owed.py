@@ -12,6 +12,16 @@ for every i in S, k_i >= 0, is at most
 
 for with the i in S whose k_i is least, ``k_i d <= k_i base + sum_{h in S} k_h each_h``. A part of S may as
 well owe an upper bound of the whole.
+
+**Labels** out of finitely many classes. Then a poisoned sample moves for sure, and ``each_i`` is an interval
+of either sign: d lies in ``base + sum_{i in S} each_i`` for every admissible S, and so it is a sum of numbers
+in these intervals, ``r + sum_{i in S} d_i``. Of two factors such sums are multiplied,
+
+    da db = ra rb + sum_i da_i db_i + sum_i ( da_i (rb + sum_{h != i} db_h) + ra db_i ),
+
+where the first product of i lies in that of its intervals: nearly a number, which has a sign. Sums over
+samples and steps of such numbers are much less than those of their sizes. Of a curved function, if one sample
+is poisoned at most, i owes what it is off its line over the interval of d. The sample itself may be j.
 """
 
 from __future__ import annotations
@@ -24,13 +34,14 @@ from torch import Tensor
 
 from milp_agt.bounds.zonotope.bounds import StateBounds
 from milp_agt.bounds.zonotope.dual import Bound
-from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.form import Form, outwards
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.core.graph import Operation
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.einsum import Letters
+from milp_agt.formulations.interval_products import box_of_sums
 from milp_agt.formulations.linear_map import LinearMap
 
 # Numbers of what a node owes at most, and how much less than noise of everyone that should be.
@@ -42,8 +53,13 @@ PER_STEP = 2**27
 def tells(samples: SampleGenerators, elements: int) -> bool:
     """Whether few of the samples can be poisoned together: of more it gains nothing who owes what; and
     whether that is worth its time with so many elements of nodes in a step."""
-    wanted = sum(groups * most for groups, most in samples.quotas)
-    return samples.count * elements <= PER_STEP and 0 < 2 * wanted <= len(samples.known)
+    few = 0 < 2 * _wanted(samples) <= len(samples.known)
+    return samples.count * elements <= PER_STEP and few
+
+
+def _wanted(samples: SampleGenerators) -> int:
+    """How many are poisoned together at most."""
+    return sum(groups * most for groups, most in samples.quotas)
 
 
 @dataclass(frozen=True)
@@ -52,32 +68,54 @@ class Shares:
 
     Attributes:
         base: where nobody is, ends of (1, n, *shape) around 0.
-        each: what each generator adds if it is poisoned, (m, n, *shape).
+        each: what each generator adds if it is poisoned, (m, n, *shape); around 0 if not ``signed``.
         total: all there is if it is, (m, n, *shape).
+        others: all but what it adds itself, around 0, (m, n, *shape), if ``signed``.
+        single: whether one is poisoned at most.
     """
 
     base: Interval
     each: Interval
     total: Interval
+    others: Interval | None = None
+    single: bool = False
 
     @staticmethod
     def of(
         bounds: tuple[Bound, Bound], samples: SampleGenerators, own: Tensor
     ) -> tuple[Tensor, ...]:
-        """The ends of :attr:`base`, (r,), :attr:`each` and :attr:`total`, (r, m), from bounds of rows
-        downwards and upwards with own generators (r, parts)."""
+        """The ends of :attr:`base`, (r,), of :attr:`each`, and of :attr:`total`, or :attr:`others`, (r, m),
+        from bounds of rows downwards and upwards with own generators (r, parts)."""
         ends = []
         for found in bounds:
-            others, _ = samples.others(found.dev, own)
             rest = found.rest + found.slack
             rest = (rest + gamma(8) * rest.abs()).clamp(min=0.0)
+            share = gamma(16 + 8 * samples.terms)
+            if samples.moved is not None:
+                ends.append(signed(rest[:, None], found.each, samples, share))
+                continue
+            others, _ = samples.others(found.dev, own)
             _, total = samples.conditional(others)
-            grow = 1.0 + gamma(16 + 8 * samples.terms)
+            grow = 1.0 + share
             ends.append((rest, others * grow, (rest[:, None] + total) * grow))
         return tuple(part for pair in zip(*ends, strict=True) for part in pair)
 
     @staticmethod
-    def joined(parts: Sequence[tuple[Tensor, ...]], like: Tensor) -> Shares:
+    def _of(base: Interval, each: Interval, last: Interval, samples: SampleGenerators) -> Shares:
+        """From :attr:`total`, or :attr:`others` where signed."""
+        if samples.moved is None:
+            return Shares(base, each, last)
+        # What bounds towards both sides leave of an interval may be less than nothing by rounding.
+        each = Interval(
+            torch.minimum(each.lower, each.upper), torch.maximum(each.lower, each.upper)
+        )
+        total = outwards(each.plus(last), gamma(4)).widen(gamma(4) * last.magnitude)
+        return Shares(base, each, total, last, _wanted(samples) <= 1)
+
+    @staticmethod
+    def joined(
+        parts: Sequence[tuple[Tensor, ...]], like: Tensor, samples: SampleGenerators
+    ) -> Shares:
         """From rows ordered by elements, then samples; ``like`` is the node, (n, *shape)."""
         count = len(like)
 
@@ -89,10 +127,12 @@ class Shares:
             shaped(torch.cat(part)) for part in zip(*parts, strict=True)
         )
         each, total = Interval(-each_down, each_up), Interval(-all_down, all_up)
-        return Shares(Interval(-down, up), each, total)
+        return Shares._of(Interval(-down, up), each, total, samples)
 
     @staticmethod
-    def of_state(bounds: StateBounds, at: slice, shape: Sequence[int]) -> Shares:
+    def of_state(
+        bounds: StateBounds, at: slice, shape: Sequence[int], samples: SampleGenerators
+    ) -> Shares:
         """Of some coordinates of the state in all samples alike, seen as (n, *shape)."""
         size = len(bounds.below)
         lower, upper = (slice(end + at.start, end + at.stop) for end in (size, 0))
@@ -104,7 +144,12 @@ class Shares:
             )
             return Interval(-low, high)
 
-        return Shares(spread(bounds.rest), spread(bounds.dev), spread(bounds.poisoned))
+        if samples.moved is None:
+            return Shares(spread(bounds.rest), spread(bounds.dev), spread(bounds.poisoned))
+        rest, each, others = signed(
+            bounds.rest[:, None], bounds.each, samples, gamma(16 + 8 * samples.terms)
+        )
+        return Shares._of(spread(rest), spread(each), spread(others), samples)
 
     @staticmethod
     def of_form(
@@ -112,8 +157,11 @@ class Shares:
         moved: tuple[Tensor, Tensor] | None,
         bounds: StateBounds,
         samples: SampleGenerators,
-    ) -> Shares:
-        """Of a node by what coordinates of the state do one by one, and flips of its sample (``moved``)."""
+    ) -> Shares | None:
+        """Of a node by what coordinates of the state do one by one, and flips of its sample (``moved``); None
+        where what it adds itself is wanted."""
+        if samples.moved is not None:
+            return None
         on_state = form.on_state
         assert isinstance(on_state, Local)
         ends = (bounds.rest[:, None], bounds.dev, bounds.poisoned)
@@ -128,17 +176,23 @@ class Shares:
         base, total = base + own, total + own
         if form.owed is not None:
             each, total = each + form.owed.magnitude, total + most_of(samples, form.owed)
-        grow = 1.0 + gamma(8)
-        return Shares(*(Interval(-part * grow, part * grow) for part in (base, each, total)))
+        grown = [part * (1.0 + gamma(8)) for part in (base, each, total)]
+        nobody, alone, every = (Interval(-part, part) for part in grown)
+        return Shares(nobody, alone, every)
 
     def mapped(self, op: Operation) -> Shares | None:
         """Of the image under a linear map without a constant, as of independent numbers; None if large."""
         assert isinstance(op, LinearMap)
         if self.each.lower.numel() * self.each.lower.shape[-1] > MOST:
             return None
-        grow = 1.0 + gamma(16.0 * op.terms() + 128.0)
-        parts = (self.base, self.each, self.total)
-        return Shares(*(op.interval(part).each(lambda end: end * grow) for part in parts))
+
+        def image(part: Interval) -> Interval:
+            sizes = op.interval(Interval(-part.magnitude, part.magnitude)).magnitude
+            return op.interval(part).widen(gamma(16.0 * op.terms() + 128.0) * sizes)
+
+        each, total = image(self.each), image(self.total)
+        others = None if self.others is None else image(self.others)
+        return Shares(image(self.base), each, total, others, self.single)
 
     @property
     def size(self) -> Sequence[Tensor]:
@@ -147,13 +201,24 @@ class Shares:
         return base + each, total, base
 
 
+def signed(
+    rest: Tensor, each: Tensor, samples: SampleGenerators, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One end of the shares of samples that move for sure if they are poisoned, from parts of a bound: of
+    nobody, of each, and of all the others, rounded upwards."""
+    _, total = samples.conditional(each.clamp(min=0.0))
+    others = total * (1.0 + share) - each.clamp(min=0.0)
+    return rest[:, 0], each + share * each.abs(), rest * (1.0 + share) + others.clamp(min=0.0)
+
+
 @dataclass(frozen=True)
 class Split:
     """Second order of clean samples: what is there if nobody is poisoned, (1, n, *shape), and what each
-    generator owes, (m, n, *shape)."""
+    generator owes, (m, n, *shape); of all samples in all states, if it is ``whole``."""
 
     base: Interval
     owed: Interval
+    whole: bool = False
 
 
 # Second order as noise, in each state of its sample, and as what is owed; from all of it as noise.
@@ -171,11 +236,27 @@ def product(letters: Letters, first: Shares, second: Shares) -> Split:
     ``da db`` has the bound ``|da| total_i`` with the total of db, and the other way round: half of each.
     """
     equation = "Z{},Z{}->Z{}".format(*letters)
+    if first.others is not None and second.others is not None:
+        return _signed_product(letters, equation, first, second)
     (one, all_one, none), (two, all_two, nothing) = first.size, second.size
     grow = 1.0 + gamma(16.0 * one[0, 0].numel() + 64.0)
     owed = torch.einsum(equation, one, all_two) + torch.einsum(equation, all_one, two)
     base, owed = torch.einsum(equation, none, nothing) * grow, 0.5 * grow * owed
     return Split(Interval(-base, base), Interval(-owed, owed))
+
+
+def _signed_product(letters: Letters, equation: str, first: Shares, second: Shares) -> Split:
+    assert first.others is not None
+    assert second.others is not None
+    one, two = first.each.magnitude, second.each.magnitude
+    none, nothing = first.base.magnitude, second.base.magnitude
+    grow = gamma(32.0 * one[0, 0].numel() + 128.0)
+    base = torch.einsum(equation, none, nothing) * (1.0 + grow)
+    crossed = torch.einsum(equation, one, second.others.magnitude + nothing)
+    crossed = crossed + torch.einsum(equation, first.others.magnitude + none, two)
+    error = grow * (crossed + torch.einsum(equation, one, two)) + TINY
+    own = box_of_sums(letters, first.each, second.each)
+    return Split(Interval(-base, base), own.widen(0.5 * crossed + error), whole=True)
 
 
 def owing(
@@ -192,6 +273,8 @@ def owing(
     owed = split.owed.width.flatten(1).sum(1)
     if not bool(split.base.width.sum() + samples.worst(owed) < LESS * whole.width[0].sum()):
         return whole, None
+    if split.whole:
+        return split.base.expand_states(len(whole.lower)), split.owed
     masks = []
     for state in range(len(whole.lower)):
         chosen = [p for p in range(columns.shape[1]) if state >> p & 1]
@@ -212,10 +295,10 @@ def times_centre(
         out = out.replace("n", "")
     equation = f"Z{own},{other}->Z{out}"
     plus, minus = centre.clamp(min=0.0), (-centre).clamp(min=0.0)
-    grow = 1.0 + gamma(16.0 * centre.numel() + 64.0)
     low = torch.einsum(equation, owed.lower, plus) - torch.einsum(equation, owed.upper, minus)
     high = torch.einsum(equation, owed.upper, plus) - torch.einsum(equation, owed.lower, minus)
-    found = Interval(low * grow, high * grow)
+    sizes = torch.einsum(equation, owed.magnitude, centre.abs())
+    found = Interval(low, high).widen(gamma(16.0 * centre.numel() + 64.0) * sizes)
     return found.each(lambda end: end.unsqueeze(1)) if summed else found
 
 

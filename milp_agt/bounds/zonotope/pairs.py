@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.zonotope.form import Form, plus, together
+from milp_agt.bounds.zonotope.form import Form, outwards, plus, together
 from milp_agt.bounds.zonotope.local import PLAIN, Local
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import gamma
@@ -87,7 +87,7 @@ class Factor:
         low, high = (taken(end) * by for end in (form.rest.lower, form.rest.upper))
         parts = (form.on_moves, form.on_phase, form.on_bend, form.charge)
         moves, phase, bend, charge = (None if p is None else taken(p) * by for p in parts)
-        owed = form.owed and form.owed.each(lambda end: taken(end) * by * (1.0 + gamma(4)))
+        owed = form.owed and outwards(form.owed.each(lambda end: taken(end) * by), gamma(4))
         return Form(
             torch.zeros_like(by),
             Interval(low, high).expand_states(self.states),

@@ -99,7 +99,8 @@ def multiplied(
             by_sample = _by_sample(letters, first, second)
             more, own = owing(more, product(by_sample, first.shares, second.shares))
             if own is not None and summed:
-                own = own.each(lambda end: end.sum(1, keepdim=True) * (1.0 + gamma(len(size) + 8)))
+                error = gamma(len(size) + 8) * own.magnitude.sum(1, keepdim=True)
+                own = own.each(lambda end: end.sum(1, keepdim=True)).widen(error)
             owed = together(owed, own)
         rest = rest if more is None else rest.plus(more)
         images["charge"] = plus(images["charge"], charged)

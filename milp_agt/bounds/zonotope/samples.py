@@ -23,6 +23,7 @@ from milp_agt.bounds.zonotope.numbering import (
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
 from milp_agt.errors import EncodingError
 from milp_agt.threats.poison import Poison
+from milp_agt.threats.sets import Vertices
 from milp_agt.training.training import Batch
 
 
@@ -198,6 +199,8 @@ class SampleGenerators:
     def support(self, coefficients: Tensor, poison: Poison | None = None) -> Tensor:
         """``max over moves of c_i . e_i``, (rows, m), from coefficients (rows, m, width); of the samples of
         ``poison`` in place of all generators, if it is given."""
+        if poison is None and self.moved is not None:
+            return self.moved.furthest(coefficients)[0]
         poison = poison or self.poison
         total = coefficients.new_zeros(coefficients.shape[:2])
         features, labels = self._split(coefficients)
@@ -217,6 +220,13 @@ class SampleGenerators:
         )
 
     @cached_property
+    def moved(self) -> Vertices | None:
+        """Moves of labels, where units are chosen because these change: none that is chosen stays as it is."""
+        moves, alone = self.poison.label_moves, len(self.known) == self.count > 0
+        plain = alone and not self.known.any() and self.parts == 1 and self.poison.whole is None
+        return moves if plain and not self.on_features and isinstance(moves, Vertices) else None
+
+    @cached_property
     def is_mirrored(self) -> bool:
         """Whether the opposite of every move is a move in a box."""
         parts = [m for m in (self.poison.feature_moves, self.poison.label_moves) if m is not None]
@@ -231,6 +241,8 @@ class SampleGenerators:
 
     def maximise(self, coefficients: Tensor) -> Tensor:
         """Moves that attain the support function, (rows, m, width)."""
+        if self.moved is not None:
+            return self.moved.furthest(coefficients)[1]
         features, labels = self._split(coefficients)
         parts = []
         if self.poison.feature_moves is not None:

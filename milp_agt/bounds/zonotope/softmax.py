@@ -112,7 +112,7 @@ def softmax_form(
     if shares is not None:
         each, total, base = (furthest(part) for part in shares.size)
         anyway = _second_order(centre, base, base)
-        split = Split(anyway, _second_order(centre, total, each))
+        split = Split(anyway, _second_order(centre, total, each), shares.others is not None)
     largest = second.magnitude.amax(0)
     second, owed = owing(second, split)
     positive, negative = jacobian.clamp(min=0.0), (-jacobian).clamp(min=0.0)
@@ -135,7 +135,8 @@ def softmax_form(
             image(low, positive) - image(high, negative),
             image(high, positive) - image(low, negative),
         )
-        own = Interval(*ends).each(lambda end: end * (1.0 + gamma(8 * classes + 64)))
+        sizes = image(logits.owed.magnitude, jacobian.abs())
+        own = Interval(*ends).widen(gamma(8 * classes + 64) * sizes)
         owed = together(own, owed)
     return Form(
         centre,

@@ -84,4 +84,4 @@ def narrowed(
     less = spared(d, on_moves(d, flips, alpha, samples), samples)
     operations = d.operations + 8.0 * flips.count + 8.0 * samples.width**2 + 64.0
     slack = found.slack + gamma(2.0 * operations) * d.size + TINY
-    return Bound(found.rest, (found.dev - less).clamp(min=0.0), slack)
+    return Bound(found.rest, found.each - less, slack)

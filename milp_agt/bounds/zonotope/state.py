@@ -46,6 +46,8 @@ class Noise(Stacked):
 
         nu_g in [-below_g - sum_{i in S} down_gi - sum_f phi_f charge_gf,  above_g + ... up ... charge].
 
+    One of the ends down and up may be below 0: what a sample adds if it is poisoned need not hold 0.
+
     Attributes:
         onto: Phi, (g, P, P): from a coordinate of the noise (last) to one of the state.
         below, above: (g, P).
@@ -77,7 +79,7 @@ class Noise(Stacked):
         ``carried`` of the given size on them, (r, g P)."""
         low, high = low.flatten(0, 1), high.flatten(0, 1)
         both, skew = size @ (high + low), carried @ (high - low)
-        return (0.5 * (both - skew)).clamp(min=0.0), (0.5 * (both + skew)).clamp(min=0.0)
+        return 0.5 * (both - skew), 0.5 * (both + skew)
 
     def charged_by(self, size: Tensor) -> Tensor:
         """What forms with coefficients of this size, (r, g P), are charged on each flip, (r, q)."""
@@ -109,7 +111,17 @@ class Noise(Stacked):
                 total += middle if alone else onto.abs() @ middle
             if bool(half.any()):
                 tilt += half if alone else onto @ half
-        return (total - tilt).clamp(min=0.0), (total + tilt).clamp(min=0.0)
+        return total - tilt, total + tilt
+
+    @cached_property
+    def holds_zero(self) -> bool:
+        """Whether no sample adds anything for sure if it is poisoned."""
+        return not bool((self.down < 0.0).any()) and not bool((self.up < 0.0).any())
+
+    @property
+    def sizes(self) -> Tensor:
+        """Sums of the sizes of all that single samples add to coordinates, (P, m)."""
+        return torch.einsum("gpq,gqm->pm", self.onto.abs(), self.reach)
 
     def carried(self, jacobian: Tensor) -> Noise:
         """The noise after a step with this Jacobian, (P, P)."""
@@ -142,8 +154,7 @@ class Noise(Stacked):
 
         def summed(parts: Tensor, extra: Tensor) -> Tensor:
             parts = parts.clone()
-            parts[b] += parts[a]
-            parts[b] *= grow
+            parts[b] += parts[a] + (grow - 1.0) * (parts[a].abs() + parts[b].abs())
             parts[-1] += extra * grow
             return torch.cat([parts[:a], parts[b:]])
 
@@ -269,7 +280,7 @@ class HybridZonotope:
         total = (
             self.samples.worst(reach) + flips + torch.einsum("gpq,gq->p", noise.onto.abs(), each)
         )
-        total = total + self.samples.worst(self.charged)
+        total = total + self.samples.worst(self.charged if noise.holds_zero else noise.sizes)
         return total * (1.0 + gamma(self.operations)) + TINY
 
     @property
@@ -285,7 +296,7 @@ class HybridZonotope:
     def charged(self) -> Tensor:
         """The most that noise of each sample moves each coordinate, (P, m)."""
         grow = 1.0 + gamma(8.0 * len(self.noise) * self.size + 64.0)
-        return (torch.maximum(*self.noise.ends) + self.squared) * grow
+        return (torch.maximum(*self.noise.ends).clamp(min=0.0) + self.squared) * grow
 
     @cached_property
     def squared(self) -> Tensor:
@@ -341,7 +352,9 @@ class HybridZonotope:
                 squares = squares.reshape(len(rows), *self.squares.shape[1:])
                 both = squares.abs().sum(-1)
             lower, upper = lower + both, upper + both
-        below, above = noise.towards(carried, size, noise.below, noise.above)
+        below, above = (
+            end.clamp(min=0.0) for end in noise.towards(carried, size, noise.below, noise.above)
+        )
         return Spread(
             self._on_moves(rows, used),
             rows @ self.on_phase[used],

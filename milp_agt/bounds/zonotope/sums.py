@@ -59,7 +59,10 @@ def summed(form: Form, flips: Flips, slots: Slots, columns: Tensor, symbols: int
         charge[flips.column],
         Interval(low - every, high + every).widen(error),
         Interval(-(down + own) * grow, (up + own) * grow),
-        form.owed and form.owed.each(lambda end: end.sum(1) * (1.0 + gamma(8 * count + 64))),
+        form.owed
+        and form.owed.each(lambda end: end.sum(1)).widen(
+            gamma(8 * count + 64) * form.owed.magnitude.sum(1)
+        ),
         form.squares,
     )
 

@@ -161,9 +161,8 @@ class Transformer:
         if node.batched and (self._is_masked(node) or not self.work.fits(form.centre[0].numel())):
             if self._told(form) and isinstance(form.on_state, Local):
                 moved = self.slots.moved(form)
-                self.shares[node.name] = Shares.of_form(
-                    form, moved, self.bounds, self.zonotope.samples
-                )
+                known = Shares.of_form(form, moved, self.bounds, self.zonotope.samples)
+                self.shares |= {} if known is None else {node.name: known}
             return node.op.interval(*(self.box(name) for name in node.inputs))
         down, up = self._reach(form, node.name)
         error = gamma(8) * (form.centre.abs() + torch.maximum(down, up)) + TINY
@@ -218,7 +217,7 @@ class Transformer:
             for k in (0, 1)
         )
         if told:
-            self.shares[name] = Shares.joined(shares, form.centre)
+            self.shares[name] = Shares.joined(shares, form.centre, samples)
         return down.clamp(min=0.0), up.clamp(min=0.0)
 
     def _told(self, form: Form) -> bool:
@@ -268,7 +267,9 @@ class Transformer:
             away = Interval(-below.reshape(shape), above.reshape(shape))
             known = None
             if self.tells:  # alike in all clean samples
-                known = Shares.of_state(self.bounds, self.layout.slices[name], shape[1:])
+                known = Shares.of_state(
+                    self.bounds, self.layout.slices[name], shape[1:], self.zonotope.samples
+                )
             return Operand(form, away, True, known)
         box = self.box(name)
         away = holding_zero(Interval(box.lower - form.centre, box.upper - form.centre))

@@ -45,6 +45,14 @@ class Vertices(MoveSet):
         values = torch.einsum("rnd,nld->rnl", coefficients, self.points)
         return values.amax(-1, keepdim=True).clamp(min=0.0)
 
+    def furthest(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """``max_l c . points_l`` over the points that are a move, (r, N), 0 where none is, and that move."""
+        stays = ~self.points.any(-1)
+        stays &= ~stays.all(1, keepdim=True)
+        values = torch.einsum("rnd,nld->rnl", coefficients, self.points)
+        value, best = values.masked_fill(stays, -torch.inf).max(-1)
+        return value, self._picked(best)
+
     def radius_supports(self, radius: Tensor) -> Tensor:
         values = torch.einsum("rnd,nld->rnl", radius, self.points.abs())
         return values.amax(-1, keepdim=True)
