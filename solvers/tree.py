@@ -32,6 +32,10 @@ class Split:
     right: float
 
 
+# A score for each place that may be violated, and the split at one of them.
+Scored = tuple[Array, Callable[[int], Split]]
+
+
 class Branching:
     """Finds the split with the largest violation, weighted by the multipliers in its column.
 
@@ -56,58 +60,51 @@ class Branching:
         paid = _UNPAID + abs(node.matrix.T) @ np.minimum(np.abs(multipliers), _LARGEST)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = np.where(self._width > 0.0, (node.upper - node.lower) / self._width, 0.0)
-        found = [
-            self._at_integer(point, paid),
-            self._at_term(node, point, paid, share, gap),
-            self._at_curve(node, point, paid, share, gap),
-        ]
-        known = [one for one in found if one is not None]
-        return max(known, key=lambda one: one[0])[1] if known else None
+        largest, chosen = 0.0, None
+        for score, cut in (
+            self._at_integers(point, paid),
+            self._at_terms(node, point, paid, share, gap),
+            self._at_curves(node, point, paid, share, gap),
+        ):
+            if score.max(initial=0.0) > largest:
+                best = int(score.argmax())
+                largest, chosen = float(score[best]), cut(best)
+        return chosen
 
-    def _at_integer(self, point: Array, paid: Array) -> tuple[float, Split] | None:
-        if not self._integer.size:
-            return None
+    def _at_integers(self, point: Array, paid: Array) -> Scored:
         values = point[self._integer]
         fraction = np.abs(values - np.round(values))
-        score = np.where(fraction > WHOLE, fraction * paid[self._integer], 0.0)
-        best = int(score.argmax())
-        if score[best] <= 0.0:
-            return None
-        below = math.floor(values[best])
-        return float(score[best]), Split(int(self._integer[best]), below, below + 1.0)
 
-    def _at_term(
+        def cut(best: int) -> Split:
+            below = math.floor(values[best])
+            return Split(int(self._integer[best]), below, below + 1.0)
+
+        return np.where(fraction > WHOLE, fraction * paid[self._integer], 0.0), cut
+
+    def _at_terms(
         self, node: Program, point: Array, paid: Array, share: Array, gap: float
-    ) -> tuple[float, Split] | None:
-        if not len(node.products):
-            return None
+    ) -> Scored:
         result, *operands = node.products.T
         violated = np.abs(point[result] - point[operands[0]] * point[operands[1]])
         wide = np.stack([share[own] for own in operands])
-        score = _worth(violated * paid[result], wide.max(0), gap)
-        best = int(score.argmax())
-        if score[best] <= 0.0:
-            return None
-        column = int(operands[int(wide[:, best].argmax())][best])
-        return float(score[best]), _cut(node, column, point)
 
-    def _at_curve(
+        def cut(best: int) -> Split:
+            return _cut(node, int(operands[int(wide[:, best].argmax())][best]), point)
+
+        return _worth(violated * paid[result], wide.max(0), gap), cut
+
+    def _at_curves(
         self, node: Program, point: Array, paid: Array, share: Array, gap: float
-    ) -> tuple[float, Split] | None:
-        if not len(self._curves):
-            return None
+    ) -> Scored:
         argument, result = self._curves.argument, self._curves.result
         violated = np.abs(point[result] - self._curves.value(point[argument]))
         score = _worth(violated * paid[result], share[argument], gap)
-        best = int(score.argmax())
-        if score[best] <= 0.0:
-            return None
-        return float(score[best]), _cut(node, int(argument[best]), point)
+        return score, lambda best: _cut(node, int(argument[best]), point)
 
 
 def _worth(score: Array, share: Array, gap: float) -> Array:
     """Scores, 0 where a column is narrow or where all such terms together cost at most the gap."""
-    return np.where((share <= NARROW) | (score <= gap / score.size), 0.0, score)
+    return np.where((share <= NARROW) | (score <= gap / max(1, score.size)), 0.0, score)
 
 
 def _cut(node: Program, column: int, point: Array) -> Split:

@@ -44,17 +44,15 @@ def shares(seed: int, *shape: int) -> Shares:
     return Shares(*(Interval(-low, high) for low, high in zip(*ends, strict=True)))
 
 
-def signed(seed: int, *shape: int, budget: int = BUDGET) -> Shares:
-    """The same of samples that move for sure if they are poisoned, to one side mostly."""
+def signed(seed: int, *shape: int) -> Shares:
+    """The same of samples that are poisoned alone and move for sure, to one side mostly."""
     plain = shares(seed, *shape)
     generator = torch.Generator().manual_seed(seed)
     middle = torch.randn(plain.each.lower.shape, generator=generator, dtype=torch.float64)
     each = plain.each.each(lambda end: 0.05 * end + middle)
-    size = each.magnitude
-    best = [size[[i for i in range(GENERATORS) if i != j]].amax(0) for j in range(GENERATORS)]
-    others = plain.base.magnitude + (budget - 1) * torch.stack(best)
-    box = Interval(-others, others)
-    return Shares(plain.base, each, each.plus(box), box, budget == 1)
+    base = plain.base.magnitude.expand(each.lower.shape)
+    others = Interval(-base, base)
+    return Shares(plain.base, each, each.plus(others), others)
 
 
 def reached(known: Shares, chosen: tuple[int, ...]) -> Iterator[Tensor]:
@@ -168,19 +166,17 @@ def check_signed() -> None:
     """Products and residuals of samples that move for sure; those of one alone are nearly numbers."""
     op = Sigmoid()
     centre = torch.linspace(-1.0, 1.0, SAMPLES * 3, dtype=torch.float64).reshape(SAMPLES, 3)
-    for budget in (1, BUDGET):
-        first, second = (signed(seed, 3, budget=budget) for seed in (0, 1))
-        product = owed.product(("na", "na", "na"), first, second)
-        slope = op.derivative(centre)
-        residual = curves.off_line(op, slope, centre, first)
-        for chosen in [(), *(s for s in SETS if len(s) <= budget)]:
-            for x, y in itertools.product(reached(first, chosen), reached(second, chosen)):
-                assert paid(product, chosen).contains(x * y)
-                off = op.value(centre + x) - op.value(centre) - slope * x
-                assert paid(residual, chosen).contains(off)
-        if budget == 1:
-            assert (product.owed.lower > 0.0).any()
-            assert (residual.owed.upper < 0.0).any()
+    first, second = signed(0, 3), signed(1, 3)
+    product = owed.product(("na", "na", "na"), first, second)
+    slope = op.derivative(centre)
+    residual = curves.off_line(op, slope, centre, first)
+    for chosen in [(), *((i,) for i in range(GENERATORS))]:
+        for x, y in itertools.product(reached(first, chosen), reached(second, chosen)):
+            assert paid(product, chosen).contains(x * y)
+            off = op.value(centre + x) - op.value(centre) - slope * x
+            assert paid(residual, chosen).contains(off)
+    assert (product.owed.lower > 0.0).any()
+    assert (residual.owed.upper < 0.0).any()
 
 
 CHECKS = {

@@ -18,17 +18,16 @@ def steepest(unrolled: Unrolled, gradient: Poisoning) -> tuple[Poisoning, Tensor
 
     A sample comes, or goes, where that is a gain.
     """
-    best = unrolled.moves.steepest(gradient.features, gradient.labels)
-    gain = torch.stack([best.feature_gain, best.label_gain], -1)
+    features, labels, gain = unrolled.moves.steepest(gradient.features, gradient.labels)
     if unrolled.quotas == 1:
         gain = gain.sum(-1, keepdim=True)
     if gradient.there is None or unrolled.given_there is None:
-        return Poisoning(best.features, best.labels), gain
+        return Poisoning(features, labels), gain
     present = unrolled.given_there
     slope = gradient.there * (1.0 - 2.0 * present)
     gain = (gain + slope.unsqueeze(-1)).clamp(min=0.0)
     there = torch.where(gain[..., 0] > 0, 1.0 - present, present)
-    return Poisoning(best.features, best.labels, there), gain
+    return Poisoning(features, labels, there), gain
 
 
 def stepped(unrolled: Unrolled, data: Poisoning, target: Poisoning, stride: float) -> Poisoning:

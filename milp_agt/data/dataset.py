@@ -19,9 +19,10 @@ import numpy.typing as npt
 from pydantic import Field
 
 from milp_agt.core.arguments import columns_of, listed, of_kind, same_rows
+from milp_agt.core.numbers import numbers_of
 from milp_agt.core.option_table import Count, Index, NonNegative, misfit
 from milp_agt.data.origin import UNKNOWN, Origin, Parts, Scaling
-from milp_agt.data.parts import checked, copied, ids_of, own_test_part, project, scale, split
+from milp_agt.data.parts import checked, ids_of, own_test_part, project, scale, split
 from milp_agt.data.sources import DatasetUnavailableError, Reading, dataset_names, read
 from milp_agt.errors import InvalidInputError
 
@@ -110,7 +111,8 @@ class Dataset:
         own = columns_of(x_train) if feature_names is None else tuple(feature_names)
         same_rows(x_train, y_train, asked)
         same_rows(x_test, y_test, asked)
-        given_x, given_y = copied(x_train, "x_train"), copied(y_train, "y_train")
+        given_x = np.array(numbers_of(x_train, "x_train"))
+        given_y = np.array(numbers_of(y_train, "y_train"))
         named = own if given_x.ndim == 2 and len(own) == given_x.shape[1] else ()
         x, y = checked(asked, "", given_x, given_y, task, named)
         x_held, y_held = x[:0], y[:0]
@@ -123,8 +125,9 @@ class Dataset:
                     f"a training part with {', '.join(own):.60}",
                     "give both the same columns in the same order: x_test[x_train.columns]",
                 )
-            given = copied(x_test, "x_test"), copied(y_test, "y_test")
-            x_held, y_held = own_test_part(asked, x, y, *given, None)
+            held_x = np.array(numbers_of(x_test, "x_test"))
+            held_y = np.array(numbers_of(y_test, "y_test"))
+            x_held, y_held = own_test_part(asked, x, y, held_x, held_y, None)
         elif x_test is not None or y_test is not None:
             found = "y_test without x_test" if x_test is None else "x_test without y_test"
             raise InvalidInputError(asked, found, "give both, or neither")
@@ -283,11 +286,13 @@ def load_dataset(
     ids_test = None if apart or train_ids is None else train_ids[held]
     del source  # its arrays are as large as all that is made of them
     if pca is not None:
-        projected = project(asked, x, y, x_test, pca, seed)
-        x, y, x_test = projected.x, projected.y, projected.x_test
-        at, divisor = at[projected.kept], 1.0
+        x, x_test, kept = project(asked, x, x_test, pca, seed)
+        notes.append(
+            f"features were projected on {pca} principal components, fitted on {len(y) - len(kept)} samples "
+            "that were taken out of the training part and that the adversary does not touch"
+        )
+        y, at, divisor = y[kept], at[kept], 1.0
         names = tuple(f"component{i + 1}" for i in range(pca))
-        notes.append(projected.note)
     ids = None
     if train_ids is not None:
         unnamed = np.full(len(x_test), "", dtype=np.str_)

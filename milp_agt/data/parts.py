@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from milp_agt.core.arguments import listed
-from milp_agt.core.numbers import all_finite, numbers_of
+from milp_agt.core.numbers import all_finite
 from milp_agt.data.origin import Parts, Scaling
 from milp_agt.errors import InvalidInputError
 
@@ -83,15 +82,6 @@ def exact(asked: str, what: str, values: Array) -> Array:
             "drop columns that say who a sample is; scale quantities, or round them to float64 yourself",
         )
     return converted
-
-
-def copied(values: Any, what: str) -> Array:
-    """An own copy of the numbers in an array, a tensor, a DataFrame or lists.
-
-    Raises:
-        InvalidInputError: no numbers, missing or masked ones, or a sparse form.
-    """
-    return np.array(numbers_of(values, what))
 
 
 def split(
@@ -170,19 +160,11 @@ def ids_of(
 SHARE = 0.2
 
 
-@dataclass(frozen=True, eq=False)
-class Projected:
-    """What is left for training after the fit, at which positions it stood, and what to say about it."""
-
-    x: Array
-    y: Array
-    x_test: Array
-    kept: Array
-    note: str
-
-
-def project(asked: str, x: Array, y: Array, x_test: Array, components: int, seed: int) -> Projected:
-    """Project features on the leading principal components of a part that is set aside.
+def project(
+    asked: str, x: Array, x_test: Array, components: int, seed: int
+) -> tuple[Array, Array, Array]:
+    """Features of both parts on the leading principal components of samples that are set aside, and the
+    positions of those that are left for training.
 
     ``z = V^T (x - mean)`` with V the leading right singular vectors of the centred part. Samples
     are flattened first. A sign convention makes V the same on every machine: the largest entry of
@@ -207,11 +189,4 @@ def project(asked: str, x: Array, y: Array, x_test: Array, components: int, seed
     basis = basis[:components]
     rows = np.arange(components)
     basis = basis * np.sign(basis[rows, np.abs(basis).argmax(axis=1)])[:, None]
-    return Projected(
-        (flat[kept] - mean) @ basis.T,
-        y[kept],
-        (flat_test - mean) @ basis.T,
-        kept,
-        f"features were projected on {components} principal components, fitted on {aside} samples "
-        "that were taken out of the training part and that the adversary does not touch",
-    )
+    return (flat[kept] - mean) @ basis.T, (flat_test - mean) @ basis.T, kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from time import monotonic
 from typing import Any
 
 from milp_agt.bounds.adversary.joint import Joint
@@ -13,7 +12,7 @@ from milp_agt.certification.verdicts import Verdict
 from milp_agt.certification.worth import Worth
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.relaxation import Relaxation
-from milp_agt.experiments.sweep import Bracket, Largest, Trial, largest, resized
+from milp_agt.experiments.sweep import Attempts, Bracket, Largest, largest
 from milp_agt.io.tables import format_number
 from milp_agt.properties.reached import Reached
 from milp_agt.runfile.run_file import LoadedRun
@@ -144,7 +143,10 @@ def still_proved(
     radius: Largest | None = None
     most, farthest = _size(run.threat)
     if isinstance(most, int) and most > 1:
-        budget = _doubled(certify, run.threat, holds, most, deadline)
+        tried, count = Attempts(certify, run.threat, holds, "budget"), 1
+        while count < most and not deadline.is_over() and any(tried.attempt(count).values()):
+            count *= 2  # small ones are cheap
+        budget = tried.found(deadline.missed)
     if isinstance(farthest, float) and farthest > 0.0 and not deadline.is_over():
         radii = SMALLEST * farthest, farthest / FACTOR
         radius = largest(
@@ -202,31 +204,6 @@ def _size(threat: ThreatModel) -> tuple[Any, Any]:
     known = getattr(threat, "__dataclass_fields__", {})
     budget, radius = (getattr(threat, n) if n in known else None for n in ("budget", "radius"))
     return budget, radius
-
-
-def _doubled(
-    certify: Callable[[ThreatModel], Result],
-    threat: ThreatModel,
-    holds: Callable[[Result], dict[str, bool | str]],
-    given: int,
-    deadline: Deadline,
-) -> Largest:
-    """Budgets 1, 2, 4, ... below the given one, as long as something is proved: small ones are cheap."""
-    trials, known, budget = list[Trial](), dict[str, Bracket](), 1
-    while budget < given and not deadline.is_over():
-        begun = monotonic()
-        verdicts = holds(certify(resized(threat, budget, None)))
-        for name, proved in verdicts.items():
-            before = known.get(name, Bracket(None, None))
-            if before.unproved is None:
-                known[name] = Bracket(
-                    budget if proved else before.proved, None if proved else budget
-                )
-        trials.append(Trial(budget, sum(map(bool, verdicts.values())), monotonic() - begun))
-        if not any(verdicts.values()):
-            break
-        budget *= 2
-    return Largest("budget", known, tuple(trials), deadline.missed)
 
 
 def _statements(result: Result, verdicts: Sequence[Verdict]) -> dict[str, bool]:

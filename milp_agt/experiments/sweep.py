@@ -297,32 +297,53 @@ def largest(
     callable_of(certify, "certify", _CERTIFY)
     callable_of(holds, "holds", "give lambda result: {'90 %': result.accuracy(X, y).lower >= 0.9}")
     scale = _scale(budgets, radii, precision)
-    trials: list[Trial] = []
-    verdicts: dict[float, Mapping[str, bool]] = {}
-    refuted: dict[str, float] = {}
-
-    def attempt(value: float) -> None:
-        begun = time.perf_counter()
-        changed = resized(threat, *((int(value), None) if scale.whole else (None, value)))
-        found = holds(certify(changed))
-        verdicts[value] = {n: v == "PROVED" if isinstance(v, str) else v for n, v in found.items()}
-        for name in (n for n, v in found.items() if isinstance(v, str) and v == "REFUTED"):
-            refuted[name] = min(value, refuted.get(name, value))
-        proved = sum(verdicts[value].values())
-        trials.append(Trial(value, proved, time.perf_counter() - begun))
-
+    tried = Attempts(certify, threat, holds, "budget" if scale.whole else "radius")
     deadline = Deadline.within(within)
-    attempt(scale.high)
-    if not all(verdicts[scale.high].values()) and scale.low < scale.high:
-        attempt(scale.low)
+    if not all(tried.attempt(scale.high).values()) and scale.low < scale.high:
+        tried.attempt(scale.low)
     while True:
-        brackets = {n: _bracket(n, verdicts, refuted.get(n)) for n in verdicts[scale.high]}
-        middles = (scale.middle(bracket) for bracket in brackets.values())
+        middles = map(scale.middle, tried.brackets.values())
         votes = Counter(value for value in middles if value is not None)
         if not votes or deadline.is_over():
-            over = "budget" if scale.whole else "radius"
-            return Largest(over, brackets, tuple(trials), deadline.missed)
-        attempt(votes.most_common(1)[0][0])
+            return tried.found(deadline.missed)
+        tried.attempt(votes.most_common(1)[0][0])
+
+
+class Attempts:
+    """Certifications under one threat, each with another budget or radius, and what they prove."""
+
+    def __init__(self, certify: Certify, threat: ThreatModel, holds: Holds, over: str) -> None:
+        self._certify, self._threat, self._holds, self._over = certify, threat, holds, over
+        self._trials: list[Trial] = []
+        self._verdicts: dict[float, Mapping[str, bool]] = {}
+        self._refuted: dict[str, float] = {}
+
+    def attempt(self, value: float) -> Mapping[str, bool]:
+        """Certify with this budget or radius; which statements that proves."""
+        begun = time.perf_counter()
+        sizes = (int(value), None) if self._over == "budget" else (None, value)
+        found = self._holds(self._certify(resized(self._threat, *sizes)))
+        proved = {n: v == "PROVED" if isinstance(v, str) else v for n, v in found.items()}
+        for name in (n for n, v in found.items() if isinstance(v, str) and v == "REFUTED"):
+            self._refuted[name] = min(value, self._refuted.get(name, value))
+        self._verdicts[value] = proved
+        self._trials.append(Trial(value, sum(proved.values()), time.perf_counter() - begun))
+        return proved
+
+    @property
+    def brackets(self) -> dict[str, Bracket]:
+        """From all trials: a proof at one value settles all smaller ones."""
+        found = {}
+        for name in next(iter(self._verdicts.values()), ()):
+            proved = max((v for v, held in self._verdicts.items() if held[name]), default=None)
+            failed = [v for v, held in self._verdicts.items() if not held[name]]
+            above = [v for v in failed if proved is None or v > proved]
+            found[name] = Bracket(proved, min(above, default=None), self._refuted.get(name))
+        return found
+
+    def found(self, cut_short: bool) -> Largest:
+        """All brackets and trials."""
+        return Largest(self._over, self.brackets, tuple(self._trials), cut_short)
 
 
 def by_point(
@@ -387,13 +408,3 @@ def _scale(
     if not precision > 1:
         raise InvalidInputError(asked, f"precision {precision}", "give a ratio above 1, say 1.1")
     return _Scale(low, high, whole, precision)
-
-
-def _bracket(
-    name: str, verdicts: Mapping[float, Mapping[str, bool]], refuted: float | None
-) -> Bracket:
-    """From all trials: a proof at one value settles all smaller ones."""
-    proved = max((value for value, found in verdicts.items() if found[name]), default=None)
-    failed = [value for value, found in verdicts.items() if not found[name]]
-    above = [value for value in failed if proved is None or value > proved]
-    return Bracket(proved, min(above, default=None), refuted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,7 @@ from milp_agt.runfile.tables import RecordTable
 
 Fields = Mapping[str, tuple[str, ...]]  # the known keys of every table
 Path = tuple[str | int, ...]
+_Item = tuple[Path, str, Mapping[str, Any]]
 Tables = Mapping[str, type[BaseModel]]  # every table by its name, kinds apart: "threat.labels"
 
 
@@ -124,8 +125,8 @@ def _contradictions(
     """What the tables find themselves: pydantic asks them only where every value is right."""
     broken = [each.path for each in wrong if each.kind != "milp_agt"]
     for path, name, item in _items(raw, tables):
-        table = tables[name]
-        if not issubclass(table, Table):
+        table = tables.get(name)
+        if table is None or not issubclass(table, Table):
             continue
         known = tuple(table.model_fields)
         given: dict[str, Any] = {}
@@ -134,31 +135,37 @@ def _contradictions(
             if near is not None:
                 here = (*path, key)
                 given[near] = WRONG if any(b[: len(here)] == here for b in broken) else value
-        where, _ = _place((*path, "kind"))
-        if len(path) > 1 and isinstance(path[-1], str):
-            where = f"[{'.'.join(str(part) for part in path)}]"
         for found, remedy in (*table.contradictions(given), *table.refusals(given)):
-            yield f"{where} {found}", remedy
+            yield f"{_where(path)} {found}", remedy
 
 
-def _items(raw: Mapping[str, Any], tables: Tables) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
-    """Every table of a file with its place and its name among ``tables``."""
+def _items(raw: Mapping[str, Any], tables: Collection[str]) -> Iterator[_Item]:
+    """Every table of a file that may stand there, with its place and its name among ``tables``."""
+    known = {name.split(".")[0] for name in tables}
     for key, value in raw.items():
-        entries = list(enumerate(value)) if isinstance(value, list) else [(None, value)]
-        for number, item in entries:
-            if not isinstance(item, dict):
-                continue
-            path: Path = (key,) if number is None else (key, number)
-            name = key if key in tables else f"{key}.{item.get('kind')}"
-            if name not in tables:
-                continue
-            yield path, name, item
-            for inner, part in item.items():
-                if isinstance(part, dict):
-                    of_kind = f"{name}.{inner}.{part.get('kind')}"
-                    inside = of_kind if of_kind in tables else f"{name}.{inner}"
-                    if inside in tables:
-                        yield (*path, inner), inside, part
+        for number, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if key in known and isinstance(item, dict):
+                yield from _inside((key,) if number is None else (key, number), key, item, tables)
+
+
+def _inside(
+    path: Path, base: str, item: Mapping[str, Any], tables: Collection[str]
+) -> Iterator[_Item]:
+    """A table and those in it; one whose kind is not known goes by the ``base`` of the names of all kinds."""
+    of_kind = f"{base}.{item.get('kind')}"
+    name = of_kind if base not in tables and of_kind in tables else base
+    yield path, name, item
+    for key, part in item.items():
+        inner = f"{name}.{key}"
+        if isinstance(part, dict) and any(f"{each}.".startswith(f"{inner}.") for each in tables):
+            yield from _inside((*path, key), inner, part, tables)
+
+
+def _where(path: Path) -> str:
+    """The place of a table, for instance ``[threat.features]``."""
+    if len(path) > 1 and isinstance(path[-1], str):
+        return f"[{'.'.join(map(str, path))}]"
+    return _place((*path, "kind"))[0]
 
 
 def _unknown_keys(raw: Mapping[str, Any], fields: Fields) -> Iterator[Problem]:
@@ -171,42 +178,27 @@ def _unknown_keys(raw: Mapping[str, Any], fields: Fields) -> Iterator[Problem]:
                 f"unknown {what} '{key}'",
                 f"use [{near}]" if near else f"the tables are {', '.join(tables)}",
             )
-            continue
-        items = value if isinstance(value, list) else [value]
-        for number, item in enumerate(items, 1):
-            if not isinstance(item, dict):
-                continue
-            where = f"[[{key}]] number {number}" if key == "property" else f"[{key}]"
-            yield from _unknown_in(where, key, item, fields)
-
-
-def _unknown_in(
-    where: str, table: str, item: Mapping[str, Any], fields: Fields
-) -> Iterator[Problem]:
-    kind = item.get("kind")
-    variants = {name: keys for name, keys in fields.items() if name.startswith(f"{table}.")}
-    known = fields.get(table) or fields.get(f"{table}.{kind}")
-    if known is None:  # the kind itself is wrong, which is another problem
-        known = tuple(dict.fromkeys(key for keys in variants.values() for key in keys))
-    for key, value in item.items():
-        inside = f"{table}.{kind}.{key}"
-        inside = inside if inside in fields else f"{table}.{key}"
-        if isinstance(value, dict) and any(f"{n}.".startswith(f"{inside}.") for n in fields):
-            yield from _unknown_in(f"[{table}.{key}]", inside, value, fields)
-        if key in known:
-            continue
-        if any(key in keys for keys in variants.values()) and fields.get(table) is None:
-            yield (f"{where} key '{key}', which kind = '{kind}' does not have", f"drop '{key}'")
-            continue
-        near = _nearest(key, known)
-        home = next((name for name, keys in fields.items() if key in keys), None)
-        if near is not None:
-            remedy = f"use '{near}'"
-        elif home is not None:
-            remedy = f"move '{key}' to [{home.split('.')[0]}]"
-        else:
-            remedy = f"the keys of {where} are {', '.join(known)}"
-        yield f"{where} unknown key '{key}'", remedy
+    for path, name, item in _items(raw, fields):
+        where, kind = _where(path), item.get("kind")
+        base = name.removesuffix(f".{kind}")
+        of_kinds = [k for n, keys in fields.items() if n.startswith(f"{base}.") for k in keys]
+        # Where the kind itself is wrong, that is another problem.
+        known = fields.get(name) or tuple(dict.fromkeys(of_kinds))
+        for key in (each for each in item if each not in known):
+            near = _nearest(key, known)
+            home = next((n for n, keys in fields.items() if key in keys), None)
+            found, remedy = (
+                f"{where} unknown key '{key}'",
+                f"the keys of {where} are {', '.join(known)}",
+            )
+            if key in of_kinds and base not in fields:
+                found = f"{where} key '{key}', which kind = '{kind}' does not have"
+                remedy = f"drop '{key}'"
+            elif near is not None:
+                remedy = f"use '{near}'"
+            elif home is not None:
+                remedy = f"move '{key}' to [{home.split('.')[0]}]"
+            yield found, remedy
 
 
 def _others(wrong: Sequence[_Wrong]) -> Iterator[Problem]:

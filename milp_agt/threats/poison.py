@@ -35,22 +35,6 @@ class Quota:
 
 
 @dataclass(frozen=True)
-class Steepest:
-    """The admissible data of every sample that maximise a linear form, if it is poisoned.
-
-    Attributes:
-        features: (attacks, N, *shape), each sample at its maximising move.
-        labels: (attacks, N, width).
-        feature_gain, label_gain: gain of the form over the nominal sample, (attacks, N), >= 0.
-    """
-
-    features: Tensor
-    labels: Tensor
-    feature_gain: Tensor
-    label_gain: Tensor
-
-
-@dataclass(frozen=True)
 class Poison:
     """The admissible moves of every sample; each set of moves contains "no move".
 
@@ -236,15 +220,16 @@ class Poison:
             labels = torch.where(selection[..., -1:], labels + moves, labels)
         return features, labels
 
-    def steepest(self, on_features: Tensor, on_labels: Tensor) -> Steepest:
+    def steepest(self, on_features: Tensor, on_labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Data that raise the form ``on_features . x + on_labels . y`` most, sample by sample.
 
-        Coefficients are (attacks, N, *shape) and (attacks, N, width). The gains add up to the
-        support function of the opposite form, ``support(-on_features, -on_labels)``, where it is exact.
+        Coefficients are (attacks, N, *shape) and (attacks, N, width), as are the features and the labels.
+        What both gain over the nominal sample, (attacks, N, 2), adds up to the support function of the
+        opposite form, ``support(-on_features, -on_labels)``, where it is exact.
         """
-        features, feature_gain = self._raised(self.features, self.feature_moves, on_features)
-        labels, label_gain = self._raised(self.labels, self.label_moves, on_labels)
-        return Steepest(self._kept(features), labels, feature_gain, label_gain)
+        features, by_features = self._raised(self.features, self.feature_moves, on_features)
+        labels, by_labels = self._raised(self.labels, self.label_moves, on_labels)
+        return self._kept(features), labels, torch.stack([by_features, by_labels], -1)
 
     def _raised(self, nominal: Tensor, moves: MoveSet | None, on: Tensor) -> tuple[Tensor, Tensor]:
         flat, nominal = on.flatten(2), nominal.expand(on.shape)

@@ -11,7 +11,6 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from milp_agt.bounds.program.incumbents import EncodedBatch
 from milp_agt.bounds.program.output_objectives import (
     OutputForms,
     Reach,
@@ -20,7 +19,7 @@ from milp_agt.bounds.program.output_objectives import (
     sums_of_box,
 )
 from milp_agt.bounds.program.state_bounds import Objectives, Programs, SolveOptions, improved
-from milp_agt.bounds.program.window import RANGE_LIMIT, Window, curved_inputs
+from milp_agt.bounds.program.window import RANGE_LIMIT, EncodedSteps, Window, curved_inputs
 from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
 from milp_agt.core.deadline import Deadline
@@ -40,15 +39,6 @@ COUNTED_AT_ONCE = 128
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class Ready:
-    """The encoded window, for further rows on top."""
-
-    encoder: Encoder
-    state: dict[str, Expression]
-    batches: tuple[EncodedBatch, ...]
-
-
 @dataclass(kw_only=True)
 class FinalWindow(Programs):
     """The last steps of a run as programs, for questions about the resulting model.
@@ -63,7 +53,7 @@ class FinalWindow(Programs):
 
     window: Window
     state: State
-    _ready: list[Ready] = field(default_factory=list, repr=False)
+    _ready: list[tuple[Encoder, EncodedSteps]] = field(default_factory=list, repr=False)
 
     def by(self, deadline: Deadline | None) -> FinalWindow:
         """The same for a question with a deadline; what is not solved by then has its cheaper bounds. Reports
@@ -160,7 +150,7 @@ class FinalWindow(Programs):
     ) -> Array:
         def build() -> Objectives:
             encoder, own = forms()
-            return Objectives.of(encoder.finish(), own, gain, self._ready[0].batches)
+            return Objectives.of(encoder.finish(), own, gain, self._ready[0][1].batches)
 
         found, report = improved(known, gain, build, options or self.options)
         self.reports.append(report)
@@ -290,8 +280,7 @@ class FinalWindow(Programs):
 
     def _forms_of_state(self, coefficients: Mapping[str, Tensor]) -> tuple[Encoder, Expression]:
         """Linear forms of the state, (rows,), rounding included."""
-        ready = self._state()
-        encoder, state = ready.encoder, ready.state
+        encoder, state = self._state()
         parts, size, terms = [], 0.0, 0
         for name, on in coefficients.items():
             flat = on.detach().cpu().flatten(1).numpy()
@@ -302,7 +291,7 @@ class FinalWindow(Programs):
             terms += flat.shape[1]
         return encoder, add(parts).plus_error(gamma(2 * terms + 16) * size + TINY)
 
-    def _state(self) -> Ready:
+    def _state(self) -> tuple[Encoder, dict[str, Expression]]:
         """The encoded window and the state after it, which no longer depends on the selection."""
         if not self._ready:
             encoder = self.window.encoder()
@@ -310,14 +299,13 @@ class FinalWindow(Programs):
             encoder.selection, encoder.envelopes = None, True
             encoder.origin = "model: state"
             state = {n: encoder.bounded(steps.state[n], box) for n, box in self.state.items()}
-            self._ready.append(Ready(encoder, state, steps.batches))
-        ready = self._ready[0]
-        return replace(ready, encoder=ready.encoder.fork(), state=dict(ready.state))
+            self._ready.append((encoder, replace(steps, state=state)))
+        encoder, steps = self._ready[0]
+        return encoder.fork(), dict(steps.state)
 
     def _outputs(self, asked: OutputForms) -> tuple[Encoder, Expression]:
         """Outputs of the trained model at the test inputs, (n, outputs)."""
-        ready = self._state()
-        encoder, known = ready.encoder, ready.state
+        encoder, known = self._state()
         boxes = self._boxes(asked)
         if bool((asked.inputs.lower == asked.inputs.upper).all()):
             known[FEATURES] = Expression.of(asked.inputs.lower[0].cpu().numpy())

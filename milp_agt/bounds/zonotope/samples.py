@@ -221,10 +221,10 @@ class SampleGenerators:
 
     @cached_property
     def moved(self) -> Vertices | None:
-        """Moves of labels, where units are chosen because these change: none that is chosen stays as it is.
+        """Moves of labels where units are chosen because these change: none that is chosen stays put.
 
-        Never of data poisoned anew with one set for the run: a unit that is chosen may stay as it is in some
-        of the steps, also where the steps so far meet each unit once.
+        Never of data poisoned anew with one set for the run: a unit that is chosen may stay put in some of
+        the steps, also where the steps so far meet each unit once.
         """
         poison, moves = self.poison, self.poison.label_moves
         once = poison.static or poison.per_batch
