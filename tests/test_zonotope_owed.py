@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from attacks import Problem
 from problems import problem
 from torch import Tensor, nn
-from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
+from zonotope_runs import ROUNDING, Passed, assert_generators, assert_in_boxes, attacks_of
 
+from milp_agt import LabelPoisoning, Training
 from milp_agt.bounds.zonotope import curves, owed, rows, softmax, transformer
+from milp_agt.bounds.zonotope.branching import branched
 from milp_agt.bounds.zonotope.form import Form
 from milp_agt.bounds.zonotope.owed import Shares, Split
 from milp_agt.bounds.zonotope.rows import Slots
@@ -216,6 +219,29 @@ def test_one_label_leaves_little_but_the_runs_themselves(activation: Any) -> Non
     for attacks in runs:
         assert_in_boxes(passed, attacks)
         assert_generators(passed, attacks)
+
+
+def test_a_sample_poisoned_anew_may_stay_as_it_is_in_some_steps() -> None:
+    """A tree knows that a sample is poisoned in some step, not in which of them."""
+    generator = torch.Generator().manual_seed(2)
+    x = 2.0 * torch.randn(30, 2, generator=generator, dtype=torch.float64)
+    x[6:] = 0.0  # nothing is learnt from these
+    y = torch.randint(2, (30,), generator=generator)
+    torch.manual_seed(2)
+    layers = nn.Linear(2, 3, bias=False), nn.Tanh(), nn.Linear(3, 2, bias=False)
+    batches = [[0], [3, 4, 5], [0, *range(6, 30)]]
+    training = Training("cross_entropy", learning_rate=1.0, batches=batches)
+    threat = LabelPoisoning(1, samples=[0, 5], static=False)
+    passed = Passed.of(Problem(nn.Sequential(*layers).double(), x, y, training, threat))
+    zonotope, bounds = passed.last.zonotope, passed.last.bounds
+    rows = torch.randn(500, zonotope.size, generator=generator, dtype=torch.float64)
+    found = branched(zonotope, bounds, rows, rows.new_full((500,), -torch.inf), 60.0)
+    assert not found.limited
+    attacks = passed.replay.random(64, generator, corners=True)
+    state = passed.replay.run(attacks)[-1]
+    runs = torch.cat([state[name].flatten(1) for name in passed.last.layout.slices], 1)
+    most = (rows @ (runs - zonotope.centre).T).amax(1)
+    assert (most <= found.most + ROUNDING).all()
 
 
 @pytest.mark.parametrize("name", CHECKS)
