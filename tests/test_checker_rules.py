@@ -108,6 +108,15 @@ def test_rounding_outwards_goes_at_least_one_number_further() -> None:
         assert ((found > values) == (end > 0)).all()
 
 
+def test_ties_are_counted_for_the_worse() -> None:
+    """Wrong where a number at least is right, right where a number at most is; of the worst case."""
+    tiny = 5e-324
+    low = np.array([[[0.0], [tiny], [-tiny]], [[tiny], [tiny], [-1.0]]])
+    high = np.array([[[0.0], [1.0], [-tiny]], [[1.0], [1.0], [0.0]]])
+    assert proof.count_right(Box(low, high), np.zeros(3)[:, None]) == (1, 3)
+    assert proof.count_right(Box(low[:1], high[:1]), np.zeros(3)[:, None]) == (1, 2)
+
+
 def test_infinity_and_underflow_prove_nothing() -> None:
     with np.errstate(all="ignore"):
         for number in (
