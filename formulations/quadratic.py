@@ -33,6 +33,10 @@ class Quadratic(ClosedForm):
     def derivative(self, x: Tensor) -> Tensor:
         return 2.0 * self.a * x + self.b
 
+    @property
+    def bend(self) -> float:
+        return 2.0 * abs(self.a)
+
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         return ((slope - self.b) / (2.0 * self.a),)
 

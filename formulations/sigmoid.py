@@ -31,6 +31,10 @@ class Sigmoid(ClosedForm):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x) * torch.sigmoid(-x)
 
+    @property
+    def bend(self) -> float:
+        return 0.0962251  # 1 / (6 sqrt 3)
+
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         root = torch.sqrt(1.0 - 4.0 * slope)
         smaller = 2.0 * slope / (1.0 + root)

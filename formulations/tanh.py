@@ -29,6 +29,10 @@ class Tanh(ClosedForm):
     def derivative(self, x: Tensor) -> Tensor:
         return 4.0 * torch.sigmoid(2.0 * x) * torch.sigmoid(-2.0 * x)
 
+    @property
+    def bend(self) -> float:
+        return 0.7698004  # 4 / (3 sqrt 3)
+
     def stationary(self, slope: Tensor) -> tuple[Tensor, ...]:
         # artanh(r) = log((1 + r)^2 / (1 - r^2)) / 2 with 1 - r^2 = slope: no cancellation at r = 1.
         root = torch.sqrt(1.0 - slope)

@@ -173,6 +173,11 @@ class Smooth(Univariate):
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor: ...
 
+    @property
+    def bend(self) -> float:
+        """An upper bound of ``|f''|`` everywhere."""
+        return math.inf
+
     def run_error(self, precision: Precision, *inputs: Interval) -> Tensor:
         """Elementary functions: the same grant in units of the run."""
         size = self.interval(*inputs).magnitude

@@ -15,7 +15,7 @@ from certified import boxes_of, data_of, forms_of, run_of
 from problems import problem
 
 from milp_agt.checker import affine, forms, functions, layers, proof, training
-from milp_agt.checker.boxes import Box, Unbounded, corners, exact, matmul, total
+from milp_agt.checker.boxes import Box, Unbounded, corners, down, exact, matmul, total, up
 from milp_agt.checker.layers import ARITHMETICS, Layer, Rule
 from milp_agt.checker.statement import Statement
 
@@ -91,6 +91,21 @@ def test_products_are_enclosed() -> None:
     assert (near.hi - 1e-12 <= np.diagonal(whole.hi)).all()
     low, high = corners(a, b)
     assert (low <= high).all()
+
+
+def test_rounding_outwards_goes_at_least_one_number_further() -> None:
+    """Of all sizes, those around powers of two among them; hardly further than that."""
+    powers = np.ldexp(1.0, np.arange(-1074, 1023))
+    near = [np.nextafter(powers, end) for end in (0.0, np.inf)]
+    drawn = np.random.default_rng(0).integers(0, 2**62, 10_000).view(np.float64)
+    values = np.concatenate([[0.0], powers, *near, drawn[np.isfinite(drawn)], -drawn])
+    for outwards, end in ((up, np.inf), (down, -np.inf)):
+        found, past = outwards(values), values
+        assert (abs(found - values) >= abs(np.nextafter(values, end) - values)).all()
+        for _ in range(3):
+            past = np.nextafter(past, end)
+        assert (abs(found - values) <= abs(past - values)).all()
+        assert ((found > values) == (end > 0)).all()
 
 
 def test_infinity_and_underflow_prove_nothing() -> None:

@@ -17,7 +17,7 @@ from milp_agt.checker.boxes import Box
 from milp_agt.checker.check import Outcome, check
 from milp_agt.checker.forms import Symbols
 from milp_agt.checker.layers import Layer, Samples
-from milp_agt.checker.proof import LEAF, PHASE, WHERE, WHO, leaves, reached
+from milp_agt.checker.proof import LEAF, PHASE, WHERE, WHO, Reached, answer, leaves, reached
 from milp_agt.checker.statement import Statement
 
 ENDS = LEAF, 0.0, 0.0
@@ -46,6 +46,12 @@ def without(claim: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
 def test_a_tree_proves_more_points(grown: Path, tmp_path: Path) -> None:
     assert check(grown).outcome is Outcome.PROVED
     assert check(forged(grown, tmp_path / "bare", without)).outcome is Outcome.REJECTED
+
+
+def test_answers_hold_in_every_leaf() -> None:
+    cases = [Reached({}, ends) for ends in (((3, 9), (0.5, 0.6)), ((5, 12), (0.1, 0.7)))]
+    assert [answer(number, cases) for number in range(2)] == [(3, 12), (0.1, 0.7)]
+    assert [answer(number, cases[::-1]) for number in range(2)] == [(3, 12), (0.1, 0.7)]
 
 
 def test_every_run_lies_in_a_leaf_and_in_its_box(grown: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import math
 import os
@@ -389,63 +388,3 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         assert len(shown.split("\n\n")[1]) > 60
         assert name == "solvers" or f"For example: milp-agt {name} " in shown
         assert all(action.help for action in command._actions), name
-
-
-@pytest.mark.parametrize(
-    ("arguments", "found"),
-    [
-        (("check", "nowhere"), "no such folder"),
-        (("report", ""), "no name"),
-        (("certify", "nowhere.toml", "--out", ""), "no name"),
-        (("certify", "nowhere.toml", "--out", "out"), "No such file"),
-        (("attack", "broken.toml", "--out", "out"), "not TOML"),
-    ],
-)
-def test_what_cannot_be_read_or_written_is_said_at_once(
-    arguments: tuple[str, ...], found: str, tmp_path: Path
-) -> None:
-    """With code 2, before anything large is imported, and nothing is written."""
-    (tmp_path / "broken.toml").write_text("[data", encoding="utf-8")
-    code = "import sys; from milp_agt.cli import main; code = main(); print('torch' in sys.modules)"
-    code += "; sys.exit(code)"
-    command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "False\n")
-    assert found in done.stderr.partition("Found: ")[2]
-    assert [path.name for path in tmp_path.iterdir()] == ["broken.toml"]
-
-
-def test_a_full_disk_is_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/sweep.csv")
-
-    monkeypatch.setattr("milp_agt.solvers.solver_table", full)
-    assert main(["solvers"]) == 2
-    err = capsys.readouterr().err
-    assert "Run 'milp-agt solvers'. Found: No space left on device: runs/sweep.csv." in err
-    assert "What to do: make room" in err
-
-
-@pytest.mark.parametrize(("asked", "found"), [("'solvers'", 0), ("'check', '.'", 2)])
-def test_a_reader_that_leaves_is_no_failure(tmp_path: Path, asked: str, found: int) -> None:
-    """And no verdict: 0 would say of ``check`` that all is proved."""
-    for name in ("claim.json", "claim.sha256"):
-        write(tmp_path / name, "{}")
-    code = f"import sys; from milp_agt.cli import main; sys.exit(main([{asked}]))"
-    command = f'"{sys.executable}" -u -c "{code}" | true; exit "${{PIPESTATUS[0]}}"'
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
-    assert (done.returncode, done.stderr) == (found, "")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_stderr_that_takes_nothing_ends_no_command(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("milp_agt.cli.progress.FIRST_LINE", 0.0)
-    with contextlib.suppress(OSError), open("/dev/full", "w", encoding="utf-8") as full:
-        monkeypatch.setattr(sys, "stderr", full)
-        assert main(["certify", str(run), "--out", str(run.parent / "out"), "--no-report"]) == 0

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from attacks import Problem
 from problems import problem
 from torch import Tensor, nn
-from zonotope_runs import Passed, assert_generators, assert_in_boxes, attacks_of
+from zonotope_runs import ROUNDING, Passed, assert_generators, assert_in_boxes, attacks_of
 
+from milp_agt import LabelPoisoning, Training
 from milp_agt.bounds.zonotope import curves, owed, rows, softmax, transformer
+from milp_agt.bounds.zonotope.branching import branched
 from milp_agt.bounds.zonotope.form import Form
 from milp_agt.bounds.zonotope.owed import Shares, Split
 from milp_agt.bounds.zonotope.rows import Slots
@@ -41,17 +44,15 @@ def shares(seed: int, *shape: int) -> Shares:
     return Shares(*(Interval(-low, high) for low, high in zip(*ends, strict=True)))
 
 
-def signed(seed: int, *shape: int, budget: int = BUDGET) -> Shares:
-    """The same of samples that move for sure if they are poisoned, to one side mostly."""
+def signed(seed: int, *shape: int) -> Shares:
+    """The same of samples that are poisoned alone and move for sure, to one side mostly."""
     plain = shares(seed, *shape)
     generator = torch.Generator().manual_seed(seed)
     middle = torch.randn(plain.each.lower.shape, generator=generator, dtype=torch.float64)
     each = plain.each.each(lambda end: 0.05 * end + middle)
-    size = each.magnitude
-    best = [size[[i for i in range(GENERATORS) if i != j]].amax(0) for j in range(GENERATORS)]
-    others = plain.base.magnitude + (budget - 1) * torch.stack(best)
-    box = Interval(-others, others)
-    return Shares(plain.base, each, each.plus(box), box, budget == 1)
+    base = plain.base.magnitude.expand(each.lower.shape)
+    others = Interval(-base, base)
+    return Shares(plain.base, each, each.plus(others), others)
 
 
 def reached(known: Shares, chosen: tuple[int, ...]) -> Iterator[Tensor]:
@@ -165,19 +166,17 @@ def check_signed() -> None:
     """Products and residuals of samples that move for sure; those of one alone are nearly numbers."""
     op = Sigmoid()
     centre = torch.linspace(-1.0, 1.0, SAMPLES * 3, dtype=torch.float64).reshape(SAMPLES, 3)
-    for budget in (1, BUDGET):
-        first, second = (signed(seed, 3, budget=budget) for seed in (0, 1))
-        product = owed.product(("na", "na", "na"), first, second)
-        slope = op.derivative(centre)
-        residual = curves.off_line(op, slope, centre, first)
-        for chosen in [(), *(s for s in SETS if len(s) <= budget)]:
-            for x, y in itertools.product(reached(first, chosen), reached(second, chosen)):
-                assert paid(product, chosen).contains(x * y)
-                off = op.value(centre + x) - op.value(centre) - slope * x
-                assert paid(residual, chosen).contains(off)
-        if budget == 1:
-            assert (product.owed.lower > 0.0).any()
-            assert (residual.owed.upper < 0.0).any()
+    first, second = signed(0, 3), signed(1, 3)
+    product = owed.product(("na", "na", "na"), first, second)
+    slope = op.derivative(centre)
+    residual = curves.off_line(op, slope, centre, first)
+    for chosen in [(), *((i,) for i in range(GENERATORS))]:
+        for x, y in itertools.product(reached(first, chosen), reached(second, chosen)):
+            assert paid(product, chosen).contains(x * y)
+            off = op.value(centre + x) - op.value(centre) - slope * x
+            assert paid(residual, chosen).contains(off)
+    assert (product.owed.lower > 0.0).any()
+    assert (residual.owed.upper < 0.0).any()
 
 
 CHECKS = {
@@ -220,6 +219,29 @@ def test_one_label_leaves_little_but_the_runs_themselves(activation: Any) -> Non
     for attacks in runs:
         assert_in_boxes(passed, attacks)
         assert_generators(passed, attacks)
+
+
+def test_a_sample_poisoned_anew_may_stay_as_it_is_in_some_steps() -> None:
+    """A tree knows that a sample is poisoned in some step, not in which of them."""
+    generator = torch.Generator().manual_seed(2)
+    x = 2.0 * torch.randn(30, 2, generator=generator, dtype=torch.float64)
+    x[6:] = 0.0  # nothing is learnt from these
+    y = torch.randint(2, (30,), generator=generator)
+    torch.manual_seed(2)
+    layers = nn.Linear(2, 3, bias=False), nn.Tanh(), nn.Linear(3, 2, bias=False)
+    batches = [[0], [3, 4, 5], [0, *range(6, 30)]]
+    training = Training("cross_entropy", learning_rate=1.0, batches=batches)
+    threat = LabelPoisoning(1, samples=[0, 5], static=False)
+    passed = Passed.of(Problem(nn.Sequential(*layers).double(), x, y, training, threat))
+    zonotope, bounds = passed.last.zonotope, passed.last.bounds
+    rows = torch.randn(500, zonotope.size, generator=generator, dtype=torch.float64)
+    found = branched(zonotope, bounds, rows, rows.new_full((500,), -torch.inf), 60.0)
+    assert not found.limited
+    attacks = passed.replay.random(64, generator, corners=True)
+    state = passed.replay.run(attacks)[-1]
+    runs = torch.cat([state[name].flatten(1) for name in passed.last.layout.slices], 1)
+    most = (rows @ (runs - zonotope.centre).T).amax(1)
+    assert (most <= found.most + ROUNDING).all()
 
 
 @pytest.mark.parametrize("name", CHECKS)

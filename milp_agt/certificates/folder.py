@@ -124,7 +124,8 @@ def write_result(
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
     left = CHECKED if seconds is None else min(CHECKED, seconds)
-    trees = _for_trees(result, asked) if seconds is None else left
+    # A tree that grows asks about its leaves, and about what these were cut from.
+    trees = _for_trees(result, asked) if seconds is None else left / 3.0
     given = _Given(result, training, asked, not_covered, left, trees)
     missed = missing(training, result)
     drafts = [] if missed else _drafts(given)

@@ -76,7 +76,7 @@ def _fitting(seconds: Sequence[float], left: float) -> int:
 
 
 def stands_alone(predicted: tuple[float, int], linear: float, seconds: float, memory: int) -> bool:
-    """Whether a zonotope takes the place of linear forms, which take ``linear`` seconds: beside them it would
+    """Whether a zonotope takes the place of linear forms, ``linear`` seconds at most: beside them it would
     be dear or large, alone it fits, and it is predicted to be the cheaper one."""
     time, size = predicted
     beside = time <= seconds and size <= memory // ZONOTOPE_SHARE

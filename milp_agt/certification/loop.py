@@ -44,7 +44,7 @@ WIDER, GAIN, IDLE_STEPS = 0.05, 1e-4, 3
 # Programs that `auto` picked end where they took less than this share off in so many steps.
 LITTLE = 0.01
 # A zonotope that grows with every step ends where it takes less than this share off linear forms.
-SMALL = 0.02
+SMALL = 0.005
 
 
 class BoundedRun(RunInProgress):
@@ -226,7 +226,7 @@ class BoundedRun(RunInProgress):
         if self.plan.straight and alone[last.name] < (1.0 + SMALL) * recent[-1][last.name]:
             self.notes.note(
                 f"step {len(self.records)}: the zonotope ends here: it grows with every step of data "
-                f"poisoned anew, and takes less than {SMALL:.0%} off linear forms; ask for "
+                f"poisoned anew, and takes less than {SMALL:.1%} off linear forms; ask for "
                 "relaxation='zonotope' to have it"
             )
             self.chains.end(next(chain for chain in self.chains if chain.name == ZONOTOPE))

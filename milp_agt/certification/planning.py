@@ -10,7 +10,6 @@ from torch import Tensor
 
 from milp_agt.bounds.gathered import Gathered, gathered
 from milp_agt.bounds.linear.window_bounds import CACHED_ELEMENTS
-from milp_agt.bounds.step import NodeOrder
 from milp_agt.bounds.zonotope import refusal
 from milp_agt.certification import sizes as rates
 from milp_agt.certification.level_plan import (
@@ -26,17 +25,14 @@ from milp_agt.certification.level_plan import (
 from milp_agt.certification.machine import slowness
 from milp_agt.certification.options import CertifyOptions
 from milp_agt.certification.selection_plan import Selections, selections_of
-from milp_agt.certification.sizes import Sizes
+from milp_agt.certification.sizes import Sizes, degree_of
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.core.remarks import Remarks
 from milp_agt.core.restriction import Restriction
-from milp_agt.formulations.bilinear import Einsum
-from milp_agt.formulations.linear_map import LinearMap
-from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.threats.poison import Poison, Whole
 from milp_agt.threats.sets import Vertices
 from milp_agt.training.inputs import bytes_of
-from milp_agt.training.tracing import FEATURES, LABELS, StepGraph
+from milp_agt.training.tracing import StepGraph
 from milp_agt.training.training import Batch, Training
 
 # 1 / LEAST_ROOM of the memory is the least for pieces.
@@ -185,7 +181,8 @@ def make_plan(
     zonotope = sizes.zonotope(moved, _met(poison, batches), not poison.static)
     summed, in_place = None, Remarks()
     cheap = REFINING_TIME if limit is None else SPARE * limit
-    if refused is None and _is_too_large(options, sizes, zonotope, cheap, limit):
+    linear = _replaceable(sizes, options, poison, restriction, cheap, limit)
+    if refused is None and _is_too_large(options, sizes, zonotope, linear, cheap, limit):
         parts = gathered(step_graph, poison, restriction, training.update_rules(steps))
         line = f"the generators of a zonotope would take about {mib(zonotope[1])}"
         if isinstance(parts, Gathered):
@@ -207,9 +204,8 @@ def make_plan(
     linear_inner &= not dear
     allowed = max(cheap, seconds if linear_inner else 0.0)
     carry = sum(zonotope[0]), zonotope[1]
-    degree = math.inf if poison.static else _degree(sizes.schedule, poison, training)
+    degree = math.inf if poison.static else degree_of(sizes.schedule, poison, training)
     exact = level is Relaxation.LINEAR and walked == steps and degree <= 1.0
-    linear = sum(sizes.linear)
     levels, more = levels_of(
         level, refused, carry, linear, allowed, budget, options.carried, on_rows, exact
     )
@@ -283,36 +279,37 @@ def make_plan(
     )
 
 
-def _degree(schedule: NodeOrder, poison: Poison, training: Training) -> float:
-    """The degree of a step as a polynomial in parameters and moves; infinite for what is none. Linear forms
-    lose nothing where it is 1."""
-    if poison.whole is not None or training.l1 or training.projection or training.clips_total:
-        return math.inf
-    moves = {FEATURES: poison.feature_moves, LABELS: poison.label_moves}
-    degrees: dict[str, float] = {}
-    for node in schedule.all:
-        read = [degrees[name] for name in node.inputs]
-        if not read:
-            degree = 1.0 if moves.get(node.name, ...) is not None else 0.0
-        elif isinstance(node.op, Einsum):
-            degree = sum(read)
-        elif isinstance(node.op, LinearMap | SumSamples) or not any(read):
-            degree = max(read)
-        else:
-            degree = math.inf
-        degrees[node.name] = degree
-    return max(degrees[node.name] for _, node in schedule.gradients)
+def _replaceable(
+    sizes: Sizes,
+    options: CertifyOptions,
+    poison: Poison,
+    restriction: Restriction,
+    cheap: float,
+    limit: float | None,
+) -> float:
+    """What a zonotope in place of linear forms may take: their seconds, within the limit; none where
+    settings of theirs were asked for, or where they tell selections apart."""
+    asked = options.inner_bounds == "linear" or options.selections == "enumerated"
+    if options.relaxation != Relaxation.LINEAR.value or asked or options.window is not None:
+        return 0.0
+    apart, _ = selections_of(
+        sizes, Relaxation.LINEAR, options, poison, restriction, cheap, zonotope=False
+    )
+    if apart.groups or apart.window:
+        return 0.0
+    return min(sum(sizes.linear), math.inf if limit is None else limit)
 
 
 def _is_too_large(
     options: CertifyOptions,
     sizes: Sizes,
     zonotope: tuple[Sequence[float], int],
+    linear: float,
     beside: float,
     limit: float | None,
 ) -> bool:
-    """Whether a zonotope has to be a sum over samples, or would not be there; ``beside`` are the seconds that
-    it may take beside linear forms."""
+    """Whether a zonotope has to be a sum over samples, or would not be there; ``linear`` and ``beside`` are
+    the seconds that it may take in place of linear forms, and beside them."""
     seconds, size, memory = sum(zonotope[0]), zonotope[1], sizes.memory
     if options.relaxation == "auto":
         allowed = AUTO_TIME if limit is None else limit
@@ -322,7 +319,7 @@ def _is_too_large(
         return False
     asked = level is Relaxation.ZONOTOPE
     if level is Relaxation.LINEAR:
-        asked = stands_alone((seconds, size), sum(sizes.linear), beside, memory)
+        asked = stands_alone((seconds, size), linear, beside, memory)
     return size > (ZONOTOPE_OVER * memory if asked else memory // ZONOTOPE_SHARE)
 
 

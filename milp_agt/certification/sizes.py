@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from milp_agt.bounds.gathered.passed import AT_ONCE as CHUNK
@@ -13,8 +14,12 @@ from milp_agt.bounds.zonotope.state import fit_in, most_groups
 from milp_agt.core.relaxation import Relaxation
 from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.exchange import Exchange
+from milp_agt.formulations.linear_map import LinearMap
+from milp_agt.formulations.sum_samples import SumSamples
 from milp_agt.formulations.univariate import Univariate
+from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, LABELS, StepGraph
+from milp_agt.training.training import Training
 
 FLOAT = 8  # bytes
 # Boxes and temporaries alive at once for an element of a node in interval arithmetic.
@@ -30,7 +35,10 @@ BOUNDED_PER_SECOND = 2e7
 # Products of a sample with every parameter, of which only sums and the worst ones are computed; seconds of a
 # step, however small.
 SUMMED_PER_SECOND = 2e8
-SECONDS_PER_STEP = 0.01
+SECONDS_PER_STEP = 0.005
+# The same of linear forms, of each step that a backward pass visits, and of one for intermediate bounds; and
+# of a step of a zonotope.
+FORMS_PER_STEP, WALK, INNER_WALK, ZONOTOPE_STEP = 0.008, 0.0015, 0.006, 0.03
 # Seconds of one warm-started solve per row of the program.
 SECONDS_PER_ROW = 1e-5
 ROWS_PER_ELEMENT = 8
@@ -134,7 +142,9 @@ class Sizes:
         numbers += ZONOTOPE_ROWS * moves
         size = min(FLOAT * forms, self.memory // SHARE) + FLOAT * numbers
         formed = self.batch * self.made * min(self.state, SYMBOLS)
-        each = 0.02 + min(formed, SEARCHED) / SEARCHED_PER_SECOND + formed / FORMED_PER_SECOND
+        each = (
+            ZONOTOPE_STEP + min(formed, SEARCHED) / SEARCHED_PER_SECOND + formed / FORMED_PER_SECOND
+        )
         carried = (self.state * count * (moved + 4) for count in met)
         return [each + numbers / MOVED_PER_SECOND for numbers in carried], size
 
@@ -171,13 +181,13 @@ class Sizes:
     def inner(self) -> float:
         """Predicted seconds of all linear intermediate bounds."""
         walks = sum(min(t, self.window - 1) + 0.5 for t in range(self.steps))
-        return self.inner_rows * self.walked * walks / WALKED_PER_SECOND
+        return walks * (INNER_WALK + self.inner_rows * self.walked / WALKED_PER_SECOND)
 
     @property
     def linear(self) -> Sequence[float]:
         """Predicted seconds of linear forms in each step."""
-        each = 4 * self.state * self.walked / WALKED_PER_SECOND
-        return [each * count for count in self.walked_back]
+        each = WALK + 4 * self.state * self.walked / WALKED_PER_SECOND
+        return [FORMS_PER_STEP + each * count for count in self.walked_back]
 
     @property
     def stepped(self) -> float:
@@ -195,3 +205,24 @@ class Sizes:
             Relaxation.LINEAR: linear,
             Relaxation.LP: 1.5 * linear + 2 * self.state * self.steps * self.rows * SECONDS_PER_ROW,
         }
+
+
+def degree_of(schedule: NodeOrder, poison: Poison, training: Training) -> float:
+    """The degree of a step as a polynomial in parameters and moves; infinite for what is none. Linear forms
+    lose nothing where it is 1."""
+    if poison.whole is not None or training.l1 or training.projection or training.clips_total:
+        return math.inf
+    moves = {FEATURES: poison.feature_moves, LABELS: poison.label_moves}
+    degrees: dict[str, float] = {}
+    for node in schedule.all:
+        read = [degrees[name] for name in node.inputs]
+        if not read:
+            degree = 1.0 if moves.get(node.name, ...) is not None else 0.0
+        elif isinstance(node.op, Einsum):
+            degree = sum(read)
+        elif isinstance(node.op, LinearMap | SumSamples) or not any(read):
+            degree = max(read)
+        else:
+            degree = math.inf
+        degrees[node.name] = degree
+    return max(degrees[node.name] for _, node in schedule.gradients)

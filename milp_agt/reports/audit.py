@@ -17,13 +17,20 @@ from milp_agt.io.files import DAMAGE, replace_text
 NAME = "check.json"  # in the result folder, beside the certificate
 
 
+def _sha256(claim: Path) -> str:
+    return hashlib.sha256(claim.read_bytes()).hexdigest()
+
+
 def save(folder: Path, report: Report) -> Path:
     """Keep what a check came to in a result folder, for its report."""
+    claim = folder / FOLDER / CLAIM
+    # Of a certificate that is damaged the check has no hash.
+    damaged = _sha256(claim) if claim.is_file() else ""
     items = [(item.outcome.text, item.name, item.detail) for item in report.items]
     found = {
         "outcome": report.outcome.text,
         "items": items,
-        "claim": report.sha256,
+        "claim": report.sha256 or damaged,
         "checker": source_sha256(),
     }
     replace_text(folder / NAME, json.dumps(found, indent=1) + "\n")

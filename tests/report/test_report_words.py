@@ -153,11 +153,15 @@ def test_a_damaged_check_is_one_error(copy: Path, text: str) -> None:
         audit.read(copy)
 
 
-def test_a_rejected_certificate_is_kept_as_such(copy: Path) -> None:
-    claim = copy / "certificate" / "claim.json"
-    claim.write_bytes(claim.read_bytes() + b" ")
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("damaged", ["claim.json", "claim.sha256", "lower_0.npy"])
+def test_a_rejected_certificate_is_shown_as_such(copy: Path, damaged: str) -> None:
+    file = copy / "certificate" / damaged
+    file.write_bytes(file.read_bytes() + b" ")
     assert main(["check", str(copy)]) == 3
     assert json.loads((copy / audit.NAME).read_bytes())["outcome"] == "REJECTED"
+    assert main(["report", str(copy)]) == 0
+    assert "<strong>REJECTED</strong>" in page(copy)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -55,10 +55,9 @@ def off_line(op: Smooth, slope: Tensor, centre: Tensor, shares: Shares) -> Split
     """Of ``f(c + d) - f(c) - slope d``.
 
     What is owed is all of it over the range with the total of a generator; or, towards either side, a line
-    through 0 and what f is off that, if it is less. Where one sample is poisoned at most, and moves for sure,
+    through 0 and what f is off that, if it is less. Of a sample that is poisoned alone, and moves for sure,
     it is nearly a number, of either sign.
     """
-    whole_of_all = shares.others is not None
     value = op.value(centre)
 
     def over(box: Interval, line: Tensor) -> Interval:
@@ -79,15 +78,15 @@ def off_line(op: Smooth, slope: Tensor, centre: Tensor, shares: Shares) -> Split
 
     whole, anyway = over(around(shares.total), slope), over(around(shares.base), slope)
     anyway = holding_zero(anyway)
-    if whole_of_all and shares.single:
+    if shares.others is not None:
         return Split(anyway, whole, whole=True)
     whole = holding_zero(whole)
     low, high = torch.zeros_like(whole.lower), torch.zeros_like(whole.lower)
     for sign in (-1.0, 1.0):
         end = (shares.total.upper if sign > 0 else -shares.total.lower).clamp(min=0.0)
-        reach = shares.each.upper.clamp(min=0.0) + shares.base.upper
+        reach = shares.each.upper + shares.base.upper
         if sign < 0:
-            reach = -(shares.each.lower.clamp(max=0.0) + shares.base.lower)
+            reach = -(shares.each.lower + shares.base.lower)
         zero = torch.zeros_like(end)
         side = around(Interval(zero, end) if sign > 0 else Interval(-end, zero))
         line = op.chord(side)
@@ -98,4 +97,4 @@ def off_line(op: Smooth, slope: Tensor, centre: Tensor, shares: Shares) -> Split
         high = torch.maximum(high, steep.clamp(min=0.0) * reach + offsets.upper + more)
     grow = 1.0 + gamma(16)
     owed = Interval(torch.maximum(whole.lower, low * grow), torch.minimum(whole.upper, high * grow))
-    return Split(anyway, owed, whole_of_all)
+    return Split(anyway, owed)

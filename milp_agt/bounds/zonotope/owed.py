@@ -13,15 +13,11 @@ for every i in S, k_i >= 0, is at most
 for with the i in S whose k_i is least, ``k_i d <= k_i base + sum_{h in S} k_h each_h``. A part of S may as
 well owe an upper bound of the whole.
 
-**Labels** out of finitely many classes. Then a poisoned sample moves for sure, and ``each_i`` is an interval
-of either sign: d lies in ``base + sum_{i in S} each_i`` for every admissible S, and so it is a sum of numbers
-in these intervals, ``r + sum_{i in S} d_i``. Of two factors such sums are multiplied,
-
-    da db = ra rb + sum_i da_i db_i + sum_i ( da_i (rb + sum_{h != i} db_h) + ra db_i ),
-
-where the first product of i lies in that of its intervals: nearly a number, which has a sign. Sums over
-samples and steps of such numbers are much less than those of their sizes. Of a curved function, if one sample
-is poisoned at most, i owes what it is off its line over the interval of d. The sample itself may be j.
+**Labels** out of finitely many classes, of which one changes. Then the sample that is poisoned moves for
+sure: what it adds is an interval of either sign, nearly a number, and d lies in ``base + each_i``, for j = i
+as well. Of a product of two factors i owes ``(r + d_i)(r' + d'_i) - r r'``, of a curved function what it is
+off its line over the interval. Sums over samples and steps of numbers with their signs are much less than
+those of their sizes.
 """
 
 from __future__ import annotations
@@ -57,6 +53,11 @@ def tells(samples: SampleGenerators, elements: int) -> bool:
     return samples.count * elements <= PER_STEP and few
 
 
+def is_signed(samples: SampleGenerators) -> bool:
+    """Whether what a sample adds is told with its sign: of one that is poisoned alone, and moves for sure."""
+    return samples.moved is not None and _wanted(samples) == 1
+
+
 def _wanted(samples: SampleGenerators) -> int:
     """How many are poisoned together at most."""
     return sum(groups * most for groups, most in samples.quotas)
@@ -71,14 +72,12 @@ class Shares:
         each: what each generator adds if it is poisoned, (m, n, *shape); around 0 if not ``signed``.
         total: all there is if it is, (m, n, *shape).
         others: all but what it adds itself, around 0, (m, n, *shape), if ``signed``.
-        single: whether one is poisoned at most.
     """
 
     base: Interval
     each: Interval
     total: Interval
     others: Interval | None = None
-    single: bool = False
 
     @staticmethod
     def of(
@@ -91,7 +90,7 @@ class Shares:
             rest = found.rest + found.slack
             rest = (rest + gamma(8) * rest.abs()).clamp(min=0.0)
             share = gamma(16 + 8 * samples.terms)
-            if samples.moved is not None:
+            if is_signed(samples):
                 ends.append(signed(rest[:, None], found.each, samples, share))
                 continue
             others, _ = samples.others(found.dev, own)
@@ -103,14 +102,14 @@ class Shares:
     @staticmethod
     def _of(base: Interval, each: Interval, last: Interval, samples: SampleGenerators) -> Shares:
         """From :attr:`total`, or :attr:`others` where signed."""
-        if samples.moved is None:
+        if not is_signed(samples):
             return Shares(base, each, last)
         # What bounds towards both sides leave of an interval may be less than nothing by rounding.
         each = Interval(
             torch.minimum(each.lower, each.upper), torch.maximum(each.lower, each.upper)
         )
         total = outwards(each.plus(last), gamma(4)).widen(gamma(4) * last.magnitude)
-        return Shares(base, each, total, last, _wanted(samples) <= 1)
+        return Shares(base, each, total, last)
 
     @staticmethod
     def joined(
@@ -144,7 +143,7 @@ class Shares:
             )
             return Interval(-low, high)
 
-        if samples.moved is None:
+        if not is_signed(samples):
             return Shares(spread(bounds.rest), spread(bounds.dev), spread(bounds.poisoned))
         rest, each, others = signed(
             bounds.rest[:, None], bounds.each, samples, gamma(16 + 8 * samples.terms)
@@ -160,7 +159,7 @@ class Shares:
     ) -> Shares | None:
         """Of a node by what coordinates of the state do one by one, and flips of its sample (``moved``); None
         where what it adds itself is wanted."""
-        if samples.moved is not None:
+        if is_signed(samples):
             return None
         on_state = form.on_state
         assert isinstance(on_state, Local)
@@ -192,7 +191,7 @@ class Shares:
 
         each, total = image(self.each), image(self.total)
         others = None if self.others is None else image(self.others)
-        return Shares(image(self.base), each, total, others, self.single)
+        return Shares(image(self.base), each, total, others)
 
     @property
     def size(self) -> Sequence[Tensor]:

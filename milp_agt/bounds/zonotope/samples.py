@@ -215,15 +215,20 @@ class SampleGenerators:
         """The same moves in float32, up to rounding: for searches, which prove nothing."""
         sets = (self.poison.feature_moves, self.poison.label_moves)
         features, labels = (s and s.on(lambda part: part.to(torch.float32)) for s in sets)
-        return replace(
-            self, poison=replace(self.poison, feature_moves=features, label_moves=labels)
-        )
+        poison = replace(self.poison, feature_moves=features, label_moves=labels)
+        return replace(self, poison=poison)
 
     @cached_property
     def moved(self) -> Vertices | None:
-        """Moves of labels where units are chosen because these change: none that is chosen stays put."""
-        moves, alone = self.poison.label_moves, len(self.known) == self.count > 0
-        plain = alone and not self.known.any() and self.parts == 1 and self.poison.whole is None
+        """Moves of labels where units are chosen because these change: none that is chosen stays put.
+
+        Never of data poisoned anew with one set for the run: a unit that is chosen may stay put in some of
+        the steps, also where the steps so far meet each unit once.
+        """
+        poison, moves = self.poison, self.poison.label_moves
+        once = poison.static or poison.per_batch
+        alone = once and len(self.known) == self.count > 0
+        plain = alone and not self.known.any() and self.parts == 1 and poison.whole is None
         return moves if plain and not self.on_features and isinstance(moves, Vertices) else None
 
     @cached_property

@@ -120,10 +120,7 @@ class Transformer:
                 centre.abs() + radius,
                 on_state=eye[:, part].reshape(used, *shape),
             )
-            low, high = (
-                self.bounds.below[part].reshape(shape),
-                self.bounds.above[part].reshape(shape),
-            )
+            low, high = (end[part].reshape(shape) for end in (self.bounds.below, self.bounds.above))
             error = gamma(4) * (centre.abs() + radius) + TINY
             self.boxes[name] = Interval((centre - low)[None], (centre + high)[None]).widen(error)
         samples, poison = self.zonotope.samples, self.step.poison
@@ -244,9 +241,8 @@ class Transformer:
             moved = torch.zeros_like(low).expand(self.states, *low.shape[1:]).clone()
             for part, columns in enumerate(self.columns.T):
                 reach = self.zonotope.samples.reach[columns.clamp(min=0)].T * (columns >= 0)
-                more = torch.einsum(
-                    "d...,d...->...", form.on_moves.abs(), _fit(reach, form.on_moves)
-                )
+                reach = reach.reshape(*reach.shape, *[1] * (form.on_moves.dim() - 2))
+                more = torch.einsum("d...,d...->...", form.on_moves.abs(), reach)
                 for state in range(self.states):
                     if state >> part & 1:
                         moved[state] += more * (1.0 + gamma(64))
@@ -400,7 +396,3 @@ class Transformer:
             if isinstance(on_state, Local):
                 form = replace(form, on_state=on_state.summed())
         return summed(form, self.flips.since(self.earlier), self.slots, self.columns, symbols)
-
-
-def _fit(reach: Tensor, like: Tensor) -> Tensor:
-    return reach.reshape(*reach.shape, *[1] * (like.dim() - 2))
