@@ -349,6 +349,11 @@ CHOICES = "choose from interval, zonotope, linear"
         ("compare a --relaxations lp,crown", "'crown' is not one of", "milp-agt compare"),
         ("compare a --windows 1,x", "'x' is neither a number of steps", "milp-agt compare"),
         ("attack a", "required: --out", "for example: milp-agt attack examples/"),
+        (
+            "certify a --out b --alpha-steps 3",
+            "--alpha-steps 3",
+            "the zonotope beside linear forms",
+        ),
         ("bench --out o --case a.toml", "--case a.toml", "milp-agt compare RUN.toml measures"),
         ("bench --out o --selections=joint", "--selections=joint", "an option of other commands"),
         ("solvers x", "unrecognized arguments: x", "milp-agt COMMAND --help"),

@@ -141,6 +141,8 @@ def test_a_loss_may_be_at_most_70(tmp_path: Path) -> None:
          "learning_rate should be a finite number"),
         (GOOD.replace("0.5", "-1"), "[training] learning_rate = -1",
          "learning_rate should be greater than 0"),
+        (GOOD.replace("[threat]", "clip = 0\n[threat]"), "[training] clip = 0",
+         "clip should be greater than or equal to 1e-100"),
         (GOOD.replace("budget = 1", "budget = 1.5"), "[threat] budget = 1.5",
          "budget should be a valid integer"),
         (GOOD.replace("0.01", "-0.01"), "[threat] radius = -0.01",

@@ -139,6 +139,7 @@ def _graph_hook(script: Script, loss: Tensor) -> Tensor:
     return loss
 
 
+_wrapped = _fourth(lambda s: nn.utils.parametrizations.weight_norm(s.model[0]))
 COMPUTED = "were computed or chosen inside the loop"
 COMPARED = "compared or converted at test_record"
 SAMPLED = {"shuffle": None, "generator": None, "batch_size": 1}
@@ -194,6 +195,8 @@ PLACES: dict[str, dict[str, tuple[Any, str]]] = {
     "loss": {
         "hook on the loss": (lambda s, loss: (loss.register_hook(lambda g: g), loss)[1],
             "a hook on a tensor"),
+        "layer wrapped in the middle": (lambda s, loss: (_wrapped(s), loss)[1],
+            "step 4: other parameters before this step"),
         "hook on a node": (_graph_hook, "a node of the gradient's graph"),
         "GradScaler": (lambda s, loss: torch.amp.GradScaler("cpu").scale(loss), "GradScaler"),
         "scaled loss": (lambda s, loss: 1024.0 * loss, r"1024 \* mean of 40"),

@@ -53,7 +53,8 @@ class CertifyOptions(Table):
         "there is a rule (`tree`). "
         "Each level carries the looser ones along; `zonotope` where it has rules for the run and is "
         "predicted to be cheap, until linear forms are far tighter; `linear` ends beside it where it adds "
-        "nothing for some steps.",
+        "nothing for some steps, and gives way to it where it is predicted to be the dearer of two that "
+        "are too dear together.",
         json_schema_extra=_with_levels,
     )
     window: Window | None = Field(
@@ -77,8 +78,8 @@ class CertifyOptions(Table):
     carried: Literal["zonotope", "none"] = Field(
         default="zonotope",
         description="What is carried along beside linear forms and programs, and met with them: a zonotope "
-        "where it has rules for the run and is predicted to be cheap, or `none`, to see what these levels "
-        "prove by themselves.",
+        "where it has rules for the run and is predicted to be cheap (at `linear` also in place of dearer "
+        "linear forms), or `none`, to see what these levels prove by themselves.",
     )
     selections: Literal["joint", "enumerated"] | None = Field(
         default=None,

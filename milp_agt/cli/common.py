@@ -41,7 +41,13 @@ CHOICE = re.compile(
 )
 UNKNOWN = re.compile(r"unrecognized arguments: (?P<words>.*)")
 # Options that are no more, and what stands in for them.
-REPLACED = {"--case": "milp-agt compare RUN.toml measures the run of a file; "}
+REPLACED = {
+    "--case": "milp-agt compare RUN.toml measures the run of a file; ",
+    **dict.fromkeys(
+        ("--alpha-steps", "--alpha-every"),
+        "it was removed, and the zonotope beside linear forms proves as much; ",
+    ),
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -113,8 +113,14 @@ class Loop(Findings):
 
     def check_values(self, when: str) -> None:
         """See that parameters are as the last step left them."""
-        for name, parameter in self._parameters().items():
-            if not torch.equal(parameter.detach(), self._reference.parameters[name]):
+        left, found = self._reference.parameters, self._parameters()
+        if left.keys() != found.keys():
+            raise differs(
+                f"other parameters {when} than the last step left: {', '.join(sorted(found)):.120}",
+                "wrap, add and remove layers before the recording, or after it",
+            )
+        for name, parameter in found.items():
+            if not torch.equal(parameter.detach(), left[name]):
                 raise differs(
                     f"other values of parameter '{name}' {when} than the last step left",
                     "initialise, load and change parameters before the recording, or after it",

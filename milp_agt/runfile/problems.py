@@ -62,7 +62,11 @@ class _Wrong(NamedTuple):
                 what = "a table" if isinstance(self.value, dict) else "a list"
                 items = "item" if self.context[key] == 1 else "items"
                 return f"{what} of {words} {self.context[key]} {items}"
-        return self.said.removeprefix("Input should be ").removeprefix("should be ")
+        said = self.said.removeprefix("Input should be ").removeprefix("should be ")
+        for end in ("gt", "ge", "lt", "le"):
+            if isinstance(limit := self.context.get(end), float):
+                return f"{said.rpartition(' ')[0]} {limit:g}"
+        return said
 
     @staticmethod
     def of(item: Any, raw: Any) -> _Wrong:
