@@ -196,8 +196,8 @@ def test_another_version_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatc
     (folder / MANIFEST).write_text(json.dumps(edited))
     with refused(found="torch was 1.0 and is"):
         certify(folder, **WINDOW)
-    monkeypatch.setattr(checkpoint, "VERSION", 2)
-    with refused("a checkpoint of version 2"):
+    monkeypatch.setattr(checkpoint, "VERSION", checkpoint.VERSION + 1)
+    with refused(f"a checkpoint of version {checkpoint.VERSION}"):
         certify(folder, **WINDOW)
 
 
