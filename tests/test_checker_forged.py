@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from certified import (
     statement_in,
 )
 
-from milp_agt.checker import steps
+from milp_agt.checker import proof, steps
 from milp_agt.checker.__main__ import in_words
 from milp_agt.checker.affine import Pass
 from milp_agt.checker.check import Outcome, Report, check
@@ -432,3 +433,16 @@ def test_every_field_is_read_with_suspicion(intact: dict[str, Path], tmp_path: P
             assert weaker or check(copy).outcome is not Outcome.PROVED, (path, value)
             tried += 1
     assert tried > 100
+
+
+@pytest.mark.parametrize("error", [MemoryError(), BrokenProcessPool("a process died")])
+def test_what_a_machine_cannot_do_proves_nothing(
+    intact: dict[str, Path], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(proof, "reached", fails)
+    report = check(next(iter(intact.values())), jobs=2)
+    assert report.outcome is Outcome.NOT_PROVED
+    assert report.items[-1].detail == (str(error) or "no memory")

@@ -80,8 +80,8 @@ def check(folder: Path, jobs: int = 1, exactly: bool = False) -> Report:
         return Report(items, found.words, sha256, size)
     except Rejected as error:
         return Report((Item("the certificate", Outcome.REJECTED, str(error)),))
-    except MemoryError:
-        return Report((Item("the certificate", Outcome.NOT_PROVED, "memory ran out"),))
+    except (MemoryError, RuntimeError) as error:  # also of a process of --jobs that died
+        return Report((Item("the certificate", Outcome.NOT_PROVED, str(error) or "no memory"),))
 
 
 def _items(given: Statement, jobs: int) -> Iterator[Item]:
