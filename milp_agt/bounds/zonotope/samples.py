@@ -200,7 +200,7 @@ class SampleGenerators:
         """``max over moves of c_i . e_i``, (rows, m), from coefficients (rows, m, width); of the samples of
         ``poison`` in place of all generators, if it is given."""
         if poison is None and self.moved is not None:
-            return self.moved.furthest(coefficients)[0]
+            return self.moved.furthest(coefficients)
         poison = poison or self.poison
         total = coefficients.new_zeros(coefficients.shape[:2])
         features, labels = self._split(coefficients)
@@ -247,7 +247,7 @@ class SampleGenerators:
     def maximise(self, coefficients: Tensor) -> Tensor:
         """Moves that attain the support function, (rows, m, width)."""
         if self.moved is not None:
-            return self.moved.furthest(coefficients)[1]
+            return self.moved.furthest_move(coefficients)
         features, labels = self._split(coefficients)
         parts = []
         if self.poison.feature_moves is not None:

@@ -45,13 +45,19 @@ class Vertices(MoveSet):
         values = torch.einsum("rnd,nld->rnl", coefficients, self.points)
         return values.amax(-1, keepdim=True).clamp(min=0.0)
 
-    def furthest(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """``max_l c . points_l`` over the points that are a move, (r, N), 0 where none is, and that move."""
+    def furthest(self, coefficients: Tensor) -> Tensor:
+        """``max_l c . points_l`` over the points that are a move, (r, N), 0 where none is."""
+        return self._by_moves(coefficients).amax(-1)
+
+    def furthest_move(self, coefficients: Tensor) -> Tensor:
+        """The move that :meth:`furthest` takes, (r, N, size)."""
+        return self._picked(self._by_moves(coefficients).argmax(-1))
+
+    def _by_moves(self, coefficients: Tensor) -> Tensor:
         stays = ~self.points.any(-1)
         stays &= ~stays.all(1, keepdim=True)
         values = torch.einsum("rnd,nld->rnl", coefficients, self.points)
-        value, best = values.masked_fill(stays, -torch.inf).max(-1)
-        return value, self._picked(best)
+        return values.masked_fill_(stays, -torch.inf)
 
     def radius_supports(self, radius: Tensor) -> Tensor:
         values = torch.einsum("rnd,nld->rnl", radius, self.points.abs())
