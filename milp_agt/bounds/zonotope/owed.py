@@ -69,9 +69,9 @@ class Shares:
 
     Attributes:
         base: where nobody is, ends of (1, n, *shape) around 0.
-        each: what each generator adds if it is poisoned, (m, n, *shape); around 0 if not ``signed``.
+        each: what each generator adds if it is poisoned, (m, n, *shape); around 0 if it has no sign.
         total: all there is if it is, (m, n, *shape).
-        others: all but what it adds itself, around 0, (m, n, *shape), if ``signed``.
+        others: all but what it adds itself, around 0, (m, n, *shape), if that has a sign.
     """
 
     base: Interval
@@ -245,6 +245,7 @@ def product(letters: Letters, first: Shares, second: Shares) -> Split:
 
 
 def _signed_product(letters: Letters, equation: str, first: Shares, second: Shares) -> Split:
+    """Of ``einsum(da, db)`` with signs: ``d_i d'_i`` by intervals, ``r d'_i + d_i r'`` by size."""
     assert first.others is not None
     assert second.others is not None
     one, two = first.each.magnitude, second.each.magnitude
