@@ -24,7 +24,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 U = 2.0**-53
-TINY = 2.0**-1000  # more than underflow adds to 2^70 operations
+TINY = 2.0**-900  # more than underflow adds; products with it are no denormals, which are slow
 # Covers 1 / (1 - k u) for k u <= 2^-10, and the rounding of the sizes that errors grow with.
 SPARE = 1.0 + 2.0**-8
 BITS = 320  # of the fractions that exact arithmetic keeps from one step to the next
@@ -133,14 +133,14 @@ def is_exact(values: Array) -> bool:
 
 def down(values: Array) -> Array:
     """A number that is no larger than what was rounded to ``values``: at least one float further, since
-    ``2^-52 |v|`` is no smaller than the gap around v, and ``2^-1074`` is the least gap.
+    ``2^-52 |v|`` is no smaller than the gap around v, and ``TINY`` than the least gap.
     """
-    return values if is_exact(values) else values - (abs(values) * 2.0**-52 + 2.0**-1074)
+    return values if is_exact(values) else values - (abs(values) * 2.0**-52 + TINY)
 
 
 def up(values: Array) -> Array:
     """A number that is no smaller than what was rounded to ``values``."""
-    return values if is_exact(values) else values + (abs(values) * 2.0**-52 + 2.0**-1074)
+    return values if is_exact(values) else values + (abs(values) * 2.0**-52 + TINY)
 
 
 def scale_of(value: float | Fraction, like: Array) -> Box:
