@@ -193,6 +193,23 @@ def test_no_set_is_charged_too_little(check: Any) -> None:
     check()
 
 
+@pytest.mark.parametrize("known", [shares(2, 4), signed(2, 4)], ids=["sizes", "signed"])
+def test_numbers_lie_apart_as_far_as_the_furthest_of_their_ends(known: Shares) -> None:
+    apart = known.apart()
+    for name in ("base", "each", "total", "others"):
+        box, found = getattr(known, name), getattr(apart, name)
+        if box is None:
+            assert found is None
+            continue
+        low, high = box.lower, box.upper
+        for j in range(4):
+            rest = [k for k in range(4) if k != j]
+            far = torch.maximum(high[..., rest] - low[..., [j]], high[..., [j]] - low[..., rest])
+            assert bool((found.upper[..., j] >= far.amax(-1)).all())
+            assert torch.allclose(found.upper[..., j], far.amax(-1), rtol=1e-14)
+            assert torch.equal(found.lower, -found.upper)
+
+
 @pytest.mark.parametrize(("room", "name"), [(owed, "product"), (curves, "off_line")])
 def test_one_per_cent_of_a_signed_width_less_is_caught(
     monkeypatch: pytest.MonkeyPatch, room: Any, name: str

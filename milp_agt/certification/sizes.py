@@ -9,6 +9,7 @@ from milp_agt.bounds.gathered.passed import AT_ONCE as CHUNK
 from milp_agt.bounds.gathered.tally import KEPT
 from milp_agt.bounds.linear.intermediate import targets
 from milp_agt.bounds.step import NodeOrder
+from milp_agt.bounds.zonotope.owed import MOST
 from milp_agt.bounds.zonotope.pieces import SHARE
 from milp_agt.bounds.zonotope.state import fit_in, most_groups
 from milp_agt.core.relaxation import Relaxation
@@ -60,10 +61,11 @@ MULTIPLIED_PER_SECOND = 5e9
 TOLD = 16
 # Coefficients of nodes on symbols of their samples, of which there are so many at most, that a zonotope deals
 # with per second: the first so many with searches beside, which do not grow further; and coefficients of the
-# state on moves. Squares of coordinates beside its noise, and rows of flips.
+# state on moves. Squares of coordinates beside its noise, and rows of flips; and numbers alive at once for
+# each that says who owes how much of a node.
 SYMBOLS = 64
 SEARCHED, SEARCHED_PER_SECOND, FORMED_PER_SECOND, MOVED_PER_SECOND = 2**21, 2e6, 1.2e7, 3e6
-ZONOTOPE_SQUARES, ZONOTOPE_ROWS = 8, 640
+ZONOTOPE_SQUARES, ZONOTOPE_ROWS, ZONOTOPE_OWED = 8, 640, 6
 
 
 class Sizes:
@@ -140,6 +142,7 @@ class Sizes:
         kept = moves if fit_in(self.state * samples * moved, self.memory) else 4 * samples
         numbers = self.state * (ZONOTOPE_SQUARES * self.state + noise + 3 * kept)
         numbers += ZONOTOPE_ROWS * moves
+        numbers += ZONOTOPE_OWED * min(MOST, self.batch * self.widest * samples)
         size = min(FLOAT * forms, self.memory // SHARE) + FLOAT * numbers
         formed = self.batch * self.made * min(self.state, SYMBOLS)
         each = (

@@ -33,12 +33,10 @@ from milp_agt.bounds.zonotope.dual import Bound
 from milp_agt.bounds.zonotope.form import Form, outwards
 from milp_agt.bounds.zonotope.local import Local
 from milp_agt.bounds.zonotope.samples import SampleGenerators
-from milp_agt.core.graph import Operation
 from milp_agt.core.interval import Interval
 from milp_agt.core.rounding import TINY, gamma
 from milp_agt.formulations.einsum import Letters
 from milp_agt.formulations.interval_products import box_of_sums
-from milp_agt.formulations.linear_map import LinearMap
 
 # Numbers of what a node owes at most, and how much less than noise of everyone that should be.
 MOST, LESS = 2**23, 0.9
@@ -132,13 +130,13 @@ class Shares:
     def of_state(
         bounds: StateBounds, at: slice, shape: Sequence[int], samples: SampleGenerators
     ) -> Shares:
-        """Of some coordinates of the state in all samples alike, seen as (n, *shape)."""
+        """Of some coordinates of the state, (*shape), in all samples alike: n is 1."""
         size = len(bounds.below)
         lower, upper = (slice(end + at.start, end + at.stop) for end in (size, 0))
 
         def spread(part: Tensor) -> Interval:
             low, high = (
-                part[rows].reshape(*shape[1:], -1).movedim(-1, 0).unsqueeze(1).expand(-1, *shape)
+                part[rows].reshape(*shape, -1).movedim(-1, 0).unsqueeze(1)
                 for rows in (lower, upper)
             )
             return Interval(-low, high)
@@ -179,25 +177,29 @@ class Shares:
         nobody, alone, every = (Interval(-part, part) for part in grown)
         return Shares(nobody, alone, every)
 
-    def mapped(self, op: Operation) -> Shares | None:
-        """Of the image under a linear map without a constant, as of independent numbers; None if large."""
-        assert isinstance(op, LinearMap)
-        if self.each.lower.numel() * self.each.lower.shape[-1] > MOST:
-            return None
+    def apart(self) -> Shares:
+        """How far numbers along the last axis, two or more, lie apart from the furthest of the others."""
 
-        def image(part: Interval) -> Interval:
-            sizes = op.interval(Interval(-part.magnitude, part.magnitude)).magnitude
-            return op.interval(part).widen(gamma(16.0 * op.terms() + 128.0) * sizes)
+        def furthest(part: Interval) -> Interval:
+            high, low = part.upper, part.lower
+            above, below = _without_each(high) - low, high + _without_each(-low)
+            far = torch.maximum(above, below) * (1.0 + gamma(4))
+            return Interval(-far, far)
 
-        each, total = image(self.each), image(self.total)
-        others = None if self.others is None else image(self.others)
-        return Shares(image(self.base), each, total, others)
+        others = None if self.others is None else furthest(self.others)
+        return Shares(furthest(self.base), furthest(self.each), furthest(self.total), others)
 
     @property
     def size(self) -> Sequence[Tensor]:
         """The largest sizes: of all with base, (m, n, *shape), of totals, and of base."""
         base, each, total = (part.magnitude for part in (self.base, self.each, self.total))
         return base + each, total, base
+
+
+def _without_each(part: Tensor) -> Tensor:
+    """The largest along the last axis without each of them."""
+    first, second = part.topk(2, -1).values.split(1, -1)
+    return torch.where(part == first, second, first)
 
 
 def signed(

@@ -95,16 +95,16 @@ def softmax_form(
     beyond.
     Both are unimodal in p, and on the way p_j stays within ``p exp(+-D_j) / (1 - p + p exp(+-D_j))``.
 
-    With the ``shares`` of the differences ``owing`` may leave of that what is there if nobody is poisoned,
-    and have generators owe the rest: where i is poisoned, ``D^2`` is at most D times its total.
+    With the ``shares`` of the differences, or of the largest of each class, ``owing`` may leave of that what
+    is there if nobody is poisoned, and have generators owe the rest: where i is poisoned, ``D^2`` is at most
+    D times its total.
     """
     centre = torch.softmax(logits.centre, -1)
     jacobian = torch.diag_embed(centre) - centre.unsqueeze(-1) * centre.unsqueeze(-2)
     classes = centre.shape[-1]
 
     def furthest(part: Tensor) -> Tensor:  # (..., n, c)
-        each = part.reshape(*part.shape[:-1], classes, classes - 1)
-        return each.amax(-1)
+        return part.reshape(*part.shape[:-1], classes, -1).amax(-1)
 
     reach = furthest(away.magnitude)
     widest = reach.amax(-1, keepdim=True)

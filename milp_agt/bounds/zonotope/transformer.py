@@ -264,7 +264,7 @@ class Transformer:
             known = None
             if self.tells:  # alike in all clean samples
                 known = Shares.of_state(
-                    self.bounds, self.layout.slices[name], shape[1:], self.zonotope.samples
+                    self.bounds, self.layout.slices[name], shape[2:], self.zonotope.samples
                 )
             return Operand(form, away, True, known)
         box = self.box(name)
@@ -337,11 +337,11 @@ class Transformer:
 
     def _softmax(self, nodes: Softmax) -> Form:
         name, logits = nodes.differences.name, self.forms[nodes.logits]
+        known = self.shares.get(name)
         if name in self.unmade:
             self.boxes[name] = nodes.differences.op.interval(self.box(nodes.logits))
-            if nodes.logits in self.shares:
-                known = self.shares[nodes.logits].mapped(nodes.differences.op)
-                self.shares |= {} if known is None else {name: known}
+            known = self.shares.get(nodes.logits)
+            known = known and known.apart()
         centre, box = nodes.differences.op.value(logits.centre), self.box(name)
         for node in (nodes.exponentials, nodes.total, nodes.probability):
             box = node.op.interval(box)
@@ -349,7 +349,6 @@ class Transformer:
         away = self.box(name)
         error = gamma(8) * (away.magnitude + centre.abs()) + TINY
         away = Interval(away.lower - centre, away.upper - centre).widen(error)
-        known = self.shares.get(name)
         return softmax_form(logits, away.expand_states(self.states), known, self._owing)
 
     def _curved(self, op: Univariate, argument: Form, name: str) -> Form:
