@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
-from milp_agt.core.presolve import activity
 from milp_agt.core.program import Array, Program
 from milp_agt.errors import EncodingError, SoundnessError
 
@@ -160,7 +159,10 @@ def farkas_ray(program: Program, solve: Multipliers) -> Array | None:
         Multipliers (rows,) of ``program``; ``safe_bound`` decides whether they prove anything.
     """
     rows, columns = program.matrix.shape
-    least, most = activity(program)
+    # Ranges of the rows over the box, not rounded.
+    positive, negative = program.matrix.maximum(0.0), program.matrix.minimum(0.0)
+    least = positive @ program.lower + negative @ program.upper
+    most = positive @ program.upper + negative @ program.lower
     weight = np.maximum(abs(program.matrix).max(axis=1).toarray().reshape(-1), 1e-12)
     # large enough to reach the side from any point of the box
     reach = [

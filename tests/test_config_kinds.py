@@ -365,12 +365,12 @@ def test_a_regression_has_no_classes(folder: Path, kind: str) -> None:
 def test_checks_before_the_first_step_bound_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All kinds are checked on the model's own values; not one bound of a test point is computed."""
+    """All kinds are checked by one pass of intervals; not one linear form of a test point is made."""
 
     def bounded(*_: object) -> None:
-        raise AssertionError("a bound was computed before the first step")
+        raise AssertionError("a linear form was made before the first step")
 
-    for name in ("_bounded", "_walked", "_summed", "_bound_piece", "_by_intervals"):
+    for name in ("rows_of", "_summed", "_bound_piece"):
         monkeypatch.setattr(ReachableModels, name, bounded)
     config = load_config(write(folder, *KINDS.values(), "kind = 'collective'"))
     assert len(config.build().properties) == len(KINDS) + 1

@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "column 'c' of categories", "a code for each category"),
     "dates": ({"x": FRAME.assign(a=pd.date_range("2020", periods=6))}, "column 'a': dates",
               "give real numbers"),
-    "a gap": ({"x": with_gap()}, "in columns 2, the first None at (1, 2)", "drop or impute"),
+    "a gap": ({"x": with_gap()}, "in column 2, the first None at (1, 2)", "drop or impute"),
     "named columns": ({"x": np.zeros(6, dtype=[("a", float), ("b", float)])},
         "the named columns a, b", "stack them"),
     "more than double": ({"x": X.astype(np.longdouble)}, "more precise", "astype(np.float64)"),

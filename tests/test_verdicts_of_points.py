@@ -21,7 +21,6 @@ from milp_agt.attacks.unrolled import Pace, Unrolled
 from milp_agt.certification.verdicts import judge
 from milp_agt.core import deadline as core_deadline
 from milp_agt.errors import InvalidInputError, SoundnessError
-from milp_agt.properties.decisions import Decisions, decided
 from milp_agt.properties.functional import AttackedFunctional
 from milp_agt.properties.witness import load_witness
 from milp_agt.runfile.run_file import parse_properties
@@ -168,13 +167,13 @@ def test_functionals_and_subgroups_are_decided_as_points_are(tmp_path: Path) -> 
 
 def test_a_run_outside_the_bounds_of_its_point_is_an_error() -> None:
     answer = certified(agt.FeaturePoisoning(2, RADIUS), refute="none").accuracy(TEST, LABELS)
-    nobody = np.full(len(TEST), -1)
-    least = answer.points.score_lower
-    assert decided(answer, Decisions(least, nobody), counts_harm=False).points.reached is least
+    points, nobody = answer.points, np.full(len(TEST), -1)
+    least = points.score_lower
+    assert replace(points, reached=least, witness=nobody).reached is least
     with pytest.raises(SoundnessError, match="within the certificate of every test point"):
-        decided(answer, Decisions(np.nextafter(least, -np.inf), nobody), counts_harm=False)
+        replace(points, reached=np.nextafter(least, -np.inf), witness=nobody)
     with pytest.raises(SoundnessError, match="by a margin below zero"):
-        Decisions(np.full(len(TEST), 0.0), nobody + 1)
+        replace(points, reached=np.maximum(least, 0.0), witness=nobody + 1)
 
 
 def test_the_other_questions() -> None:

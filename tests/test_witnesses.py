@@ -144,7 +144,8 @@ def test_a_run_outside_a_certified_bound_raises() -> None:
     assert answer.points.reached is not None
     low = answer.points.score_lower.copy()
     low[:] = answer.points.reached + 1e-6
-    wrong = dataclasses.replace(answer, points=dataclasses.replace(answer.points, score_lower=low))
+    points = dataclasses.replace(answer.points, score_lower=low, reached=None, witness=None)
+    wrong = dataclasses.replace(answer, points=points)
     question = agt_question(result)
     with pytest.raises(SoundnessError, match="within the certificate"):
         result.decider.decide(question, wrong)

@@ -37,7 +37,6 @@ from milp_agt.properties.question import Question, features_at
 from milp_agt.properties.stable import StableQuestion
 from milp_agt.properties.targeted import Targets, targeted
 from milp_agt.properties.triggers import Trigger, check_trigger
-from milp_agt.properties.unbounded import UnboundedModels
 from milp_agt.training import inputs
 
 Direction = Literal["max", "min"]
@@ -179,7 +178,7 @@ class ShareObjective(Objective):
             )
         with torch.no_grad():
             state = unrolled.run(unrolled.nominal(1))
-        models = UnboundedModels.at(graph, {name: state[name][0] for name in graph.parameters})
+        models = ReachableModels.at(graph, {name: state[name][0] for name in graph.parameters})
         return ShareGoal(self.name, self.question(models, x.to(device)))
 
 

@@ -27,9 +27,8 @@ from milp_agt.core.interval import CLEAN
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import FLOAT64, Precision
 from milp_agt.errors import InvalidInputError, SoundnessError
-from milp_agt.properties.answer import Answer
-from milp_agt.properties.decisions import Decisions, check_reached
-from milp_agt.properties.functional import FunctionalQuestion
+from milp_agt.properties.answer import Answer, check_reached
+from milp_agt.properties.functional import AttackedFunctional, FunctionalQuestion
 from milp_agt.properties.mean_loss import MeanLoss
 from milp_agt.properties.question import Question
 from milp_agt.properties.witness import Witness
@@ -82,8 +81,8 @@ class Refuter:
         known: Answer,
         listed: Sequence[Poisoned] | None = None,
         deadline: Deadline | None = None,
-    ) -> Decisions | None:
-        """Attack the open points of an answer; None where there are none, or no time for a few runs.
+    ) -> Answer:
+        """Attack what an answer leaves open; the answer itself where that is nothing, or for want of time.
 
         Where the worst data sets are ``listed``, they are trained on and nothing is searched. Those that
         a tree tried come first: what they show to be wrong is not searched for. What does not end before
@@ -94,10 +93,12 @@ class Refuter:
         zero by more than rounding. Raises SoundnessError: plain torch does not confirm a run, or one lies
         outside the bounds.
         """
+        if isinstance(question, MeanLoss):
+            return self._worst_loss(question, known, deadline)
         points = known.points
         open_ = ~(points.score_lower > 0)
         if not open_.any():
-            return None
+            return known
         near = np.flatnonzero(open_ & (points.score_nominal > 0))
         near = near[np.argsort(points.score_nominal[near], kind="stable")][: self.most]
         # Where all open points are wrong on the data as given, there is nothing left to attack.
@@ -105,7 +106,7 @@ class Refuter:
         first = known.tried if listed is None else listed
         fits = time.fits(len(first) + (len(near) + 1 if listed is None else 0))
         if not fits:
-            return None
+            return known
         goal = QuestionGoal(question)
         runs = self._trained(first[:fits])
         check = _Checks(self, goal, runs, points.score_lower, time)
@@ -117,25 +118,40 @@ class Refuter:
                 runs = self._hunt(goal, aims, time, runs.data)
                 check = _Checks(self, goal, runs, points.score_lower, time)
         chosen, of_point, exact = check.cover()
-        names = () if points.groups is None else np.unique(points.groups)
-        found = {n.item(): check.worst(points.groups == n) for n in names}
-        return Decisions(
-            reached=torch.minimum(exact, check.margins.amin(0)).cpu().numpy(),
-            witness=of_point.cpu().numpy(),
-            witnesses=tuple(chosen),
-            worst=check.worst(np.ones(len(points), dtype=bool)),
-            of_groups={name: worst for name, worst in found.items() if worst is not None},
+        least = torch.minimum(exact, check.margins.amin(0)).cpu().numpy()
+        answer = replace(
+            known, points=replace(points, reached=least, witness=of_point.cpu().numpy())
         )
 
-    def worst_loss(
-        self, question: MeanLoss, known: Answer, deadline: Deadline | None = None
-    ) -> tuple[float, Witness] | None:
-        """The largest mean loss that attacks reach, by data that are admissible exactly."""
+        def within(value: float, bounds: Bounds) -> float:
+            # A margin within rounding of zero counts as safe on this side.
+            harm = question.counts_harm
+            return max(value, bounds.lower) if harm else min(value, bounds.upper)
+
+        groups, shown_in = dict(known.groups), {}
+        for name, own in known.groups.items():
+            worst = check.worst(np.asarray(points.groups == name))
+            if worst is not None:
+                groups[name] = replace(own, reached=within(worst[0], own))
+                shown_in[name] = worst[1]
+        worst = check.worst(np.ones(len(points), dtype=bool))
+        return replace(
+            answer,
+            reached=None if worst is None else within(worst[0], known),
+            shown=None if worst is None else worst[1],
+            groups=groups,
+            shown_in=shown_in,
+            witnesses=tuple(chosen),
+        )
+
+    def _worst_loss(self, question: MeanLoss, known: Answer, deadline: Deadline | None) -> Answer:
+        """With the largest mean loss that attacks reach, by data that are admissible exactly."""
         if known.upper - known.lower <= BEYOND_ROUNDING[self.precision.name] * known.upper:
-            return None
+            return known
         features = question.on_outputs.inputs.lower[CLEAN]
         goal = MeanLossGoal(question.loss, features, question.encoded)
-        return self._worst(goal, 1.0, known, deadline)
+        worst = self._worst(goal, 1.0, known, deadline)
+        return known if worst is None else replace(known, reached=worst[0], shown=worst[1])
 
     def worst_functional(
         self,
@@ -143,11 +159,15 @@ class Refuter:
         known: Bounds,
         low: bool,
         deadline: Deadline | None = None,
-    ) -> tuple[float, Witness] | None:
-        """The least (``low``) or largest value of one functional, by data that are admissible exactly."""
+    ) -> Bounds:
+        """With the least (``low``) or largest value that attacks reach, likewise."""
         sign, flat = -1.0 if low else 1.0, question.flat(self.attacker.unrolled.step_graph)
         goal = LinearForm("c . theta", sign * flat, sign * float(question.constant))
-        return self._worst(goal, sign, known, deadline)
+        worst = self._worst(goal, sign, known, deadline)
+        if worst is None:
+            return known
+        ends = known.lower, known.nominal, known.upper
+        return AttackedFunctional(*ends, reached=worst[0], shown=worst[1])
 
     def _worst(
         self, goal: Goal, sign: float, known: Bounds, deadline: Deadline | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from milp_agt.certification.boxes import narrowed, reachable_of
 from milp_agt.certification.proposals import proposals
 from milp_agt.certification.worth import BoxWorth
 from milp_agt.core.arguments import callable_of, of_kind
+from milp_agt.core.deadline import Deadline
 from milp_agt.core.interval import Interval
 from milp_agt.core.reachable import Bounds, ReachableSet, StepRecord
 from milp_agt.core.relaxation import Relaxation
@@ -28,7 +30,6 @@ from milp_agt.properties.models import ReachableModels, Watch
 from milp_agt.properties.property_table import PickedPoints, TableOfPoints
 from milp_agt.properties.questions import Questions
 from milp_agt.properties.suspects import Suspects, suspects
-from milp_agt.properties.unbounded import UnboundedModels
 from milp_agt.recording import NominalCheck
 from milp_agt.training.precision import in_precision
 from milp_agt.training.tracing import FEATURES, trace
@@ -300,7 +301,8 @@ def _restore(arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, Any]) -
 def untrained(model: nn.Module, loss: str, feature_shape: tuple[int, ...]) -> Result:
     """The result before the first step, to see which questions can be asked: it bounds nothing."""
     step_graph = trace(model, loss, feature_shape)
-    models = UnboundedModels.at(step_graph, step_graph.initial)
+    models = ReachableModels.at(step_graph, step_graph.initial)
+    models = replace(models, deadline=Deadline(-math.inf))  # intervals cost one pass
     return Result(
         reachable=reachable_of(step_graph, models.state, step_graph.initial),
         steps=(),

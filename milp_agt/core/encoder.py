@@ -299,6 +299,7 @@ class Encoder:
     def finish(self) -> Program:
         rows = [widened(block, self._columns) for block in self._rows]
         matrix = sp.vstack(rows, format="csr") if rows else sp.csr_matrix((0, self._columns))
+        matrix.sum_duplicates()
         none = np.zeros(0, dtype=np.int64)
         return Program(
             lower=np.concatenate([np.zeros(0), *self._lower]),

@@ -14,6 +14,7 @@ from milp_agt.errors import InvalidInputError
 Array = npt.NDArray[Any]
 _MISSING = "drop or impute the missing values before training"
 _TEXT = "give numbers: a code for each category, or leave text columns out"
+SHOWN = 8  # columns that are named
 _KINDS = {"U": "text", "S": "text", "M": "dates", "m": "spans of time", "c": "complex numbers"}
 
 
@@ -156,7 +157,7 @@ def _plain(array: Array, asked: str, where: str) -> Array:
     return array
 
 
-def _objects(array: Array, asked: str, where: str) -> Array:
+def _objects(array: Array, asked: str, where_of: str) -> Array:
     """An array of Python objects that are all numbers or truth values."""
     if array.ndim == 0:
         found = f"{type(array.item()).__name__} {array.item()!r:.40}"
@@ -167,18 +168,16 @@ def _objects(array: Array, asked: str, where: str) -> Array:
         return np.array(flat, dtype=np.float64).reshape(array.shape)
     bad = np.array(wrong).reshape(array.shape)
     at = _first(bad)
-    value = array[at]
-    found = f"{where}: {int(bad.sum())} entries that are no numbers, "
-    if array.ndim == 2:
-        names = [str(i) for i in np.flatnonzero(bad.any(0))[:8].tolist()]
-        found += f"in columns {', '.join(names)}, "
+    value, where = (
+        array[at],
+        "" if array.ndim != 2 else f"in {_columns(np.flatnonzero(bad.any(0)), ())}, ",
+    )
     missing = value is None or type(value).__name__ == "NAType"
     raise InvalidInputError(
-        asked, f"{found}the first {value!r:.40} at {at}", _MISSING if missing else _TEXT
+        asked,
+        f"{where_of}: {int(bad.sum())} entries that are no numbers, {where}the first {value!r:.40} at {at}",
+        _MISSING if missing else _TEXT,
     )
-
-
-SHOWN = 8
 
 
 def all_finite(
@@ -186,8 +185,7 @@ def all_finite(
 ) -> None:
     """See that all numbers of (n, ...) are finite.
 
-    The error names the columns where they are few, which is the cause far more often than the
-    samples are, and the first sample.
+    The error names columns and samples, first those columns that are empty in every sample.
 
     Args:
         asked, what: for the message.
@@ -201,36 +199,22 @@ def all_finite(
     if not bad.any():
         return
     flat = bad.reshape(len(bad), -1)
-    count, columns, rows = int(bad.sum()), np.flatnonzero(flat.any(0)), np.flatnonzero(flat.any(1))
+    rows, whole = np.flatnonzero(flat.any(1)), flat.all(0) & (flat.shape[1] > 1)
     kind = "NaN" if np.isnan(values[bad]).all() else "NaN or infinite"
-    first = f"sample {rows[0]}" + ("" if lines is None else f" (line {int(lines[rows[0]])})")
-    whole = np.flatnonzero(flat.all(0))
-    if flat.shape[1] == 1 and not names:
-        where = f"in samples {_some(rows)}"
-        remedy = "drop or impute these samples before training"
-    elif len(whole):
-        where = f"in {_columns(whole, names)} of every sample" + (
-            f", and {count - len(whole) * len(flat)} elsewhere"
-            if count > len(whole) * len(flat)
-            else ""
-        )
+    found, remedy = [], "drop or impute these samples before training"
+    if whole.any():
+        found = [f"in {_columns(np.flatnonzero(whole), names)} of every sample"]
         remedy = (
             "leave these columns out, or see why they are empty (a division by 0, a failed join)"
         )
-    elif len(columns) <= max(1, flat.shape[1] // 4) or len(rows) > SHOWN:
-        where = f"in {_columns(columns, names)} of samples {_some(rows)}"
-        where += f" ({len(rows)} of {len(flat)}), the first {first}" if len(rows) > SHOWN else ""
-        remedy = "impute these columns, or drop these samples"
-    else:
-        at = tuple(int(i) for i in np.argwhere(bad)[0])
-        where = f"in samples {_some(rows)}, the first at {at}"
-        remedy = "drop or impute these samples before training"
-    raise InvalidInputError(asked, f"{count} {kind} values among {what}, {where}", remedy)
-
-
-def _some(numbers: Array) -> str:
-    shown = ", ".join(map(str, numbers[:SHOWN].tolist()))
-    return shown + (", ..." if len(numbers) > SHOWN else "")
+    rest = flat & ~whole
+    if rest.any():
+        first = f"sample {rows[0]}" + ("" if lines is None else f" (line {int(lines[rows[0]])})")
+        columns = _columns(np.flatnonzero(rest.any(0)), names)
+        found.append(f"in {columns} of {len(rows)} of {len(flat)} samples, the first {first}")
+    raise InvalidInputError(
+        asked, f"{bad.sum()} {kind} values among {what}, {', '.join(found)}", remedy
+    )
 
 
 def _columns(columns: Array, names: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from milp_agt.core.reachable import Bounds
 from milp_agt.core.torch_modes import own_modes
 from milp_agt.errors import InvalidInputError
 from milp_agt.properties.decisions import Decider
-from milp_agt.properties.functional import AttackedFunctional, FunctionalQuestion, functional
+from milp_agt.properties.functional import FunctionalQuestion, functional
 from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.property_table import TableOfParameters
 from milp_agt.training.inputs import ArrayLike
@@ -91,10 +91,7 @@ class QuestionsAboutParameters:
             if models.is_late():
                 break
             own = question.row(row)
-            worst = self.decider.worst_functional(own, known[row], low, models.deadline)
-            if worst is not None:
-                ends = known[row].lower, known[row].nominal, known[row].upper
-                found[row] = AttackedFunctional(*ends, reached=worst[0], shown=worst[1])
+            found[row] = self.decider.worst_functional(own, known[row], low, models.deadline)
         return tuple(found)
 
 

@@ -15,6 +15,7 @@ from milp_agt.bounds.listed import Poisoned
 from milp_agt.core.interval import Interval, as_array
 from milp_agt.core.reachable import Bounds
 from milp_agt.core.rounding import gamma
+from milp_agt.errors import SoundnessError
 from milp_agt.properties.witness import Witness
 
 Array = npt.NDArray[np.float64]
@@ -45,6 +46,10 @@ class Points:
             inf (-inf) where no run was tried, None where nothing was attacked.
         witness: which of ``answer.witnesses`` refutes the point; -1 for none.
         judged: whether a point can be proved or refuted: a loss has no threshold at a point.
+
+    Raises:
+        SoundnessError: a real run below its bound, without any tolerance, or a witness of a point that it
+            does not get wrong.
     """
 
     index: npt.NDArray[np.int64]
@@ -58,6 +63,17 @@ class Points:
     reached: Array | None = None
     witness: npt.NDArray[np.int64] | None = None
     judged: bool = True
+
+    def __post_init__(self) -> None:
+        if self.reached is None or not self.judged:
+            return
+        check_reached(self.score_lower, self.reached)
+        if self.witness is not None and (self.reached[self.witness >= 0] >= 0).any():
+            raise SoundnessError(
+                "A witness refutes a point by a margin below zero",
+                "a point with a witness and a margin that is not",
+                "please report this run",
+            )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -84,6 +100,21 @@ class Points:
             if getattr(self, name) is not None:
                 table[name] = getattr(self, name).tolist()
         return table if self.groups is None else table | {"group": self.groups.tolist()}
+
+
+def check_reached(lower: Array, reached: Array) -> None:
+    """See that margins of real runs are at least what is certified, (n,) each, without any tolerance.
+
+    Raises:
+        SoundnessError: one is not.
+    """
+    if not (reached >= lower).all():
+        worst = int(np.argmin(reached - lower))
+        raise SoundnessError(
+            "A replayed attack must stay within the certificate of every test point",
+            f"point {worst}: a margin of {reached[worst]!r} reached, at least {lower[worst]!r} certified",
+            "do not use this certificate; please report this run",
+        )
 
 
 @dataclass(frozen=True, eq=False)

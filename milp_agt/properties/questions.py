@@ -22,9 +22,8 @@ from milp_agt.properties.answer import Answer
 from milp_agt.properties.backdoor import BackdoorQuestion
 from milp_agt.properties.collective import CollectiveQuestion
 from milp_agt.properties.decision import Decision, only
-from milp_agt.properties.decisions import Decider, decided, witness_of, worst_of_list
+from milp_agt.properties.decisions import witness_of, worst_of_list
 from milp_agt.properties.mean_loss import MeanLoss
-from milp_agt.properties.models import ReachableModels
 from milp_agt.properties.predictions import Predictions
 from milp_agt.properties.property_table import PickedPoints, TableOfPoints
 from milp_agt.properties.question import Question, features_at, groups_of
@@ -335,20 +334,10 @@ class Questions(QuestionsAboutParameters):
         if self.decider is not None and is_open and not models.is_late():
             if models.watch is not None:  # all are bounded
                 models.watch(*[len(answer.points.index)] * 2)
-            answer = self._attacked(self.decider, models, question, answer)
+            listed = worst_of_list(models, question, answer)
+            answer = self.decider.decide(question, answer, listed, models.deadline)
         missed = models.deadline is not None and models.deadline.missed
         return replace(answer, limit_reached=True) if missed else answer
-
-    @staticmethod
-    def _attacked(
-        decider: Decider, models: ReachableModels, question: Question, answer: Answer
-    ) -> Answer:
-        if isinstance(question, MeanLoss):
-            worst = decider.worst_loss(question, answer, models.deadline)
-            return answer if worst is None else replace(answer, reached=worst[0], shown=worst[1])
-        listed = worst_of_list(models, question, answer)
-        found = decider.decide(question, answer, listed, models.deadline)
-        return decided(answer, found, question.counts_harm)
 
     def _features(self, features: ArrayLike) -> Tensor:
         x = features_at(features, self.models.step_graph)

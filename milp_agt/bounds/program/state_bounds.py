@@ -17,7 +17,6 @@ from milp_agt.bounds.program.witness import Witness
 from milp_agt.bounds.step import State
 from milp_agt.core.expression import Array, Expression, Index, stacked, widened
 from milp_agt.core.interval import Interval
-from milp_agt.core.presolve import presolve
 from milp_agt.core.program import SIZES, Program
 from milp_agt.core.results import Limits, SolveResult, Termination
 from milp_agt.core.workers import on_workers
@@ -74,11 +73,9 @@ class Objectives:
         matrix = widened(forms.matrix, program.lower.size)
         part, kept = program.needed_for(wanted)
         matrix = sp.csr_matrix(matrix[:, kept])
-        least, left = presolve(part, np.unique(matrix.indices).astype(np.int64))
-        matrix = sp.csr_matrix(matrix[:, left])
         still = np.clip(0.0, program.lower, program.upper)  # for columns without influence here
-        data = tuple(batch.over(kept[left], still) for batch in batches)
-        return Objectives(least, matrix, forms.constant, forms.error, gain, data)
+        data = tuple(batch.over(kept, still) for batch in batches)
+        return Objectives(part, matrix, forms.constant, forms.error, gain, data)
 
 
 @dataclass(frozen=True)
