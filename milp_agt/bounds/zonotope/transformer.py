@@ -200,7 +200,7 @@ class Transformer:
         shares: list[tuple[Tensor, ...]] = []
         samples, columns, slots = self.zonotope.samples, self.columns[at], self.slots.take(at)
         told = name and self._told(form)
-        for rows in rows_of(form, self.zonotope, self.bounds, columns, slots, self.flips.threshold):
+        for rows in rows_of(form, self.zonotope, self.bounds, columns, slots):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
             if told:
