@@ -98,6 +98,11 @@ def check_residuals() -> None:
                 box = paid(split, chosen)
                 for d in reached(known, chosen):
                     assert box.contains(op.value(centre + d) - op.value(centre) - slope * d)
+            # Each of them may be the only one who pays, and moves a sample as far as its total.
+            alone = split.owed.widen(1e-13)
+            for share in torch.linspace(0.0, 1.0, 9, dtype=torch.float64):
+                d = known.total.lower + share * known.total.width
+                assert alone.contains(op.value(centre + d) - op.value(centre) - slope * d)
 
 
 def check_softmax() -> None:
