@@ -123,7 +123,8 @@ def test_rounding_left_out_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         runs.CentredRuns, "_grown", lambda own, step, part, bounds: own.radius[part]
     )
-    assert not is_sound(case, [case.trained(*each) for each in listed])
+    models = [case.trained(*each, order) for each in listed for order in (1, -1)]
+    assert not is_sound(case, models)
 
 
 def test_units_on_their_kink_are_told() -> None:
