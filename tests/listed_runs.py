@@ -37,8 +37,8 @@ class Case:
             **options,
         )
 
-    def trained(self, x: Tensor, y: Tensor, kept: Sequence[bool]) -> nn.Module:
-        """By torch.optim.SGD, as a user does it."""
+    def trained(self, x: Tensor, y: Tensor, kept: Sequence[bool], order: int = 1) -> nn.Module:
+        """By torch.optim.SGD, as a user does it; with -1 the samples of a batch are summed backwards."""
         model, run = copy.deepcopy(self.model).double(), self.training
         optimiser = torch.optim.SGD(
             model.parameters(),
@@ -48,7 +48,7 @@ class Case:
             nesterov=run.nesterov,
         )
         for batch in run.batch_order(len(x)):
-            left = [i for i in batch.tolist() if kept[i]]
+            left = [i for i in batch.tolist() if kept[i]][::order]
             if left:
                 optimiser.zero_grad()
                 torch_loss(run.loss, model(x[left]), y[left]).backward()

@@ -18,6 +18,7 @@ from milp_agt.bounds.zonotope import candidates, dual, products, softmax, state,
 from milp_agt.bounds.zonotope.ascent import ascend, start
 from milp_agt.bounds.zonotope.dual import Multipliers, bound, prices_of
 from milp_agt.bounds.zonotope.form import Form
+from milp_agt.bounds.zonotope.rows import Slots
 from milp_agt.core.interval import Interval
 from milp_agt.errors import SoundnessError
 
@@ -256,3 +257,24 @@ def test_order_reduction_holds_all_runs(monkeypatch) -> None:
         assert_generators(merged, attacks)
     widths = [sum(float(b.width.sum()) for b in p.last.state().values()) for p in (whole, merged)]
     assert widths[0] <= widths[1] * (1.0 + 1e-9) <= 3.0 * widths[0]
+
+
+def test_own_flips_move_a_node_as_far_as_the_best_of_them_and_no_further() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
+    count, samples, elements = 3, 2, 2
+    numbers = torch.arange(count * samples).reshape(count, samples)
+    possible = (torch.rand(2, count, samples, **draw) < 0.8) * 1.0
+    slots = Slots(numbers, numbers, torch.rand(2, count, samples, **draw), possible)
+    phase, bend = torch.randn(2, count, samples, elements, **draw)
+    charge = torch.rand(count, samples, elements, **draw)
+    zero = torch.zeros(2, samples, elements, dtype=torch.float64)
+    form = Form(zero[0], Interval(zero, zero), zero[0], on_phase=phase, on_bend=bend, charge=charge)
+    found = slots.moved(form)
+    assert found is not None
+    for most, sign in zip(found, (-1.0, 1.0), strict=True):
+        moved = sign * phase + charge + (sign * bend).clamp(min=0.0) * slots.largest[..., None]
+        moved = moved * possible[..., None]
+        chosen = itertools.product((0.0, 1.0), repeat=count)
+        values = [torch.einsum("k,sknd->snd", moved.new_tensor(c), moved) for c in chosen]
+        assert torch.allclose(most, torch.stack(values).amax(0), rtol=1e-14)

@@ -28,7 +28,11 @@ def jointly(
     """
     op = node.op
     if isinstance(op, Affine) and node.inputs[0] in parts.layers:
-        return _differences(op, parts.layers[node.inputs[0]], node, boxes)
+        box = boxes[node.name]
+        constant = op.matrix[:, 0] * 0.0 if op.bias is None else op.bias
+        layer = parts.layers[node.inputs[0]]
+        joint = forms_of_layer(layer, boxes, op.matrix[None], constant[None])
+        return box.meet(joint.expand_states(len(box.lower)), f"'{node.name}' jointly")
     through = isinstance(op, Einsum) and op.equation == "nh,hd->nd"
     if through and node.inputs[0] == LOSS_GRADIENT and poison is not None and parts.on_labels:
         box = boxes[node.name]
@@ -93,55 +97,38 @@ def _through_softmax(
     )
 
 
-def _differences(
-    op: Affine, layer: tuple[str, str, str], node: Node, boxes: Mapping[str, Interval]
-) -> Interval:
-    """``A (W h + b) + c`` from ``A W`` in place of the box of ``W h + b``, in which outputs are apart."""
-    box, (weight, inputs, bias) = boxes[node.name], layer
-    centre, radius = _ball(boxes[weight])
-    hidden, matrix = boxes[inputs], op.matrix
-    middle, half = hidden.centre, 0.5 * hidden.width
-    rows = matrix @ centre
-    size = hidden.magnitude @ (centre.abs() + radius).T
-    off = half @ rows.abs().T + (hidden.magnitude @ radius.T) @ matrix.abs().T
-    value = middle @ rows.T
-    if bias:
-        shift, wide = _ball(boxes[bias])
-        value, off = value + matrix @ shift, off + matrix.abs() @ wide
-        size = size + shift.abs() + wide
-    total = size @ matrix.abs().T
-    if op.bias is not None:
-        value, total = value + op.bias, total + op.bias.abs()
-    terms = centre.shape[1] + 2 * matrix.shape[1]
-    joint = Interval(value, value).widen(off + gamma(8 * terms + 128) * (total + off) + TINY)
-    return box.meet(joint.expand_states(len(box.lower)), f"'{node.name}' jointly")
-
-
 def forms_of_layer(
     layer: tuple[str, str, str],
     boxes: Mapping[str, Interval],
     coefficients: Tensor,
     constant: Tensor,
 ) -> Interval:
-    """Boxes of forms ``c . (W h + b) + d`` of the outputs of a dense layer, from ``c W``, (1, n, forms).
+    """Boxes of forms ``c . (W h + b) + d`` of the outputs of a dense layer, from ``c W`` in place of the box
+    of ``W h + b``, in which outputs are apart, (states, n, forms).
 
-    Coefficients (n, forms, outputs), constants (n, forms).
+    Coefficients (n or 1, forms, outputs), constants (n or 1, forms).
     """
     weight, inputs, bias = layer
     centre, radius = _ball(boxes[weight])
-    hidden = boxes[inputs].hull()
-    largest, sizes = hidden.magnitude, coefficients.abs()
-    rows = coefficients @ centre
-    value = (rows @ hidden.centre[..., None]).squeeze(-1) + constant
+    hidden, sizes = boxes[inputs], coefficients.abs()
+    largest, rows = hidden.magnitude, coefficients @ centre
+    value = _of_samples(rows, hidden.centre) + constant
     wide, size = largest @ radius.T, largest @ (centre.abs() + radius).T
     if bias:
         shift, spread = _ball(boxes[bias])
         value = value + coefficients @ shift
         wide, size = wide + spread, size + shift.abs() + spread
-    off = (rows.abs() @ (0.5 * hidden.width)[..., None] + sizes @ wide[..., None]).squeeze(-1)
-    total = (sizes @ size[..., None]).squeeze(-1) + constant.abs() + off
+    off = _of_samples(rows.abs(), 0.5 * hidden.width) + _of_samples(sizes, wide)
+    total = _of_samples(sizes, size) + constant.abs() + off
     terms = centre.shape[1] + 2 * coefficients.shape[-1]
-    return Interval(value[None], value[None]).widen(off + gamma(8 * terms + 128) * total + TINY)
+    return Interval(value, value).widen(off + gamma(8 * terms + 128) * total + TINY)
+
+
+def _of_samples(rows: Tensor, values: Tensor) -> Tensor:
+    """Forms (n or 1, forms, d) of the values of samples, (states, n, d)."""
+    if len(rows) == 1:
+        return values @ rows[0].T
+    return (rows @ values[..., None]).squeeze(-1)
 
 
 def _ball(box: Interval) -> tuple[Tensor, Tensor]:

@@ -53,10 +53,7 @@ class Search:
         """The flips ``known`` of the nodes before it in this step, and those of this one; ``near`` masks the
         elements that may flip, by some other bound, (n, *shape)."""
         columns = self.zonotope.samples.at(self.step)
-        threshold = known.threshold
-        for rows in rows_of(
-            self.form, self.zonotope, self.shared, columns, self.slots, threshold, near
-        ):
+        for rows in rows_of(self.form, self.zonotope, self.shared, columns, self.slots, near):
             known = _of_rows(self, rows, known)
         return known
 
@@ -153,7 +150,6 @@ def _added(
         search.zonotope.flips.count + known.count,
         columns.place[:, 2],
         picked.rows.samples[keep],
-        _few(columns, known.limits),
         torch.where(possible, reached, 0.0)[:, keep],
         possible.to(margin)[:, keep],
     )
@@ -233,14 +229,6 @@ def _limited(
     best = _of_teams(best[says], samples)
     cover = samples.worst(best) * (1.0 + gamma(4 * samples.terms + 64))
     return replace(columns, limited=at[says], threshold=best, cover=cover)
-
-
-def _few(columns: Flips, before: int) -> Tensor:
-    """Numbers of the C3 of flips, counted from ``before``, that admit one of them at most; -1 for others."""
-    found = torch.full_like(columns.own, -1)
-    few = (columns.cover <= 1.0).nonzero()[:, 0]
-    found[columns.limited[few]] = before + few
-    return found
 
 
 def _of_teams(threshold: Tensor, samples: SampleGenerators) -> Tensor:

@@ -54,47 +54,25 @@ def straighter(op: Smooth, centre: Tensor, box: Interval) -> Tensor:
 def off_line(op: Smooth, slope: Tensor, centre: Tensor, shares: Shares) -> Split:
     """Of ``f(c + d) - f(c) - slope d``.
 
-    What is owed is all of it over the range with the total of a generator; or, towards either side, a line
-    through 0 and what f is off that, if it is less. Of a sample that is poisoned alone, and moves for sure,
-    it is nearly a number, of either sign.
+    What is owed is all of it over the range with the total of a generator. Of a sample that is poisoned
+    alone, and moves for sure, it is nearly a number, of either sign.
     """
     value = op.value(centre)
+    at_centre = value - slope * centre
 
-    def over(box: Interval, line: Tensor) -> Interval:
-        """Offsets of f from a line through (c, f(c)) with a slope for each of the generators."""
-        line = line.expand(box.lower.shape)
-        flat = line.flatten(0, 1)
+    def over(part: Interval) -> Interval:
+        """Where f is off the line, over deviations (m, n, *shape)."""
+        box = Interval(centre + part.lower, centre + part.upper)
+        box = box.widen(gamma(4) * box.magnitude + TINY)
+        flat = slope.expand(box.lower.shape).flatten(0, 1)
         planes = op.relax_with((flat, flat), box.each(lambda end: end.flatten(0, 1)[None]))
-        at_centre = value - line * centre
-        size = value.abs() + line.abs() * (box.magnitude + centre.abs())
+        size = value.abs() + slope.abs() * (box.magnitude + centre.abs())
         assert planes.lower is not None
         assert planes.upper is not None
-        low, high = (end.reshape(line.shape) - at_centre for end in (planes.lower, planes.upper))
+        low, high = (e.reshape(size.shape) - at_centre for e in (planes.lower, planes.upper))
         return Interval(low, high).widen(gamma(16) * size + TINY)
 
-    def around(part: Interval) -> Interval:
-        wide = Interval(centre + part.lower, centre + part.upper)
-        return wide.widen(gamma(4) * wide.magnitude + TINY)
-
-    whole, anyway = over(around(shares.total), slope), over(around(shares.base), slope)
-    anyway = holding_zero(anyway)
+    anyway, owed = holding_zero(over(shares.base)), over(shares.total)
     if shares.others is not None:
-        return Split(anyway, whole, whole=True)
-    whole = holding_zero(whole)
-    low, high = torch.zeros_like(whole.lower), torch.zeros_like(whole.lower)
-    for sign in (-1.0, 1.0):
-        end = (shares.total.upper if sign > 0 else -shares.total.lower).clamp(min=0.0)
-        reach = shares.each.upper + shares.base.upper
-        if sign < 0:
-            reach = -(shares.each.lower + shares.base.lower)
-        zero = torch.zeros_like(end)
-        side = around(Interval(zero, end) if sign > 0 else Interval(-end, zero))
-        line = op.chord(side)
-        offsets, steep = holding_zero(over(side, line)), sign * (line - slope)
-        steep = steep + torch.sign(steep) * gamma(16) * (line.abs() + slope.abs())
-        more = gamma(64) * (line.abs() + slope.abs()) * reach
-        low = torch.minimum(low, steep.clamp(max=0.0) * reach + offsets.lower - more)
-        high = torch.maximum(high, steep.clamp(min=0.0) * reach + offsets.upper + more)
-    grow = 1.0 + gamma(16)
-    owed = Interval(torch.maximum(whole.lower, low * grow), torch.minimum(whole.upper, high * grow))
-    return Split(anyway, owed)
+        return Split(anyway, owed, whole=True)
+    return Split(anyway, holding_zero(owed))

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from milp_agt.formulations.einsum import Letters, einsum
 
-# Symbols of a node that are this many times its size are replaced by symbols for its own elements.
-COLLAPSE = 4
 AXES = "abcdefg"
 
 
@@ -94,32 +92,27 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Symbols ``s_j = K_j (theta - c)`` of each sample j, the sum of some terms or given as they are.
+    """Symbols ``s_j = K_j (theta - c)`` of each sample j.
 
     Attributes:
-        terms: that add up to them.
+        terms: that add up to them; none for the deviations themselves.
         shape: of the symbols of a sample.
         samples: n.
-        given: K, (p, n, symbols), where there are no terms. Neither: the deviations themselves.
     """
 
     terms: Sequence[Term] = ()
     shape: tuple[int, ...] = ()
     samples: int = 0
-    given: Tensor | None = None
 
     @cached_property
     def identity(self) -> Tensor:
         """The coefficients of a node that is these symbols, (symbols, n, *shape)."""
-        like = self.given if self.given is not None else self.terms[0].reads
         count = prod(self.shape)
-        eye = torch.eye(count, dtype=torch.float64, device=like.device)
+        eye = torch.eye(count, dtype=torch.float64, device=self.terms[0].reads.device)
         return eye.reshape(count, 1, *self.shape).expand(count, self.samples, *self.shape)
 
     def reach(self, radius: Tensor) -> Tensor:
         """How far each symbol moves, (n or 1, symbols)."""
-        if self.given is not None:
-            return torch.einsum("pnr,p->nr", self.given.abs(), radius)
         if not self.terms:
             return radius[None]
         return sum((t.reach(radius) for t in self.terms[1:]), self.terms[0].reach(radius)).flatten(
@@ -184,18 +177,6 @@ class Local:
         rest = {key: part for key, part in self.parts.items() if key not in fresh}
         return [term for source in fresh for term in source.terms], Local(rest, self.parameters)
 
-    def collapsed(self) -> Local:
-        """The same with symbols for the elements of the node, if there are far fewer of these."""
-        part = next(iter(self.parts.values()))
-        samples, shape = part.shape[1], tuple(part.shape[2:])
-        size = prod(shape)
-        if self.symbols < COLLAPSE * size or size >= self.parameters:
-            return self
-        every = torch.arange(samples * size, device=part.device)
-        given = self.rows(every // size, every % size).T.reshape(-1, samples, size)
-        source = Source((), shape, samples, given)
-        return Local({source: source.identity}, self.parameters)
-
     def reach(self, radius: Tensor) -> Tensor:
         """How far a node moves if each coordinate moves as far as ``radius`` (p,), (n, *shape)."""
         total = None
@@ -216,9 +197,7 @@ class Local:
         for source, part in self.parts.items():
             flat = part.flatten(2) if part.dim() > 2 else part.unsqueeze(-1)
             weights = flat[:, samples, elements].T
-            if source.given is not None:
-                out += torch.einsum("prk,rk->rp", source.given[:, samples], weights)
-            elif not source.terms:
+            if not source.terms:
                 out += weights
             for term in source.terms:
                 shaped = weights.reshape(-1, *source.shape)
@@ -235,13 +214,7 @@ class Local:
         total: Tensor | None = None
         for source, part in self.parts.items():
             if not source.terms:
-                more = torch.einsum(f"rn{first},n{second}->rn{result}", part, other)
-                if source.given is None:
-                    more = more.sum(1)
-                else:
-                    flat = more.transpose(0, 1).flatten(0, 1).flatten(1)
-                    given = source.given.flatten(1)
-                    more = (given @ flat).reshape(len(given), *more.shape[2:])
+                more = torch.einsum(f"rn{first},n{second}->rn{result}", part, other).sum(1)
                 total = more if total is None else total + more
             for term in source.terms:
                 shaped = part.reshape(*source.shape, *part.shape[1:])

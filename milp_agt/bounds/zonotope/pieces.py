@@ -18,6 +18,7 @@ from milp_agt.bounds.zonotope.sums import folded
 from milp_agt.bounds.zonotope.transformer import Transformer
 from milp_agt.bounds.zonotope.work import Work
 from milp_agt.core.interval import Interval
+from milp_agt.formulations.bilinear import Einsum
 from milp_agt.formulations.linear_map import LinearMap
 from milp_agt.formulations.run_rounding import RunRounding
 from milp_agt.formulations.sum_samples import SumSamples
@@ -50,7 +51,9 @@ def summed_gradients(before: Carried, step: Step) -> Summed:
     own = [n for n in schedule.before if n.batched and n.name not in made]
     sizes = [node.signature.size for node in own] or [1]
     # Coefficients of a number: on symbols of its sample, on its moves, and on its flips.
-    coefficients = min(layout.parameters, 2 * max(sizes)) + 2 * max(sizes) + zonotope.samples.width
+    entered = sum(node.signature.size for node in own if isinstance(node.op, Einsum))
+    symbols = min(layout.parameters, max(entered, 2 * max(sizes)))
+    coefficients = symbols + 2 * max(sizes) + zonotope.samples.width
     each = FLOAT * coefficients * sum(sizes)
     kinks = {n.inputs[0]: n.signature.size for n in own if kink_of(n.op) is not None}
     every = torch.arange(step.size, device=step.samples.device)

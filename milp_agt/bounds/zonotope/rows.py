@@ -34,14 +34,12 @@ class Slots(Stacked):
         unit: its place among all elements with a kink, (slots, n).
         largest: how far beyond its kink a unit gets in each state of its sample, (states, slots, n).
         possible: whether it gets there, as numbers, (states, slots, n).
-        limit: its C3 among those of the step, if that admits one flip at most, else -1, (slots, n).
     """
 
-    AXES: ClassVar = {"number": 1, "unit": 1, "limit": 1, "largest": 2, "possible": 2}
+    AXES: ClassVar = {"number": 1, "unit": 1, "largest": 2, "possible": 2}
 
     number: Tensor
     unit: Tensor
-    limit: Tensor
     largest: Tensor
     possible: Tensor
 
@@ -49,19 +47,12 @@ class Slots(Stacked):
     def empty(states: int, samples: int, like: Tensor) -> Slots:
         none = torch.full((0, samples), -1, dtype=torch.int64, device=like.device)
         zero = like.new_zeros(states, 0, samples)
-        return Slots(none, none, none, zero, zero)
+        return Slots(none, none, zero, zero)
 
     def add(
-        self,
-        first: int,
-        units: Tensor,
-        samples: Tensor,
-        limits: Tensor,
-        largest: Tensor,
-        possible: Tensor,
+        self, first: int, units: Tensor, samples: Tensor, largest: Tensor, possible: Tensor
     ) -> None:
-        """New flips, numbered from ``first`` on: their units, samples and limits, (f,), and both of
-        (states, f)."""
+        """New flips, numbered from ``first`` on: their units and samples, (f,), and both of (states, f)."""
         order = samples.argsort(stable=True)
         _, sizes = samples[order].unique_consecutive(return_counts=True)
         rank = torch.arange(len(order), device=order.device)
@@ -70,15 +61,13 @@ class Slots(Stacked):
         slot[order] = rank
         slot = slot + (self.number >= 0).sum(0)[samples]
         count = max(len(self.number), int(slot.max()) + 1)
-        parts = (self.number, self.unit, self.limit)
-        self.number, self.unit, self.limit = (led(part, count, -1) for part in parts)
+        self.number, self.unit = (led(part, count, -1) for part in (self.number, self.unit))
         self.largest, self.possible = (
             led(part.transpose(0, 1), count).transpose(0, 1).clone()
             for part in (self.largest, self.possible)
         )
         self.number[slot, samples] = first + torch.arange(len(slot), device=slot.device)
         self.unit[slot, samples] = units
-        self.limit[slot, samples] = limits
         self.largest[:, slot, samples] = largest
         self.possible[:, slot, samples] = possible
 
@@ -96,11 +85,6 @@ class Slots(Stacked):
     def moved(self, form: Form) -> tuple[Tensor, Tensor] | None:
         """How far flips of the own sample move a node down and up, (states, n, *shape); None for not at
         all."""
-        costs = self.costs(form)
-        return costs and (costs[0].sum(1), costs[1].sum(1))
-
-    def costs(self, form: Form) -> tuple[Tensor, Tensor] | None:
-        """The same of each of them, (states, slots, n, *shape)."""
         parts = (form.on_phase, form.on_bend, form.charge)
         known = next((part for part in parts if part is not None), None)
         if known is None:
@@ -122,7 +106,7 @@ class Slots(Stacked):
             cost = cost.expand(len(possible), *cost.shape)
             if on_bend is not None:
                 cost = cost + largest * (sign * on_bend).clamp(min=0.0)
-            found.append(cost.clamp(min=0.0) * possible)
+            found.append((cost.clamp(min=0.0) * possible).sum(1))
         return found[0], found[1]
 
 
@@ -172,14 +156,11 @@ def rows_of(
     shared: StateBounds,
     columns: Tensor,
     slots: Slots,
-    threshold: Tensor,
     keep: Tensor | None = None,
 ) -> Iterator[FlipRows]:
     """All elements of a node with a sample axis, some at a time, ordered by elements, then samples.
 
-    ``threshold`` (l, m) are those of the C3 of the flips of the step: what these add to clean samples is
-    noise of those who must be poisoned. ``keep`` (n, *shape) is a mask of the elements that are wanted; None
-    for all.
+    ``keep`` (n, *shape) is a mask of the elements that are wanted; None for all.
     """
     samples, elements = len(columns), form.centre[0].numel()
 
@@ -190,11 +171,9 @@ def rows_of(
 
     on_state = form.on_state
     assert isinstance(on_state, Local)
-    costs = slots.costs(form)
-    known = slots.limit.clone()  # who reads the rows may add flips, whose C3 are not among these
+    moved = slots.moved(form)
     low, high, sizes = flat(-form.rest.lower), flat(form.rest.upper), flat(form.size)
-    more = None if costs is None else tuple(flat(_unlimited(part, slots)) for part in costs)
-    limited = None if costs is None else tuple(flat(part[0]) for part in costs)
+    more = None if moved is None else (flat(moved[0]), flat(moved[1]))
     owed = None if form.owed is None else (flat(-form.owed.lower).T, flat(form.owed.upper).T)
     on_moves = None if form.on_moves is None else flat(form.on_moves).T
     width = zonotope.samples.count * max(1, zonotope.samples.width)
@@ -223,28 +202,8 @@ def rows_of(
         plain = _with_noise(spread, low[:, index], high[:, index], own)
         spread = plain
         if more is not None:
-            assert limited is not None
-            limits = known[: len(limited[0]), sample]
-            down, up = (_by_culprits(part[:, index], limits, threshold) for part in limited)
             spread = _with_noise(plain, more[0][:, index], more[1][:, index], own)
-            spread = replace(spread, down=spread.down + down, up=spread.up + up)
         yield FlipRows(sample, index // samples, own, jacobian, spread, plain)
-
-
-def _unlimited(costs: Tensor, slots: Slots) -> Tensor:
-    """What flips cost together in each state, (states, n, *shape), those with C3 only where their own sample
-    may be poisoned."""
-    free = (slots.limit[: costs.shape[1]] < 0).to(costs)
-    clean = (costs[0] * free.reshape(*free.shape, *[1] * (costs.dim() - 3))).sum(0)
-    return torch.cat([clean[None], costs[1:].sum(1)])
-
-
-def _by_culprits(costs: Tensor, limits: Tensor, threshold: Tensor) -> Tensor:
-    """What flips with C3 cost if samples are poisoned, (r, m), from costs and limits (slots, r)."""
-    by_limit = costs.new_zeros(costs.shape[1], len(threshold))
-    slot, row = (limits >= 0).nonzero(as_tuple=True)
-    by_limit.index_put_((row, limits[slot, row]), costs[slot, row], accumulate=True)
-    return (by_limit @ threshold) * (1.0 + gamma(8.0 * len(threshold) + 64.0))
 
 
 def _with_noise(spread: Spread, low: Tensor, high: Tensor, own: Tensor) -> Spread:

@@ -369,23 +369,13 @@ class HybridZonotope:
             squares,
         )
 
-    @cached_property
-    def seen(self) -> Tensor:
-        """The sample generators that reach the state so far."""
-        return (self.on_moves != 0.0).flatten(2).any(2).any(0).nonzero()[:, 0]
-
     def _on_moves(self, rows: Tensor, used: Tensor) -> Tensor:
         """Coefficients of directions on the moves, (r, m, width)."""
         shape = (len(rows), *self.on_moves.shape[1:])
         if self.is_folded:
             return rows.new_zeros(shape)
         own = self.on_moves if len(used) == self.size else self.on_moves[used]
-        if 2 * len(self.seen) > shape[1]:
-            return (rows @ own.flatten(1)).reshape(shape)
-        found = rows.new_zeros(shape)
-        some = own[:, self.seen]
-        found[:, self.seen] = (rows @ some.flatten(1)).reshape(len(rows), *some.shape[1:])
-        return found
+        return (rows @ own.flatten(1)).reshape(shape)
 
     def moved(self, jacobian: Tensor) -> Tensor:
         """Generators of the samples after a step with this Jacobian, (P, m, width)."""

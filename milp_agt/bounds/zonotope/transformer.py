@@ -200,7 +200,7 @@ class Transformer:
         shares: list[tuple[Tensor, ...]] = []
         samples, columns, slots = self.zonotope.samples, self.columns[at], self.slots.take(at)
         told = name and self._told(form)
-        for rows in rows_of(form, self.zonotope, self.bounds, columns, slots, self.flips.threshold):
+        for rows in rows_of(form, self.zonotope, self.bounds, columns, slots):
             above, below = rows.both(self.zonotope, self.bounds)
             found.append((below.given(samples, rows.own), above.given(samples, rows.own)))
             if told:
@@ -286,10 +286,8 @@ class Transformer:
             self.forms[node.name] = Form.constant(op.value(), self.states if node.batched else 1)
         elif isinstance(op, LinearMap):
             self.forms[node.name] = linear_maps.of_forms(op, inputs, node.batched_inputs)
-            self._collapse(node.name)
         elif isinstance(op, Einsum):
             self.forms[node.name] = self.product(node)
-            self._collapse(node.name)
         elif isinstance(op, RoundingError):
             self.forms[node.name] = inputs[0].blurred(op.error)
         elif isinstance(op, RunRounding):
@@ -308,11 +306,6 @@ class Transformer:
             self.forms[node.name] = self._curved(op, inputs[0], node.inputs[0])
         else:
             raise unsupported(op, node)
-
-    def _collapse(self, name: str) -> None:
-        form = self.forms[name]
-        if isinstance(form.on_state, Local):
-            self.forms[name] = replace(form, on_state=form.on_state.collapsed())
 
     def product(self, node: Node, summed: bool = False) -> Form:
         assert isinstance(node.op, Einsum)
