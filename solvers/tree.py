@@ -12,7 +12,7 @@ import numpy as np
 
 from milp_agt.core.program import Array, Index, Program
 from milp_agt.core.results import Limits, Termination
-from milp_agt.solvers.curves import Curves, Envelopes, Propagation
+from milp_agt.solvers.curves import Curves, Envelopes
 from milp_agt.solvers.safe import clip_multipliers, safe_bound
 from milp_agt.solvers.session import SolverAnswer
 
@@ -146,9 +146,9 @@ class Tree:
 
     The bound of a box is the larger of the :func:`safe_bound` of its relaxation (the rows of the program,
     and those of :class:`Envelopes` over the box) and the bound of its parent box. A box is dropped only if
-    it is proved empty: by propagation with outward rounding, or by multipliers whose safe bound for
-    the objective 0 is positive (Farkas). So the least bound of all remaining boxes is valid whatever
-    the solver of the relaxations reports: its answers only decide where to branch and when to stop.
+    its ends cross, or multipliers prove it empty: their safe bound for the objective 0 is positive (Farkas).
+    So the least bound of all remaining boxes is valid whatever the solver of the relaxations reports: its
+    answers only decide where to branch and when to stop.
 
     Args:
         program: may have integer columns, bilinear terms and functions.
@@ -162,7 +162,6 @@ class Tree:
     def __init__(self, program: Program, relax: Relax, costs: Array, limits: Limits) -> None:
         self._program, self._relax, self._costs, self._limits = program, relax, costs, limits
         self._envelopes = Envelopes(program)
-        self._propagation = Propagation(program)
         self._branching = Branching(program)
         self._seconds = math.inf if limits.time is None else limits.time
         self._began = perf_counter()
@@ -211,10 +210,8 @@ class Tree:
     def _visit(self, lower: Array, upper: Array, known: float) -> None:
         """Bound a box and keep it unless it is proved to be empty."""
         self._made += 1
-        box = self._propagation.tightened(lower, upper)
-        if box is None:
+        if (lower > upper).any():
             return
-        lower, upper = box
         node = self._envelopes.over(lower, upper)
         answer = self._relax(node, self._costs, self._left())
         multipliers = clip_multipliers(node, answer.multipliers)

@@ -11,18 +11,16 @@ import torch
 from attacks import Problem, Replay, assert_inside
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attack_search import MOVES, data, flat, trained
-from test_proposed import NOTHING_ELSE, THREATS, assert_admissible, small
+from test_attack_search import MOVES, data
+from test_proposed import THREATS, assert_admissible, small
 from torch import Tensor, nn
 
 import milp_agt as agt
 from milp_agt import attacks
 from milp_agt.attacks import Search
-from milp_agt.attacks.attacker import Attacker
 from milp_agt.attacks.corners import corners_of
 from milp_agt.attacks.moves import shrunk, turned
 from milp_agt.attacks.packed import Aim, Best
-from milp_agt.attacks.proposed import Favoured, favoured_data
 from milp_agt.attacks.search import Hunt
 from milp_agt.attacks.unrolled import Poisoning, Unrolled
 from milp_agt.core.restriction import UNRESTRICTED, Restriction
@@ -196,43 +194,3 @@ def test_the_same_seed_finds_the_same_attack() -> None:
     np.testing.assert_array_equal(found[0].widths, found[1].widths)
     assert found[0].trained == found[1].trained
     assert (found[0].widths != found[2].widths).any()
-
-
-@pytest.mark.parametrize("name", THREATS)
-@settings(max_examples=5, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_whatever_a_dual_favours_the_data_are_admissible(name: str, seed: int) -> None:
-    restriction = Restriction(frozenset({2}), frozenset({0}))
-    replay = Replay(replace(small(name), restriction=restriction))
-    case, generator = replay.problem, torch.Generator().manual_seed(seed)
-    shapes = [(5, *case.features.shape), (5, len(case.features), replay.poison.labels.shape[1])]
-    forms = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
-    shares = torch.rand(5, 4, len(replay.poison.quotas), generator=generator, dtype=torch.float64)
-    for worth in (None, shares):
-        data_ = favoured_data(replay.selector, Favoured(forms[0], forms[1], worth))
-        assert len(data_) == 5
-        if replay.unrolled.present is None or replay.unrolled.middle is not None:
-            assert_admissible(replay, restriction, data_)
-
-
-def test_forms_of_a_dual_are_attacks_that_are_tried() -> None:
-    """theta_T is affine in the targets: the form says who, in which direction, and nothing is missed."""
-    x, _ = data(8)
-    y = x @ torch.tensor([[1.0], [-2.0]], dtype=torch.float64) + 0.1
-    model, training = nn.Linear(2, 1).double(), agt.Training(loss="mse", epochs=6)
-    wrapped = nn.Sequential(model)
-    base = flat(trained(wrapped, x, y, training))
-    columns = []
-    for i in range(8):
-        moved = y.clone()
-        moved[i] += 0.5
-        columns.append(float((flat(trained(wrapped, x, moved, training)) - base)[0]) / 0.5)
-    form = torch.tensor(columns, dtype=torch.float64)[None, :, None]
-    replay = Replay(Problem(wrapped, x, y, training, agt.LabelPoisoning(3, radius=0.5)))
-    favoured = Favoured(torch.zeros(1, *x.shape, dtype=torch.float64), form)
-    found = Attacker(replay.unrolled, NOTHING_ELSE).attack(
-        attacks.Parameter("0.weight", (0, 0)), incumbents=(favoured,)
-    )
-    best = 0.5 * form.abs().flatten().sort(descending=True).values[:3].sum()
-    assert found.proposed == 1
-    assert found.value - found.nominal == pytest.approx(float(best), rel=1e-9)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from milp_agt.attacks.objectives import Direction, Envelope, Objective
 from milp_agt.attacks.packed import Aim, Packed
-from milp_agt.attacks.proposed import Favoured, packed_of
+from milp_agt.attacks.proposed import packed_of
 from milp_agt.attacks.question_time import QuestionTime
 from milp_agt.attacks.replay import ModuleModels, confirm, replay, state_dict_of
 from milp_agt.attacks.search import Hunt
@@ -132,7 +132,7 @@ class Attack:
         reached: least and largest value that any kept run has; for the envelope of its widths.
         lower, upper: ends of each trainable parameter over the kept runs and the nominal one.
         trained: models that were trained in the search.
-        proposed: how many of them are what programs (or duals) of the certificate had their adversary do.
+        proposed: how many of them are what programs of the certificate had their adversary do.
         exhaustive: whether every admissible poisoning was tried, so that ``value`` is the optimum (of
             a backdoor: for the triggers that were found).
         limit_reached: whether the time limit of the search cut it short.
@@ -157,11 +157,11 @@ class Attack:
     attacker: Attacker = field(repr=False)
 
     def towards(
-        self, objective: Objective, incumbents: Sequence[Sequence[Incumbents] | Favoured] = ()
+        self, objective: Objective, incumbents: Sequence[Sequence[Incumbents]] = ()
     ) -> Attack:
         """Both ends of another objective of the same run, starting from the runs found here.
 
-        And from ``incumbents``, what programs had their adversaries do, or forms that a dual favours.
+        And from ``incumbents``, what programs had their adversaries do.
         """
         _check_objective(objective)
         return self.attacker.attack(objective, ("min", "max"), self.runs, incumbents)
@@ -227,7 +227,7 @@ class Attacker:
         objective: Objective,
         directions: tuple[Direction, ...] | None = None,
         known: Runs | None = None,
-        incumbents: Sequence[Sequence[Incumbents] | Favoured] = (),
+        incumbents: Sequence[Sequence[Incumbents]] = (),
     ) -> Attack:
         """Search for the worst poisoning.
 
@@ -235,8 +235,7 @@ class Attacker:
             objective: what to reach.
             directions: which ends, in place of those of the objective.
             known: runs of an earlier search, from which this one starts as well.
-            incumbents: likewise, what programs had their adversaries do, window by window, or forms of
-                the data that a dual bound maximises.
+            incumbents: likewise, what programs had their adversaries do, window by window.
 
         Raises:
             InvalidInputError: an objective that does not fit the model.

@@ -1,14 +1,13 @@
-"""Attacks that bounds propose: incumbents of programs, forms of a dual, made admissible and trained on."""
+"""Attacks that programs propose: their incumbents, made admissible and trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from milp_agt.attacks.moves import Selector, merged, random_moves, steepest
+from milp_agt.attacks.moves import Selector, merged, random_moves
 from milp_agt.attacks.packed import Packed
 from milp_agt.attacks.unrolled import Poisoning
 from milp_agt.bounds.program import Incumbents
@@ -18,64 +17,16 @@ from milp_agt.core.expression import Array
 SMALLEST_GATE = 1e-3
 
 
-@dataclass(frozen=True)
-class Favoured:
-    """Linear forms of the data that a dual bound maximises: one proposal for each.
-
-    Attributes:
-        features: coefficients of the features of the data set, (proposals, N, *shape): the direction in
-            which each sample does most.
-        labels: of the encoded labels, (proposals, N, width).
-        worth: who, (proposals, N, quotas), the larger the sooner; None: who raises the form most.
-    """
-
-    features: Tensor
-    labels: Tensor
-    worth: Tensor | None = None
-
-    def rows(self, part: slice) -> Favoured:
-        """Some of the proposals only."""
-        worth = None if self.worth is None else self.worth[part]
-        return Favoured(self.features[part], self.labels[part], worth)
-
-
 def packed_of(
-    selector: Selector, proposals: Sequence[Sequence[Incumbents] | Favoured], chunk: int
+    selector: Selector, proposals: Sequence[Sequence[Incumbents]], chunk: int
 ) -> Packed | None:
-    """The data of :func:`poisoning_of` or :func:`favoured_data`, one after the other; None of nothing."""
-    found: list[Packed] = []
-    for proposal in proposals:
-        forms = proposal.features if isinstance(proposal, Favoured) else proposal[0].gates
-        for begin in range(0, len(forms), chunk):
-            part = slice(begin, begin + chunk)
-            if isinstance(proposal, Favoured):
-                data = favoured_data(selector, proposal.rows(part))
-            else:
-                data = poisoning_of(selector, [batch.rows(part) for batch in proposal])
-            found.append(Packed.of(data, selector.unrolled))
-    return Packed.cat(found) if found else None
-
-
-def favoured_data(selector: Selector, forms: Favoured) -> Poisoning:
-    """Each form's samples, as many as the budget allows, at their best admissible moves for it.
-
-    An adaptive adversary repeats them in every step. Samples of no worth stay as they are. Places of
-    samples that may be inserted are none of the data set: they, and removals, have no coefficients.
-    """
-    run, count = selector.unrolled, len(forms.features)
-    nominal = run.nominal(count)
-
-    def on_entries(values: Tensor) -> Tensor:
-        whole = values.new_zeros(count, len(run.poison.features), *values.shape[2:])
-        whole[:, : values.shape[1]] = values
-        return whole[:, run.cover]
-
-    there = None if nominal.there is None else torch.zeros_like(nominal.there)
-    gradient = Poisoning(on_entries(forms.features), on_entries(forms.labels), there)
-    target, gain = steepest(run, gradient)
-    if forms.worth is not None:
-        gain = on_entries(forms.worth)
-    return merged(selector.choose(gain) & (gain > 0), target, nominal)
+    """The data of :func:`poisoning_of`, one after the other; None of nothing."""
+    found = [
+        poisoning_of(selector, [batch.rows(slice(begin, begin + chunk)) for batch in window])
+        for window in proposals
+        for begin in range(0, len(window[0].gates), chunk)
+    ]
+    return Packed.cat([Packed.of(data, selector.unrolled) for data in found]) if found else None
 
 
 def poisoning_of(selector: Selector, window: Sequence[Incumbents]) -> Poisoning:

@@ -15,7 +15,6 @@ from torch import nn
 from milp_agt.attacks import Attack, Attacker, Envelope, Objective, ParameterSandwich, Sandwich
 from milp_agt.certification import saved
 from milp_agt.certification.boxes import narrowed, reachable_of
-from milp_agt.certification.proposals import proposals
 from milp_agt.certification.worth import BoxWorth
 from milp_agt.core.arguments import callable_of, of_kind
 from milp_agt.core.deadline import Deadline
@@ -146,7 +145,7 @@ class Result(Questions):
             SoundnessError: an attack outside the reachable set.
         """
         of_kind(attacker, Attacker, "An attacker", "give the one of agt.attack(...).attacker")
-        attack = attacker.attack(Envelope(), incumbents=proposals(self.models, attacker))
+        attack = attacker.attack(Envelope(), incumbents=self.models.incumbents)
         found = replace(self, attack=attack)
         assert found.sandwich is not None
         return found
@@ -185,7 +184,7 @@ class Result(Questions):
         of_kind(bounds, Bounds, "The bounds of a property", "give result.accuracy(x, y), say")
         if self.attack is None:
             return None
-        reached = self.attack.towards(objective, proposals(self.models, self.attack.attacker))
+        reached = self.attack.towards(objective, self.models.incumbents)
         return Sandwich.of_property(bounds, reached, objective.two_sided)
 
     def suspects(

@@ -14,7 +14,7 @@ from milp_agt.errors import InvalidInputError
 Array = npt.NDArray[Any]
 _MISSING = "drop or impute the missing values before training"
 _TEXT = "give numbers: a code for each category, or leave text columns out"
-SHOWN = 8  # columns that are named
+SHOWN = 8  # columns, or samples, that are named
 _KINDS = {"U": "text", "S": "text", "M": "dates", "m": "spans of time", "c": "complex numbers"}
 
 
@@ -199,7 +199,7 @@ def all_finite(
     if not bad.any():
         return
     flat = bad.reshape(len(bad), -1)
-    rows, whole = np.flatnonzero(flat.any(1)), flat.all(0) & (flat.shape[1] > 1)
+    whole = flat.all(0) & (flat.shape[1] > 1)
     kind = "NaN" if np.isnan(values[bad]).all() else "NaN or infinite"
     found, remedy = [], "drop or impute these samples before training"
     if whole.any():
@@ -209,9 +209,10 @@ def all_finite(
         )
     rest = flat & ~whole
     if rest.any():
-        first = f"sample {rows[0]}" + ("" if lines is None else f" (line {int(lines[rows[0]])})")
-        columns = _columns(np.flatnonzero(rest.any(0)), names)
-        found.append(f"in {columns} of {len(rows)} of {len(flat)} samples, the first {first}")
+        columns, rows = _columns(np.flatnonzero(rest.any(0)), names), np.flatnonzero(rest.any(1))
+        shown = ", ".join(map(str, rows[:SHOWN].tolist())) + ", ..." * (len(rows) > SHOWN)
+        line = "" if lines is None else f", the first on line {int(lines[rows[0]])}"
+        found.append(f"in {columns} of samples {shown} ({len(rows)} of {len(flat)}){line}")
     raise InvalidInputError(
         asked, f"{bad.sum()} {kind} values among {what}, {', '.join(found)}", remedy
     )

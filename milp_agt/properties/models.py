@@ -19,7 +19,7 @@ from milp_agt.bounds.linear.window_bounds import (
     rows_at_once,
 )
 from milp_agt.bounds.passes import in_passes
-from milp_agt.bounds.program import FinalWindow, OutputForms
+from milp_agt.bounds.program import FinalWindow, Incumbents, OutputForms
 from milp_agt.bounds.step import NodeOrder, State, union
 from milp_agt.core.deadline import Deadline
 from milp_agt.core.graph import Node, boxes_of, evaluate
@@ -170,6 +170,13 @@ class ReachableModels:
     def everywhere(self) -> Sequence[Reached]:
         """All that is known: ``reached``, and what is ``beside`` it."""
         return self.reached if self.beside is None else (*self.reached, self.beside)
+
+    @property
+    def incumbents(self) -> tuple[Sequence[Incumbents], ...]:
+        """What programs had their adversaries do, for the final state and the questions so far."""
+        asked = () if self.program is None else self.program.incumbents
+        on_rows = [r.rows.incumbents for r in self.everywhere if r.rows is not None]
+        return (*asked, *(window for own in on_rows for window in own))
 
     def _bounded(
         self,

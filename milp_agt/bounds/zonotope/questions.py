@@ -12,7 +12,7 @@ from torch import Tensor
 
 from milp_agt.bounds.zonotope.ascent import ascend, maximiser
 from milp_agt.bounds.zonotope.branching import EndTrees, branched_on
-from milp_agt.bounds.zonotope.dual import Bound, Directions, Multipliers, bound, gathered, on_moves
+from milp_agt.bounds.zonotope.dual import Bound, Directions, Multipliers, bound, gathered
 from milp_agt.bounds.zonotope.flips import Flips
 from milp_agt.bounds.zonotope.samples import SampleGenerators
 from milp_agt.bounds.zonotope.squares import narrowed, spared
@@ -80,32 +80,6 @@ def least_by_sample(
         bases.append(base)
         devs.append(every)
     return torch.cat(bases), torch.cat(devs)
-
-
-def favoured_by_ends(forward: ZonotopePass, most: int) -> tuple[Tensor, Tensor]:
-    """What the bounds of both ends of the widest parameters maximise, ``most`` ends or fewer.
-
-    Returns:
-        The direction in which each sample does most, (ends, N, width), and what it adds to the bound,
-        (ends, N, parts). Nothing is proved: they are where an attack may start.
-    """
-    zonotope, bounds = forward.zonotope, forward.bounds
-    samples, used, size = zonotope.samples, forward.layout.parameters, zonotope.size
-    reach = torch.cat([bounds.above[:used], bounds.below[:used]])
-    widest = reach.argsort(descending=True)[:most]
-    coordinate, lower = widest % used, widest >= used
-    rows = torch.eye(size, dtype=reach.dtype, device=reach.device)[coordinate]
-    directions = zonotope.spread(rows, bounds.terms).towards(
-        torch.where(lower, -1.0, 1.0).to(reach)
-    )
-    alpha = bounds.alpha.take(coordinate + size * lower)
-    moves = on_moves(directions, zonotope.flips, alpha, samples)
-    found = bound(directions, zonotope.flips, alpha, samples)
-    every = moves.new_zeros(len(widest), samples.samples, samples.width)
-    worth = moves.new_zeros(len(widest), samples.samples * samples.parts)
-    every.index_add_(1, samples.columns, moves)
-    worth.index_add_(1, samples.columns * samples.parts + samples.part, found.dev)
-    return every, worth.unflatten(1, (samples.samples, samples.parts))
 
 
 def ascended(
