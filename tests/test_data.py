@@ -176,6 +176,11 @@ def test_moons_have_seeds_of_32_bits() -> None:
         load_dataset("moons", samples=4, seed=2**32)
 
 
+def test_moons_are_as_many_as_fit_into_memory() -> None:
+    with refused("moons", "more than fit into memory", "give fewer samples"):
+        load_dataset("moons", samples=10**30)
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     broken = tmp_path / "d.npz"
     broken.write_bytes(b"not an archive")

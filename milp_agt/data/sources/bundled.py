@@ -22,7 +22,11 @@ def moons(reading: Reading) -> Source:
             f"seed = {reading.seed!r:.60}, more than the 32 bits that scikit-learn draws moons from"
         )
         raise InvalidInputError("Load data set 'moons'", found, "give a seed below 4294967296")
-    x, y = drawn.make_moons(n_samples=samples, noise=noise, random_state=reading.seed)
+    try:
+        x, y = drawn.make_moons(n_samples=samples, noise=noise, random_state=reading.seed)
+    except (MemoryError, OverflowError, ValueError):  # numpy's words for too large an array
+        found = f"samples = {samples!r:.60}, more than fit into memory"
+        raise InvalidInputError("Load data set 'moons'", found, "give fewer samples") from None
     about = f"two moons, {samples} samples, noise {noise:g}, seed {reading.seed}"
     return Source(x, y, ("x0", "x1"), about)
 
