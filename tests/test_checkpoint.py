@@ -167,7 +167,8 @@ def test_parts_are_written_once_and_dropped_with_the_window(tmp_path: Path) -> N
     found = {path.name for path in tmp_path.iterdir()}
     names = ("linear", "selections-0")
     windows = {f"{part}-{step:06d}.pt" for part in names for step in (3, 4)}
-    assert found == {MANIFEST, "state-000004.pt", *windows}
+    past = {f"{part}-past-{step:06d}.pt" for part in names for step in (1, 2, 3, 4)}
+    assert found == {MANIFEST, "state-000004.pt", *windows, *past}
 
 
 OTHER_RUNS = {

@@ -17,6 +17,7 @@ from milp_agt.bounds import program
 from milp_agt.bounds.adversary.joint import Joint
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.linear import linearized_step, window_bounds
+from milp_agt.bounds.linear.window_bounds import Collected, PastStep
 from milp_agt.bounds.step import State, Step, initial_state
 from milp_agt.certification import loop
 from milp_agt.certification.recorder import MemoryRecorder
@@ -205,9 +206,15 @@ def test_recorded_planes_replay_the_very_same_bounds(window, static) -> None:
     steps = recorder.steps["linear"]
     states = recorder.states["linear"]
     looser = recorder.states["zonotope"]
+    past: list[PastStep] = []
     for t, kept in enumerate(steps):
         part = steps[max(0, t + 1 - (window or len(steps))) : t + 1]
-        again = window_bounds.bound_state(replay.schedule, part, Joint(replay.poison), chunk)
+        before = [own for own in past if own.index < part[0].step.index]
+        ends = Collected()
+        again = window_bounds.bound_state(
+            replay.schedule, part, Joint(replay.poison), chunk, past=before, collected=ends
+        )
+        past.append(ends.past(t, kept.state))
         boxed = bound_propagation.update(replay.step_graph, kept.state, kept.ranges, kept.step)
         for name, box in again.items():
             met = boxed[name].meet(box).meet(looser[t][name])

@@ -34,6 +34,7 @@ PIECES: tuple[tuple[Any, str, tuple[Any, ...]], ...] = (
     (planning, "FEWEST_SAMPLES", (1, 2)),
     (planning, "BOXED_ELEMENTS", (1, 50)),
     (planning, "ROWS_AT_ONCE", (1, 5)),
+    (planning, "PAST_SECONDS", (0.0, 100.0)),
     (window_bounds, "CACHED_ELEMENTS", (1, 64)),
     (interval_products, "THICK", (0,)),
     (interval_products, "EXACT_PRODUCTS_LIMIT", (0, 8, 64)),

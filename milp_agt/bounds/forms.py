@@ -55,6 +55,13 @@ class Forms:
             max(self.operations, other.operations),
         )
 
+    def paying(self, worst_case: Tensor) -> Forms:
+        """The forms minus their worst case over the poisoned samples, (rows, cases)."""
+        magnitude = self.magnitude + worst_case.amax(1)
+        return Forms(
+            self.coefficients, self.constant - worst_case, magnitude, self.operations + 1.0
+        )
+
     def part(self, rows: Tensor) -> Forms:
         """The forms of these rows only."""
         return Forms(

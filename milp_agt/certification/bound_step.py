@@ -12,6 +12,7 @@ from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.interval import bound_propagation
 from milp_agt.bounds.linear import intermediate, window_bounds
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, linearize_step
+from milp_agt.bounds.linear.window_bounds import Collected
 from milp_agt.bounds.passes import Passes
 from milp_agt.bounds.step import NodeOrder, State, Step
 from milp_agt.bounds.zonotope import ZonotopePass
@@ -94,13 +95,21 @@ class Bounder:
     def walked(self, part: ChainPart, step: Step, ranges: bound_propagation.Ranges) -> State:
         """The box after the window of a part that ends with this step, by backward pass and intervals."""
         window = part.window[-self.plan.window :]
+        # For steps whose window begins later.
+        collected = Collected() if self.plan.past else None
         found = window_bounds.bound_state(
             self.schedule,
             window,
             part.adversary,
             self.plan.pieces.chunk,
             self.passes,
+            part.before(window),
+            collected,
         )
+        if collected is not None:
+            newest = collected.past(step.index, window[-1].state)
+            kept = [past for past in part.past if past.index < step.index]
+            part.past = [*kept, newest][-self.plan.past :]
         self._tell_of_memory(step)
         boxes = self._updated(part, step, ranges)
         return {  # in the order of the state before the step, which numbers the signed entries

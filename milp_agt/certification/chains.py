@@ -18,6 +18,7 @@ from milp_agt.bounds.adversary.model import AdversaryModel
 from milp_agt.bounds.gathered import GatheredPass
 from milp_agt.bounds.interval.update import UpdateGraph
 from milp_agt.bounds.linear.linearized_step import LinearizedStep, settle
+from milp_agt.bounds.linear.window_bounds import PastStep
 from milp_agt.bounds.step import State, Step, union
 from milp_agt.bounds.zonotope import ZonotopePass, pack_forward, unpack_forward
 from milp_agt.certification.checkpoint import pack, unpack
@@ -34,6 +35,7 @@ ENUMERATED, ZONOTOPE = "linear, each selection", Relaxation.ZONOTOPE.value
 class ChainPart:
     """Boxes under one adversary model, with the linearised steps of its window.
 
+    ``past`` holds bounds of earlier steps without their samples, oldest first.
     ``forward`` is the set as a hybrid zonotope, for the level of that name, or
     ``gathered`` as sums over samples.
     """
@@ -42,12 +44,17 @@ class ChainPart:
     adversary: AdversaryModel
     state: State
     window: list[LinearizedStep] = field(default_factory=list)
+    past: list[PastStep] = field(default_factory=list)
     forward: ZonotopePass | None = None
     gathered: GatheredPass | None = None
 
-    def key(self, step: int) -> str:
-        """Name of a step of the window in a snapshot."""
-        return f"{self.name}-{step + 1:06d}"
+    def key(self, step: int, kind: str = "") -> str:
+        """Name of a step of the window or of the past in a snapshot."""
+        return "-".join(filter(None, (self.name, kind, f"{step + 1:06d}")))
+
+    def before(self, window: Sequence[LinearizedStep]) -> tuple[PastStep, ...]:
+        """The past steps before a window."""
+        return tuple(past for past in self.past if window and past.index < window[0].step.index)
 
     def forget(self, kept: int) -> None:
         """Keep only the last ``kept`` steps of the window, to free memory for the next."""
@@ -162,6 +169,7 @@ class Chains:
                 steps,
                 part.adversary,
                 outer,
+                part.before(steps),
                 part.forward,
                 gathered=self._gathered,
             )
@@ -172,6 +180,7 @@ class Chains:
             part.name: {
                 "state": pack(part.state),
                 "window": [relaxed.step.index for relaxed in part.window],
+                "past": [past.index for past in part.past],
                 "forward": None if part.forward is None else pack_forward(part.forward),
                 "gathered": None if part.gathered is None else part.gathered.packed(),
             }
@@ -185,6 +194,10 @@ class Chains:
                     "boxes": pack(relaxed.ranges.boxes),
                     "sums": dict(relaxed.ranges.sums),
                 }
+            for past in part.past:
+                numbers = {name: getattr(past, name) for name in _NUMBERS}
+                numbers["coefficients"] = dict(numbers["coefficients"])
+                steps[part.key(past.index, "past")] = {"state": pack(past.state), **numbers}
         return states, steps
 
     def restore(
@@ -199,10 +212,18 @@ class Chains:
             kept = states[part.name]
             part.state = unpack(kept["state"])
             part.window = [relaxed(part, t, steps[part.key(t)]) for t in kept["window"]]
+            part.past = []
+            for index in kept["past"]:
+                past = steps[part.key(index, "past")]
+                numbers = (past[name] for name in _NUMBERS)
+                part.past.append(PastStep(index, unpack(past["state"]), *numbers))
             if part.forward is not None:
                 part.forward = unpack_forward(part.forward, kept["forward"])
             if part.gathered is not None:
                 part.gathered = part.gathered.unpacked(kept["gathered"])
+
+
+_NUMBERS = ("coefficients", "constant", "magnitude", "operations")
 
 
 def _enumerated(
@@ -270,7 +291,7 @@ class StepSets:
         if part.adversary.emptied(self.step) is None:
             return True
         begun = bool(part.window)
-        part.window = []
+        part.window, part.past = [], []
         return not begun
 
     def _met(self, chain: Chain, sets: Mapping[str, State], state: State) -> State:

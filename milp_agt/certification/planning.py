@@ -53,6 +53,8 @@ THREADED_BOXES = 2 * 10**7
 REFINING_TIME, SPARE = 60.0, 0.6
 # Of a time limit, what the steps of a run file with properties have at least.
 STEPS_SHARE = 0.6
+# Seconds per step that forms may always spend on steps before their window.
+PAST_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Pieces:
 class Plan:
     """The plan of a run: the level, the windows, the pieces, and remarks for the result.
 
+    ``past`` is the number of past steps kept for forms that have reached the beginning of their window.
     ``inner_of_programs``: only programs have linear intermediate bounds. ``first_walk`` are the
     predicted seconds of a backward pass of all entries through one step; ``seconds`` those of all steps,
     where predictions were measured; not a number where nothing is known. ``whole``: those of this
@@ -123,6 +126,7 @@ class Plan:
     linear_inner: bool
     inner_of_programs: bool
     selections: Selections
+    past: int
     single_thread: bool
     first_walk: float
     seconds: float
@@ -262,6 +266,7 @@ def make_plan(
         and carried
         and level.uses_programs,
         selections=told_apart,
+        past=0 if training.projection else _past(sizes, room),
         single_thread=not large or (level is Relaxation.INTERVAL and sizes.boxes < THREADED_BOXES),
         first_walk=slow * 2 * sizes.state * sizes.walked / rates.WALKED_PER_SECOND,
         seconds=total,
@@ -360,3 +365,18 @@ def _met(poison: Poison, batches: Sequence[Batch]) -> Sequence[int]:
         count += len(own)
         counts.append(count)
     return counts
+
+
+def _past(sizes: Sizes, room: int) -> int:
+    """Number of past steps through which forms of all signed entries go on by matrix products.
+
+    They cost at most as much as the backward pass through the window plus PAST_SECONDS, and a quarter of
+    the room.
+    """
+    ends = 2 * sizes.state
+    seconds = ends * ends * sizes.state / rates.MULTIPLIED_PER_SECOND
+    walk = ends * sizes.walked * sizes.window / rates.WALKED_PER_SECOND
+    fitting = room // 4 // (rates.FLOAT * ends * (sizes.state + 2))
+    # The newest step is kept for the window of the next.
+    wanted = sizes.steps - 1 if sizes.window < sizes.steps else 0
+    return min(wanted, fitting, int((walk + PAST_SECONDS) / seconds))

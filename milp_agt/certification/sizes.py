@@ -55,6 +55,8 @@ SETTLED = 0.25
 TRAINED_PER_SECOND = 2.3e8
 DEARER_BOXES = 4.5
 LIVE_STATES = 4
+# Multiply-adds of matrix products per second of one core.
+MULTIPLIED_PER_SECOND = 5e9
 # The work on an element of a node beside a first layer that is a sum over samples.
 TOLD = 16
 # Coefficients of nodes on symbols of their samples, of which there are so many at most, that a zonotope deals

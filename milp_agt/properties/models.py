@@ -151,7 +151,7 @@ class ReachableModels:
         """
         if any(all(box.is_whole for box in r.state.values()) for r in self.reached):
             return Interval.point(self.at_nominal(forms).unsqueeze(0)).forgotten()
-        bare = [replace(r, window=(), forward=None, rows=None) for r in self.reached]
+        bare = [replace(r, window=(), past=(), forward=None, rows=None) for r in self.reached]
         return self._bounded(bare, forms, grace=GRACE)
 
     def refine(self, forms: OutputForms, known: Interval, points: Tensor) -> Interval:
@@ -305,6 +305,7 @@ class ReachableModels:
                 reached.window,
                 start.part(rows.to(best.device)),
                 reached.adversary,
+                reached.past,
             )
 
         pieces = in_passes(start.rows, self.rows_at_once(reached.window), bound)

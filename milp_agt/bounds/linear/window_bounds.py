@@ -1,9 +1,9 @@
-"""Bounds through training: backward bound propagation through the steps of a window."""
+"""Bounds through training: backward bound propagation through the steps of a window, and of those before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,73 @@ from milp_agt.formulations.einsum import Ends
 from milp_agt.formulations.exchange import Substitute
 from milp_agt.threats.poison import Poison
 from milp_agt.training.tracing import FEATURES, SELECTION, StepGraph
+
+
+@dataclass(frozen=True)
+class PastStep:
+    """Lower bounds of every signed entry of the state after a step: of ``theta_p``, then of ``-theta_p``.
+
+    Entry e is at least ``coefficients[e] . state + constant[e]``, errors of all relaxations and the worst
+    case of the step subtracted, entry by entry, as if each had its own adversary. A form c of the new state
+    with ``c+ = max(c, 0)`` and ``c- = max(-c, 0)`` is then at least ``c+ . (bounds of theta) + c- . (bounds
+    of -theta)``: no sample is needed any more, and forms at the beginning of their window go on to earlier
+    boxes by matrix products, so that boxes in between do not add up effects that cancel. The loss: the
+    errors of one node, of second order in the width of the state, enter all entries with one sign only.
+
+    Attributes:
+        index: of the step.
+        state: boxes before it.
+        coefficients: on that state, (2 P, *shape) each, for P numbers of the state.
+        constant: for each case, (2 P, cases or 1).
+        magnitude: (2 P,), and operations: rounding as in :class:`Forms`.
+    """
+
+    index: int
+    state: Mapping[str, Interval]
+    coefficients: Mapping[str, Tensor]
+    constant: Tensor
+    magnitude: Tensor
+    operations: float
+
+    def carried(self, forms: Forms) -> Forms:
+        """Carry forms on the state after the step to forms on the state before it."""
+        on_new = torch.cat([forms.coefficients[name].flatten(1) for name in self.coefficients], 1)
+        weights = torch.cat([on_new.clamp(min=0.0), (-on_new).clamp(min=0.0)], 1)
+        return Forms(
+            {
+                name: (weights @ on.flatten(1)).reshape(len(weights), *on.shape[1:])
+                for name, on in self.coefficients.items()
+            },
+            forms.constant + weights @ self.constant,
+            forms.magnitude + weights @ self.magnitude,
+            forms.operations + self.operations + 2.0 * len(self.magnitude) + 64.0,
+        )
+
+
+class Collected:
+    """The forms of a past step while its signed entries pass backward, some at a time."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Forms]] = []
+
+    def keep(self, ends: Tensor, forms: Forms) -> None:
+        """Store the forms of these signed entries on the state before the step, worst case subtracted."""
+        self._parts.append((ends, forms))
+
+    def past(self, index: int, state: Mapping[str, Interval]) -> PastStep:
+        """The step from a state in these boxes."""
+        order = torch.cat([ends for ends, _ in self._parts]).argsort()
+        forms = [found for _, found in self._parts]
+        coefficients = {
+            name: torch.cat([own.coefficients[name] for own in forms])[order] for name in state
+        }
+        magnitude = torch.cat([own.magnitude for own in forms])[order]
+        for name, on in coefficients.items():
+            # Sums of entries cancel; their rounding grows with the terms, not with the result.
+            magnitude = magnitude + on.flatten(1).abs() @ state[name].magnitude.amax(0).flatten()
+        constant = torch.cat([own.constant for own in forms])[order]
+        operations = max(own.operations for own in forms)
+        return PastStep(index, state, coefficients, constant, magnitude, operations)
 
 
 def regained(
@@ -215,19 +282,33 @@ def bound_forms(
     window: Sequence[LinearizedStep],
     forms: Forms,
     adversary: AdversaryModel,
+    past: Sequence[PastStep] = (),
+    newest: Callable[[Forms], None] | None = None,
 ) -> Tensor:
     """Lower bounds of forms on the state after the window, (rows, cases).
 
     The forms go back step by step. At every stop they are concretised on the box before that step,
-    and the best bound counts.
+    and the best bound counts. From the first step of the window they go on through the ``past``, the
+    steps right before it. ``newest`` receives the forms on the state before the last step, minus their
+    worst case there.
     """
     perturbation = adversary.open_worst_case(forms.rows)
     best: Tensor | None = None
+    worst_case = torch.zeros_like(forms.constant)
     for relaxed in reversed(window):
         forms = propagate_backward(schedule, relaxed, forms, perturbation)
-        bound = forms.concretise(relaxed.state, perturbation.worst_case())
+        worst_case = perturbation.worst_case()
+        bound = forms.concretise(relaxed.state, worst_case)
+        if best is None and newest is not None:
+            newest(forms.paying(worst_case))
         best = bound if best is None else torch.maximum(best, bound)
     assert best is not None
+    if past:
+        forms = forms.paying(worst_case)
+    for before in reversed(past):
+        forms = before.carried(forms)
+        bound = forms.concretise(before.state, torch.zeros_like(worst_case))
+        best = torch.maximum(best, bound)
     return best
 
 
@@ -279,10 +360,13 @@ def bound_state(
     adversary: AdversaryModel,
     chunk: int,
     passes: Passes | None = None,
+    past: Sequence[PastStep] = (),
+    collected: Collected | None = None,
 ) -> State:
     """Boxes of the state after the window: each entry bounded from both sides, ``chunk`` rows at once.
 
-    ``passes`` remembers over the steps how many rows fit into memory.
+    ``passes`` remembers over the steps how many rows fit into memory. ``collected`` keeps the forms of
+    all signed entries on the state before the last step, minus their worst case there.
     """
     passes = passes or Passes()
     state = window[-1].state
@@ -290,10 +374,15 @@ def bound_state(
     bounds = torch.empty(adversary.cases, count_of(state), dtype=torch.float64, device=device)
     for part, forms in forms_in_pieces(state, passes.limit(chunk)):
 
-        def bound(own: Tensor, forms: Forms = forms) -> Tensor:
+        def bound(own: Tensor, forms: Forms = forms) -> tuple[Tensor, list[Forms]]:
             some = forms if len(own) == forms.rows else forms.part(own)
-            return bound_forms(schedule, window, some, adversary)
+            paid: list[Forms] = []
+            newest = None if collected is None else paid.append
+            return bound_forms(schedule, window, some, adversary, past, newest), paid
 
-        for own, low in passes.run(torch.arange(len(part), device=device), chunk, bound):
+        for own, (low, paid) in passes.run(torch.arange(len(part), device=device), chunk, bound):
             bounds[:, part[own]] = low.T
+            for forms_before in paid:
+                assert collected is not None
+                collected.keep(part[own], forms_before)
     return entry_boxes(state, bounds)
