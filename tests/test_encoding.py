@@ -289,7 +289,7 @@ SIZES = {
 }
 
 
-def _lean(name: str, exact_products: bool) -> dict[str, int]:
+def _sizes_of(name: str, exact_products: bool) -> dict[str, int]:
     """Sizes of what is solved: the part of a program that its objectives need."""
     case = _case(name)
     window = program.Window(
@@ -309,13 +309,13 @@ def test_sizes_of_small_programs_are_pinned() -> None:
     """A change here is a change of the formulation."""
     sizes = {}
     for name in SIZES:
-        found, exact = _lean(name, False), _lean(name, True)
+        found, exact = _sizes_of(name, False), _sizes_of(name, True)
         assert found["products"] == 0
         sizes[name] = (found["columns"], found["rows"], found["integers"], exact["products"])
     assert sizes == SIZES
 
 
-def test_programs_are_lean() -> None:
+def test_programs_are_sizes_of() -> None:
     """Stable units, constants and clean samples cost nothing."""
     case = _case("clean", width=0.0)
     window = program.Window(
@@ -323,7 +323,7 @@ def test_programs_are_lean() -> None:
     ).program()
     assert window.program.size["products"] == window.program.size["integers"] == 0
     # Two of four samples are open: the others have no selection and no perturbation.
-    some, all_open = _lean("some", False), _lean("bce-features", False)
+    some, all_open = _sizes_of("some", False), _sizes_of("bce-features", False)
     assert some["columns"] < all_open["columns"]
 
 

@@ -18,7 +18,7 @@ from milp_agt.core.interval import Interval
 from milp_agt.errors import InvalidInputError
 from milp_agt.io.files import replace, replace_text, writing
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "checkpoint.json"
 # At most this share of the time goes into checkpoints; a step that takes longer than a few writes
 # (milliseconds for small runs) always gets one.

@@ -157,7 +157,7 @@ def _plain(array: Array, asked: str, where: str) -> Array:
     return array
 
 
-def _objects(array: Array, asked: str, where_of: str) -> Array:
+def _objects(array: Array, asked: str, where: str) -> Array:
     """An array of Python objects that are all numbers or truth values."""
     if array.ndim == 0:
         found = f"{type(array.item()).__name__} {array.item()!r:.40}"
@@ -168,15 +168,13 @@ def _objects(array: Array, asked: str, where_of: str) -> Array:
         return np.array(flat, dtype=np.float64).reshape(array.shape)
     bad = np.array(wrong).reshape(array.shape)
     at = _first(bad)
-    value, where = (
-        array[at],
-        "" if array.ndim != 2 else f"in {_columns(np.flatnonzero(bad.any(0)), ())}, ",
-    )
+    value = array[at]
+    found = f"{where}: {int(bad.sum())} entries that are no numbers, "
+    if array.ndim == 2:
+        found += f"in {_columns(np.flatnonzero(bad.any(0)), ())}, "
     missing = value is None or type(value).__name__ == "NAType"
     raise InvalidInputError(
-        asked,
-        f"{where_of}: {int(bad.sum())} entries that are no numbers, {where}the first {value!r:.40} at {at}",
-        _MISSING if missing else _TEXT,
+        asked, f"{found}the first {value!r:.40} at {at}", _MISSING if missing else _TEXT
     )
 
 
